@@ -1,0 +1,5 @@
+import sys
+
+from edgeopt_agent.main import main
+
+main(sys.argv[1:])

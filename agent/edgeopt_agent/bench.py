@@ -1,0 +1,101 @@
+"""Latency, memory and outputs of artifacts, as raw samples: statistics are the host's."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from typing import Any, Dict, List
+
+from . import facts
+from .jobs import Context
+from .wire import RemoteError, field
+from .worker import Worker
+
+PROCESSING_QUERIES = 32
+RANDOM_SAMPLES = 16
+MEMORY_QUERIES = 8
+
+
+def artifact_of(context: Context, entry: Dict[str, Any]) -> Dict[str, Any]:
+    """What a worker needs, from what a request says."""
+    return {
+        "path": context.blob(field(entry, "blob", str)),
+        "runtime": field(entry, "runtime", str),
+        "threads": field(entry, "threads", int),
+        "preprocess": field(entry, "preprocess", list),
+    }
+
+
+def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
+    """Alternating blocks (A B B A; with three A B C C B A), one worker process per artifact.
+
+    The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed. The
+    result lists the blocks in the order they ran; samples-<i>.f64 holds (copy_s, invoke_s) pairs of artifact i in that
+    order.
+    """
+    artifacts = [artifact_of(context, entry) for entry in field(request, "artifacts", list)]
+    shards = [context.blob(sha) for sha in field(request, "shards", list)]
+    rounds = field(request, "rounds", int)
+    cap_s = float(request["cap_seconds"])
+    block_s = float(request["min_seconds"]) / (2 * rounds)
+    block_queries = -(-field(request, "min_queries", int) // (2 * rounds))
+    if not artifacts or rounds < 1:
+        raise RemoteError("bad-request", "a bench needs artifacts and at least one round")
+    random = 0 if shards else RANDOM_SAMPLES
+    if random:
+        artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
+    memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
+    conditions = [facts.conditions()]
+    blocks: List[Dict[str, Any]] = []
+    capped = False
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(artifact)) for artifact in artifacts]
+        loaded = [worker.load(shards, random) for worker in workers]
+        for worker in workers:
+            worker.ask("warm_up", 300.0, seed=field(request, "seed", int))
+        started = time.monotonic()
+        for number in range(rounds):
+            there = list(range(len(workers)))
+            for index in there + there[::-1]:
+                out = os.path.join(context.folder, f"samples-{index}.f64")
+                began = time.monotonic() - started
+                done = workers[index].ask("block", cap_s + 60.0, seconds=block_s, queries=block_queries, out=out)
+                blocks.append(
+                    {"artifact": index, "round": number, "n": done["n"], "began_s": began, "seconds": done["seconds"]}
+                )
+            conditions.append(facts.conditions())
+            context.progress(number + 1, rounds, "measuring latency")
+            if time.monotonic() - started > cap_s and number + 1 < rounds:
+                capped = True
+                break
+        processing = [worker.ask("processing", 300.0, count=PROCESSING_QUERIES) for worker in workers]
+    results = [
+        dict(loaded[i], **processing[i], memory=memory[i], samples=context.output(f"samples-{i}.f64"))
+        for i in range(len(artifacts))
+    ]
+    return {
+        "artifacts": results,
+        "blocks": blocks,
+        "conditions": conditions,
+        "capped": capped,
+        "cores_allowed": len(os.sched_getaffinity(0)),
+    }
+
+
+def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int) -> Dict[str, Any]:
+    with Worker(artifact) as worker:
+        worker.load(shards[:1], random)
+        return worker.ask("memory", 300.0, count=MEMORY_QUERIES)
+
+
+def infer(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
+    """Outputs of one artifact over shards of inputs; outputs-<i>.npz answers shard i."""
+    artifact = artifact_of(context, field(request, "artifact", dict))
+    shards = [context.blob(sha) for sha in field(request, "shards", list)]
+    with Worker(artifact) as worker:
+        loaded = worker.load([])
+        for index, shard in enumerate(shards):
+            worker.ask("infer", 600.0, shard=shard, out=os.path.join(context.folder, f"outputs-{index}.npz"))
+            context.progress(index + 1, len(shards), "running the evaluation set")
+    return {"executed": loaded["executed"], "outputs": [context.output(f"outputs-{i}.npz") for i in range(len(shards))]}

@@ -1,0 +1,95 @@
+"""What this board is and how it feels now. Parsing stands apart from reading, so tests feed recorded text."""
+
+from __future__ import annotations
+
+import glob
+import os
+import platform
+import re
+from typing import Any, Dict, Optional
+
+from . import runtimes
+
+
+def read(path: str) -> Optional[str]:
+    """The text of a small file, or None where the board has none or does not show it."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 20).decode("utf-8", "replace").replace("\0", "").strip()
+    except OSError:
+        return None
+
+
+def parse_cpuinfo(text: str) -> Dict[str, Any]:
+    """/proc/cpuinfo of x86 or Arm: the processor's name (or implementer and part), board, serial, feature words."""
+    fields: Dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    name = fields.get("model name") or fields.get("cpu model")
+    if not name and "cpu part" in fields:
+        name = f"Arm implementer {fields.get('cpu implementer', '?')} part {fields['cpu part']}"
+    words = (fields.get("flags") or fields.get("features") or "").split()
+    keep = {"neon", "asimd", "asimddp", "i8mm", "sve", "avx2", "avx512_vnni", "avx_vnni", "amx_int8"}
+    return {
+        "cpu_model": name,
+        "cpu_features": sorted(keep & set(words)),
+        "board_model": fields.get("model") if "cpu part" in fields else None,
+        "serial": fields.get("serial"),
+    }
+
+
+def parse_meminfo(text: str) -> Dict[str, int]:
+    """/proc/meminfo: total and available memory in bytes."""
+    found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", text, re.MULTILINE))
+    return {name: int(value) * 1024 for name, value in found.items()}
+
+
+def parse_throttled(text: str) -> Dict[str, bool]:
+    """Raspberry Pi's get_throttled word (hexadecimal): bit 0 undervoltage, 1 frequency capped, 2 throttled, now."""
+    bits = int(text.strip().split("=")[-1], 16)
+    return {"undervoltage": bool(bits & 1), "frequency_capped": bool(bits & 2), "throttled": bool(bits & 4)}
+
+
+def collect() -> Dict[str, Any]:
+    """The board's identity and abilities; what cannot be read is None."""
+    cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
+    memory = parse_meminfo(read("/proc/meminfo") or "")
+    model = read("/proc/device-tree/model") or cpu["board_model"] or read("/sys/class/dmi/id/product_name")
+    return {
+        "hostname": platform.node(),
+        "model": model,
+        "serial": read("/proc/device-tree/serial-number") or cpu["serial"],
+        "machine_id": read("/etc/machine-id"),
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "cpu_model": cpu["cpu_model"],
+        "cpu_features": cpu["cpu_features"],
+        "cores": os.cpu_count(),
+        "cores_allowed": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory.get("MemTotal"),
+        "python": platform.python_version(),
+        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "runtimes": {name: runtimes.load(name).available() for name in runtimes.names()},
+    }
+
+
+def conditions() -> Dict[str, Any]:
+    """How the board feels at this moment: recorded before, during and after a measurement."""
+    memory = parse_meminfo(read("/proc/meminfo") or "")
+    temperatures = [read(path) for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp"))]
+    celsius = [int(text) / 1000.0 for text in temperatures if text and re.fullmatch(r"-?\d+", text)]
+    frequencies = [
+        int(text) * 1000
+        for text in map(read, sorted(glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")))
+        if text and text.isdigit()
+    ]
+    throttled = read("/sys/devices/platform/soc/soc:firmware/get_throttled")
+    return {
+        "load_1min": os.getloadavg()[0],
+        "memory_available_bytes": memory.get("MemAvailable"),
+        "temperature_c": max(celsius) if celsius else None,
+        "frequency_hz": frequencies or None,
+        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "throttle": parse_throttled(throttled) if throttled else None,
+    }

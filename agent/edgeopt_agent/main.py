@@ -1,0 +1,176 @@
+"""Entry points on the board: `serve` speaks wire.py over stdin and stdout; status, rollback, confirm and recover
+work there without a host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+import uuid
+from typing import Any, BinaryIO, Callable, Dict, List, Tuple
+
+from . import facts, jobs, releases, store, wire
+from .files import check_root, remote_error, sha256_file
+from .wire import RemoteError, field
+from .worker import code_path
+
+FOLDERS = ("store", "releases", "activations", "jobs")
+
+
+def _prepare(root: str) -> None:
+    check_root(root)
+    for name in FOLDERS:
+        os.makedirs(os.path.join(root, name), exist_ok=True)
+
+
+def _hello(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
+    archive = code_path()
+    return {
+        "wire": wire.VERSION,
+        "agent_sha256": sha256_file(archive) if os.path.isfile(archive) else None,
+        "python": ".".join(str(part) for part in sys.version_info[:3]),
+        "root": root,
+        "pid": os.getpid(),
+    }
+
+
+def _facts(_root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
+    return facts.collect()
+
+
+def _blob_stat(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    return {sha256: store.stat(root, sha256) for sha256 in field(request, "sha256", list)}
+
+
+def _blob_put(root: str, request: Dict[str, Any], payload: bytes) -> Any:
+    size, offset = field(request, "size_bytes", int), field(request, "offset", int)
+    return store.put(root, field(request, "sha256", str), size, offset, payload)
+
+
+def _job_start(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    return jobs.start(root, field(request, "job", str), field(request, "request", dict))
+
+
+def _job_poll(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    return jobs.poll(root, field(request, "job", str), field(request, "offset", int), float(request.get("wait_s", 0)))
+
+
+def _job_file(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    offset, limit = field(request, "offset", int), min(field(request, "limit", int), wire.CHUNK_BYTES)
+    size, data = jobs.read_file(root, field(request, "job", str), field(request, "name", str), offset, limit)
+    return {"size_bytes": size}, data
+
+
+def _job_cancel(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    return jobs.cancel(root, field(request, "job", str))
+
+
+def _status(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    return _recovered_status(root, field(request, "verify", bool))
+
+
+def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
+    """Status, after an overdue return to the old release; while a job works, the job sees to that itself."""
+    with jobs.BoardLock(root) as held:
+        recovered = releases.recover(root) if held else None
+    return dict(releases.status(root, verify), recovered=recovered)
+
+
+OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
+    "hello": _hello,
+    "facts": _facts,
+    "blob.stat": _blob_stat,
+    "blob.put": _blob_put,
+    "job.start": _job_start,
+    "job.poll": _job_poll,
+    "job.file": _job_file,
+    "job.cancel": _job_cancel,
+    "status": _status,
+}
+
+
+def answer(root: str, request: Dict[str, Any], payload: bytes) -> Tuple[Dict[str, Any], bytes]:
+    """The reply to one request, errors included."""
+    number = request.get("id")
+    trace = ""
+    try:
+        if request.get("op") not in OPERATIONS:
+            raise RemoteError("bad-request", f"unknown op {request.get('op')!r}; known: {', '.join(OPERATIONS)}")
+        result = OPERATIONS[request["op"]](root, request, payload)
+        data = b""
+        if isinstance(result, tuple):
+            result, data = result
+        return {"id": number, "ok": True, "result": result}, data
+    except RemoteError as error:
+        kind, message = error.kind, str(error)
+    except OSError as error:
+        typed = remote_error(error, f"'{request.get('op')}' failed")
+        kind, message, trace = typed.kind, str(typed), traceback.format_exc()
+    except Exception as error:
+        kind, message, trace = "crash", f"{type(error).__name__}: {error}", traceback.format_exc()
+    return {"id": number, "ok": False, "error": {"kind": kind, "message": message, "traceback": trace}}, b""
+
+
+def serve(root: str, source: BinaryIO, sink: BinaryIO) -> None:
+    """Answer requests until the stream ends. A root that cannot be used answers every request with the reason."""
+    sink.write(wire.SENTINEL + b"\n")
+    sink.flush()
+    refusal = None
+    try:
+        _prepare(root)
+    except RemoteError as error:
+        refusal = {"kind": error.kind, "message": str(error), "traceback": ""}
+    except OSError as error:
+        typed = remote_error(error, f"the board's root '{root}' cannot be prepared")
+        refusal = {"kind": typed.kind, "message": str(typed), "traceback": ""}
+    while True:
+        try:
+            request, payload = wire.receive(lambda: source.readline(wire.MAX_LINE_BYTES), source.read)
+        except EOFError:
+            return
+        if refusal is not None:
+            reply, data = {"id": request.get("id"), "ok": False, "error": refusal}, b""
+        else:
+            reply, data = answer(root, request, payload)
+        sink.write(wire.encode(reply, data))
+        sink.flush()
+
+
+def _on_board(root: str, command: str) -> Any:
+    """status, rollback, confirm and recover, without a host."""
+    _prepare(root)
+    if command == "rollback":
+        job = f"rollback-{uuid.uuid4().hex[:12]}"
+        jobs.start(root, job, {"kind": "rollback"})
+        offset = 0
+        while True:
+            now = jobs.poll(root, job, offset, 5.0)
+            offset = now["offset"]
+            if now["state"] != "running":
+                return now
+    if command == "confirm":  # without the board's lock: the flash that waits for it holds that
+        return releases.confirm(root)
+    return _recovered_status(root, verify=True)
+
+
+def main(arguments: List[str]) -> None:
+    parser = argparse.ArgumentParser(prog="edgeopt-agent", description=__doc__)
+    parser.add_argument("command", choices=["serve", "status", "rollback", "confirm", "recover"])
+    parser.add_argument("--root", required=True, help="the board's edgeopt folder")
+    chosen = parser.parse_args(arguments)
+    root = os.path.abspath(os.path.expanduser(chosen.root))
+    if chosen.command == "serve":
+        replies = os.fdopen(os.dup(1), "wb")  # whatever prints to stdout must not reach the protocol
+        os.dup2(2, 1)
+        serve(root, sys.stdin.buffer, replies)
+        return
+    try:
+        outcome = _on_board(root, chosen.command)
+    except RemoteError as error:
+        print(f"edgeopt-agent: {error}", file=sys.stderr)
+        sys.exit(4)
+    print(json.dumps(outcome, indent=2, sort_keys=True))
+    if chosen.command == "rollback" and outcome["state"] != "done":
+        sys.exit(4)

@@ -1,0 +1,312 @@
+"""Releases on this board: one symlink decides, and every step before it can be lost without harm.
+
+<root>/store/<sha256>            blobs
+<root>/releases/<id>/            manifest.json and one symlink per file into the store; <id> = SHA-256 of the manifest
+<root>/activations/<n>/          record.json (which release, after which activation) and `release`, a symlink to it
+<root>/current -> activations/<n>   replaced by one rename, so the release and its predecessor change together
+<root>/hooks/pause, resume       the owner's programs, run around the change when they exist
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+from . import facts, health, store
+from .files import fsync_folder, read_json, sha256_file, write_atomic, write_json
+from .jobs import Context
+from .wire import RemoteError, field, is_plain_name, is_sha256
+from .worker import code_path
+
+KEEP_PREVIOUS = 2
+HOOK_TIMEOUT_S = 60.0
+RECENT_S = 3600.0  # blobs this young may belong to an upload under way
+
+
+def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
+    """Check a release, write it, try it, and make it current. Raises RemoteError; then the current one is untouched."""
+    root, text = context.root, field(request, "manifest", str)
+    release = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    if release != field(request, "release", str):
+        raise RemoteError("integrity", "the manifest does not have the hash that the host announced")
+    manifest = json.loads(text)
+    recover(root)
+    _sweep(root)
+    context.progress(1, 4, "checking hashes")
+    paths = {name: store.whole(root, entry["sha256"]) for name, entry in manifest["files"].items()}
+    context.progress(2, 4, "health check")
+    checked = health.check(manifest, paths, context.folder)
+    context.progress(3, 4, "activating")
+    _write_release(root, release, text, manifest)
+    confirm_s = manifest["policy"].get("confirm_within_s")
+    record = _switch(context, release, "flash", follows=current_number(root), confirm_within_s=confirm_s)
+    context.progress(4, 4, "activated")
+    if confirm_s is not None:
+        _await_confirmation(context, record, confirm_s)
+    _collect_garbage(root)
+    return {"activation": record, "health": checked}
+
+
+def rollback(context: Context) -> Dict[str, Any]:
+    """Make the predecessor of the current release current again, after the same checks."""
+    root = context.root
+    now = current_record(root)
+    before = _record(root, now["previous_activation"]) if now and now["previous_activation"] else None
+    if now is None or before is None:
+        raise RemoteError("no-release", f"there is no earlier release under {root} to go back to")
+    release = before["release"]
+    manifest, paths = verified(root, release)
+    checked = health.check(manifest, paths, context.folder)
+    record = _switch(context, release, "rollback", follows=before["previous_activation"])
+    return {"activation": record, "health": checked, "from": now["release"]}
+
+
+def rollback_job(context: Context, _request: Dict[str, Any]) -> Dict[str, Any]:
+    recover(context.root)
+    _sweep(context.root)
+    return rollback(context)
+
+
+def confirm(root: str) -> Dict[str, Any]:
+    """The running application says that the current release works."""
+    record = current_record(root)
+    if record is None:
+        raise RemoteError("no-release", f"there is no current release under {root} to confirm")
+    write_json(os.path.join(_activation(root, record["number"]), "confirmed.json"), {"confirmed_at": time.time()})
+    return record
+
+
+def recover(root: str) -> Optional[Dict[str, Any]]:
+    """Return to the predecessor when the current release should have been confirmed by now and was not.
+
+    Called at the start of every job; call it at boot (`edgeopt-agent recover`) where a policy asks for confirmation.
+    """
+    record = current_record(root)
+    if record is None or record.get("confirm_by") is None or is_confirmed(root, record):
+        return None
+    limit = record["confirm_by"]
+    if limit["boot_id"] == facts.read("/proc/sys/kernel/random/boot_id") and time.monotonic() < limit["monotonic_s"]:
+        return None
+    before = _record(root, record["previous_activation"]) if record["previous_activation"] else None
+    if before is None:
+        return None  # the first release has nothing to return to, and a board keeps its one release
+    verified(root, before["release"])
+    context = Context(root, root)
+    return _switch(context, before["release"], "not confirmed", follows=before["previous_activation"])
+
+
+def status(root: str, verify: bool) -> Dict[str, Any]:
+    """Which release is current and which one a rollback returns to; with `verify`, every hash is computed again."""
+    record = current_record(root)
+    if record is None:
+        return {"root": root, "current": None, "previous": None}
+    before = _record(root, record["previous_activation"]) if record["previous_activation"] else None
+    return {
+        "root": root,
+        "current": dict(_summary(root, record, verify), confirmed=is_confirmed(root, record)),
+        "previous": _summary(root, before, verify) if before else None,
+    }
+
+
+def verified(root: str, release: str) -> Any:
+    """(manifest, paths by name) of a release whose every hash holds. Raises RemoteError('integrity')."""
+    path = os.path.join(root, "releases", release, "manifest.json")
+    if not is_sha256(release) or not os.path.exists(path):
+        raise RemoteError("integrity", f"release {release[:12]} has no manifest under {root}")
+    if sha256_file(path) != release:
+        raise RemoteError("integrity", f"the manifest of release {release[:12]} is damaged")
+    manifest = read_json(path)
+    paths = {}
+    for name, entry in manifest["files"].items():
+        paths[name] = os.path.join(root, "releases", release, name)
+        if not os.path.exists(paths[name]) or sha256_file(paths[name]) != entry["sha256"]:
+            raise RemoteError(
+                "integrity", f"file '{name}' of release {release[:12]} is missing or damaged; flash again"
+            )
+    return manifest, paths
+
+
+def current_number(root: str) -> Optional[int]:
+    try:
+        return int(os.path.basename(os.readlink(os.path.join(root, "current"))))
+    except FileNotFoundError:
+        return None
+
+
+def current_record(root: str) -> Optional[Dict[str, Any]]:
+    number = current_number(root)
+    return None if number is None else _record(root, number)
+
+
+def is_confirmed(root: str, record: Dict[str, Any]) -> bool:
+    path = os.path.join(_activation(root, record["number"]), "confirmed.json")
+    return record.get("confirm_by") is None or os.path.exists(path)
+
+
+def _activation(root: str, number: int) -> str:
+    return os.path.join(root, "activations", str(number))
+
+
+def _record(root: str, number: int) -> Optional[Dict[str, Any]]:
+    path = os.path.join(_activation(root, number), "record.json")
+    return read_json(path) if os.path.exists(path) else None
+
+
+def _summary(root: str, record: Dict[str, Any], verify: bool) -> Dict[str, Any]:
+    """One release in words; damage is said, never raised: `status` must answer on a broken board too."""
+    summary = dict(record, whole=None, problem=None, name=None)
+    path = os.path.join(root, "releases", record["release"], "manifest.json")
+    try:
+        if verify:
+            verified(root, record["release"])
+            summary["whole"] = True
+        manifest = read_json(path)
+        summary["name"], summary["runtime"] = manifest["name"], manifest["artifact"]["runtime"]
+    except (RemoteError, OSError, ValueError, KeyError) as error:
+        summary["whole"], summary["problem"] = False, str(error)
+    return summary
+
+
+def _write_release(root: str, release: str, text: str, manifest: Dict[str, Any]) -> None:
+    """Each file appears by rename, so a half-written release is completed by the next flash."""
+    folder = os.path.join(root, "releases", release)
+    os.makedirs(folder, exist_ok=True)
+    for name, entry in manifest["files"].items():
+        if not is_plain_name(name) or name == "manifest.json":
+            raise RemoteError("bad-request", f"not a file name: {name!r}")
+        _replace_symlink(os.path.join("..", "..", "store", entry["sha256"]), os.path.join(folder, name))
+    write_atomic(os.path.join(folder, "manifest.json"), text.encode("utf-8"))
+    fsync_folder(os.path.dirname(folder))
+
+
+def _switch(
+    context: Context, release: str, why: str, follows: Optional[int], confirm_within_s: Optional[float] = None
+) -> Dict[str, Any]:
+    """The change itself, between the owner's pause and resume hooks. `follows`: what a rollback returns to."""
+    root = context.root
+    number = (current_number(root) or 0) + 1
+    record = {
+        "number": number,
+        "release": release,
+        "previous_activation": follows,
+        "why": why,
+        "activated_at": time.time(),
+        "confirm_by": _confirm_by(confirm_within_s),
+    }
+    _hook(root, "pause", release)
+    try:
+        _write_entry(root)
+        folder = _activation(root, number)
+        os.makedirs(folder)
+        _replace_symlink(os.path.join("..", "..", "releases", release), os.path.join(folder, "release"))
+        write_json(os.path.join(folder, "record.json"), record)
+        fsync_folder(os.path.dirname(folder))
+        _replace_symlink(os.path.join("activations", str(number)), os.path.join(root, "current"))
+    finally:
+        _hook(root, "resume", release)
+    _log(root, record)
+    return record
+
+
+def _confirm_by(seconds: Optional[float]) -> Optional[Dict[str, Any]]:
+    if seconds is None:
+        return None
+    boot_id = facts.read("/proc/sys/kernel/random/boot_id")
+    return {"boot_id": boot_id, "monotonic_s": time.monotonic() + seconds}
+
+
+def _await_confirmation(context: Context, record: Dict[str, Any], seconds: float) -> None:
+    context.emit({"event": "waiting", "what": f"the application must confirm within {seconds:g} s"})
+    deadline = time.monotonic() + seconds
+    while not is_confirmed(context.root, record):
+        if time.monotonic() >= deadline + 0.1:
+            back = recover(context.root)
+            went = "the old release is current again" if back else "there is no older release to return to"
+            raise RemoteError("health", f"nobody confirmed the new release within {seconds:g} s; {went}")
+        time.sleep(0.05)
+
+
+def _replace_symlink(target: str, path: str) -> None:
+    temporary = os.path.join(os.path.dirname(path), ".new-link")
+    if os.path.lexists(temporary):
+        os.unlink(temporary)
+    os.symlink(target, temporary)
+    os.rename(temporary, path)
+    fsync_folder(os.path.dirname(path))
+
+
+def _write_entry(root: str) -> None:
+    """bin/edgeopt-agent: rollback and status work on the board without a host."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.main import main; main(sys.argv[2:])"
+    text = f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' '{code_path()}' \"$@\" --root '{root}'\n"
+    path = os.path.join(root, "bin", "edgeopt-agent")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if facts.read(path) != text.strip():
+        write_atomic(path, text.encode("utf-8"), mode=0o755)
+
+
+def _hook(root: str, name: str, release: str) -> None:
+    path = os.path.join(root, "hooks", name)
+    if not os.access(path, os.X_OK):
+        return
+    environment = dict(os.environ, EDGEOPT_ROOT=root, EDGEOPT_RELEASE=release)
+    try:
+        done = subprocess.run([path], env=environment, timeout=HOOK_TIMEOUT_S, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RemoteError("hook", f"hook {path} failed: {error}") from error
+    if done.returncode != 0:
+        raise RemoteError("hook", f"hook {path} ended with exit code {done.returncode}; see the job's log")
+
+
+def _log(root: str, record: Dict[str, Any]) -> None:
+    with open(os.path.join(root, "log.jsonl"), "ab") as file:
+        file.write(json.dumps(record, sort_keys=True).encode("utf-8") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _chain(root: str, keep: int) -> List[Dict[str, Any]]:
+    """The current activation and the ones that rollbacks lead to, newest first."""
+    chain: List[Dict[str, Any]] = []
+    number = current_number(root)
+    while number is not None and len(chain) <= keep:
+        record = _record(root, number)
+        if record is None:
+            break
+        chain.append(record)
+        number = record["previous_activation"]
+    return chain
+
+
+def _sweep(root: str) -> None:
+    """Remove activations that never became current: a power cut left them."""
+    now = current_number(root) or 0
+    for name in os.listdir(os.path.join(root, "activations")):
+        if not name.isdigit() or int(name) > now:
+            shutil.rmtree(os.path.join(root, "activations", name))
+
+
+def _collect_garbage(root: str) -> None:
+    """Keep the current release, KEEP_PREVIOUS to return to, and blobs that an upload under way may need."""
+    chain = _chain(root, KEEP_PREVIOUS)
+    numbers = {str(record["number"]) for record in chain}
+    releases = {record["release"] for record in chain}
+    for name in os.listdir(os.path.join(root, "activations")):
+        if name not in numbers:
+            shutil.rmtree(os.path.join(root, "activations", name))
+    for name in os.listdir(os.path.join(root, "releases")):
+        if name not in releases:
+            shutil.rmtree(os.path.join(root, "releases", name))
+    used = set()
+    for release in releases:
+        manifest = read_json(os.path.join(root, "releases", release, "manifest.json"))
+        used |= {entry["sha256"] for entry in manifest["files"].values()}
+    for entry in os.scandir(os.path.join(root, "store")):
+        if entry.name not in used and time.time() - entry.stat().st_mtime > RECENT_S:
+            os.unlink(entry.path)

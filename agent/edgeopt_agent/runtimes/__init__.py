@@ -1,0 +1,43 @@
+"""One file per runtime, found by its name and imported when asked for.
+
+A runtime module has
+  PACKAGES            distributions that can serve it, best first
+  available()         {"package", "version"} of the one installed for this Python, else None; imports nothing heavy
+  load(path, threads) a Session, after which `Session.inputs` and `.outputs` describe the tensors
+and its Session has
+  inputs, outputs     lists of {"name", "shape", "dtype"}
+  set_inputs(arrays)  copies; invoke() runs; get_outputs() returns copies
+  executed()          what the runtime says it runs: threads, operator counts, delegates
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any, Dict, List, Optional, Sequence
+
+from ..wire import RemoteError
+
+
+def names() -> List[str]:
+    """Every runtime this agent has an adapter for; fakes serve tests and are not listed."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "fake")
+
+
+def load(name: str) -> Any:
+    """The adapter module. Raises RemoteError('bad-request')."""
+    if name != "fake" and name not in names():
+        raise RemoteError("bad-request", f"unknown runtime {name!r}; this agent has: {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def installed(packages: Sequence[str]) -> Optional[Dict[str, str]]:
+    """The first of `packages` that is installed, with its version, without importing it."""
+    from importlib import metadata
+
+    for package in packages:
+        try:
+            return {"package": package, "version": metadata.version(package)}
+        except metadata.PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,44 @@
+"""A runtime without a package, for tests: its model is a JSON file that says how long invoke takes, and its gain."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Dict, List, Optional, Sequence
+
+PACKAGES = ()
+
+
+def available() -> Optional[Dict[str, str]]:
+    return {"package": "fake", "version": "0"}
+
+
+class Session:
+    """{"shape": [1, 4], "invoke_s": 0.001, "allocate_bytes": 0, "gain": 1.0}: the output is the input times gain."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        with open(path) as file:
+            self._model = json.load(file)
+        self._threads = threads
+        self._ballast = b"x" * self._model.get("allocate_bytes", 0)
+        tensor = {"name": "x", "shape": self._model["shape"], "dtype": "float32"}
+        self.inputs, self.outputs = [tensor], [dict(tensor, name="y")]
+        self._value: List[Any] = []
+
+    def set_inputs(self, arrays: Sequence[Any]) -> None:
+        self._value = [array * self._model.get("gain", 1.0) for array in arrays]
+
+    def invoke(self) -> None:
+        end = time.perf_counter() + self._model.get("invoke_s", 0.0)
+        while time.perf_counter() < end:
+            pass
+
+    def get_outputs(self) -> List[Any]:
+        return self._value
+
+    def executed(self) -> Dict[str, Any]:
+        return {"threads": self._threads, "ops": {"FAKE": 1}, "delegate_nodes": 0}
+
+
+def load(path: str, threads: int) -> Session:
+    return Session(path, threads)

@@ -1,0 +1,14 @@
+"""edgeopt finds the fastest, leanest artifact of a trained model that keeps its accuracy on a board; proves it there.
+
+The map, in processing order:
+
+    profile, model, task   what is given: a board, a trained model, labelled samples
+    plan                   what is fixed before work starts: budgets, floors, rungs, splits, seeds
+    compress/              prune and recover (torch)
+    lower/                 to a runtime's artifact; file name = runtime name
+    device/, measure       the agent on the board: raw samples; stats turns them into figures with their validity
+    ladder                 propose, judge, choose; stages runs a recipe's steps through the cache
+    optimize               the whole: climb, score the chosen candidate once, bundle
+    bundle, flash, validate   one file by hash; atomic, reversible; checked on the board
+    report/, cli/          what people see
+"""

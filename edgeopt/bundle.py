@@ -1,0 +1,190 @@
+"""The bundle: one file with a manifest and blobs by hash. What is in it is read by hash, never extracted by name.
+
+A zip, stored, with fixed timestamps: `manifest.json` and `blobs/<sha256>`. The release's id is the SHA-256 of the
+manifest, so it names every byte that the board will run. `files` go to the board at flash; the evaluation pack's
+shards go there only when `validate` asks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from edgeopt_agent import preprocess, wire
+from pydantic import Field, ValidationError
+
+from .config import Section
+from .errors import IntegrityError
+
+MANIFEST_LIMIT_BYTES = 4 << 20
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,120}$")]
+Size = Annotated[int, Field(ge=0)]
+
+
+class FileEntry(Section):
+    sha256: Sha256
+    size_bytes: Size
+
+
+class ArtifactEntry(Section):
+    """preprocess: a list of steps per input (edgeopt_agent.preprocess)."""
+
+    file: FileName
+    runtime: FileName
+    threads: Annotated[int, Field(ge=1)]
+    preprocess: list[list[dict[str, Any]]]
+
+
+class Health(Section):
+    """Limits that the board applies alone, on the shard in `file`; None: not limited."""
+
+    file: FileName
+    metric: str | None
+    of: Size
+    least_correct: Size | None
+    greatest_median_latency_s: float | None
+    greatest_output_error: float | None
+
+
+class Policy(Section):
+    """confirm_within_s: the application must run `edgeopt-agent confirm` in time, or the old release returns."""
+
+    confirm_within_s: float | None = None
+
+
+class Evaluation(Section):
+    """The final split: shards of inputs, labels, groups and the source model's outputs (`source0`, …)."""
+
+    shards: list[FileEntry]
+    metric: str | None
+    n: Size
+    floor_drop: float
+    classes: list[str]
+
+
+class Manifest(Section):
+    format: Literal[1]
+    name: FileName
+    created_by: str
+    profile: str
+    root: str
+    python: str
+    verdict: Literal["pass", "undecided"]
+    budgets: dict[str, float]
+    artifact: ArtifactEntry
+    files: dict[FileName, FileEntry]
+    health: Health
+    policy: Policy
+    evaluation: Evaluation | None
+    lineage: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: `text` is the manifest as it is hashed; `release` its SHA-256."""
+
+    path: Path
+    text: str
+    manifest: Manifest
+    release: str
+
+    def blob(self, entry: FileEntry) -> bytes:
+        """The bytes of one entry, checked. Raises IntegrityError."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                info = archive.getinfo(f"blobs/{entry.sha256}")
+                if info.file_size != entry.size_bytes:
+                    raise IntegrityError(
+                        f"{self.path}: blob {entry.sha256[:12]} has {info.file_size} bytes, the manifest says "
+                        f"{entry.size_bytes}; get the bundle again"
+                    )
+                data = archive.read(info)
+        except KeyError as error:
+            raise IntegrityError(f"{self.path}: blob {entry.sha256[:12]} is missing; get the bundle again") from error
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+            raise IntegrityError(
+                f"{self.path}: blob {entry.sha256[:12]} cannot be read ({error}); get the bundle again"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise IntegrityError(f"{self.path}: blob {entry.sha256[:12]} is damaged; get the bundle again")
+        return data
+
+    def check(self) -> None:
+        """Read and hash every byte. Raises IntegrityError."""
+        shards = self.manifest.evaluation.shards if self.manifest.evaluation else []
+        for entry in [*self.manifest.files.values(), *shards]:
+            self.blob(entry)
+
+
+def write(path: Path, manifest: Manifest, blobs: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle whole or not at all; `blobs`: bytes by SHA-256. The same content gives the same file."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for name, data in (("manifest.json", text.encode("utf-8")), *_named(blobs)):
+                info = zipfile.ZipInfo(name, EPOCH)
+                info.external_attr = 0o644 << 16
+                archive.writestr(info, data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return read(path)
+
+
+def read(path: Path) -> Bundle:
+    """Open a bundle and check its manifest. Raises IntegrityError naming file, what was found and the mend."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo("manifest.json")
+            if info.file_size > MANIFEST_LIMIT_BYTES:
+                raise IntegrityError(f"{path}: its manifest has {info.file_size} bytes; at most {MANIFEST_LIMIT_BYTES}")
+            data = archive.read(info)
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path}: no such bundle; `edgeopt optimize` writes one into runs/<name>/") from error
+    except KeyError as error:
+        raise IntegrityError(f"{path} is a zip without manifest.json, so not a bundle") from error
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        raise IntegrityError(f"{path} is not a whole bundle ({error}); it may be cut short: get it again") from error
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(
+            f"{path}: manifest.json, key '{key}': {first['msg']}, found {first['input']!r:.80}; this bundle was made "
+            "by another version of edgeopt, or damaged"
+        ) from error
+    _check_consistent(path, manifest)
+    return Bundle(path, data.decode("utf-8"), manifest, hashlib.sha256(data).hexdigest())
+
+
+def _check_consistent(path: Path, manifest: Manifest) -> None:
+    for key, name in (("artifact.file", manifest.artifact.file), ("health.file", manifest.health.file)):
+        if name not in manifest.files:
+            raise IntegrityError(
+                f"{path}: manifest.json, {key} = '{name}' is not among files: {sorted(manifest.files)}"
+            )
+    if "manifest.json" in manifest.files:
+        raise IntegrityError(f"{path}: manifest.json lists itself among files")
+    for steps in manifest.artifact.preprocess:
+        if wrong := preprocess.problems(steps):
+            raise IntegrityError(f"{path}: manifest.json, artifact.preprocess: {'; '.join(wrong)}")
+    if not wire.is_plain_name(manifest.artifact.runtime):
+        raise IntegrityError(f"{path}: manifest.json, artifact.runtime = {manifest.artifact.runtime!r} is not a name")
+
+
+def _named(blobs: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+    return [(f"blobs/{sha256}", blobs[sha256]) for sha256 in sorted(blobs)]

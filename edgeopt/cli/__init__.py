@@ -1,0 +1,98 @@
+"""The command line. Commands are imported on use, and what is heavy only inside them, so `--help` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from ..errors import AgentFailure, EdgeoptError
+
+INTERRUPTED = 130
+OUR_FAULT = 70
+COMMANDS = {
+    "optimize": "optimize",
+    "bench": "bench",
+    "compare": "bench",
+    "flash": "release",
+    "validate": "release",
+    "rollback": "release",
+    "status": "release",
+    "report": "report",
+    "profiles": "profiles",
+}
+
+
+class LazyGroup(click.Group):
+    """Finds a command in the file that COMMANDS names."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__name__}.{COMMANDS[name]}")
+        command: click.Command = getattr(module, name)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="edgeopt")
+def cli() -> None:
+    """Find the fastest, leanest artifact of a trained model that keeps its accuracy on your board; prove it there,
+    flash it safely, and go back when it is worse.
+
+    \b
+    Example:
+      edgeopt optimize examples/smartwatch-activity
+      edgeopt flash runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@raspberrypi
+
+    \b
+    Exit codes: 0 pass, 2 usage or configuration, 3 board unreachable, 4 the board's side failed, 5 integrity,
+    6 model, plan or missing package, 10 verdict fail, 11 verdict undecided, 70 our fault, 130 interrupted.
+    """
+
+
+def main() -> None:
+    """The console script: every error becomes one message and one exit code here, and only here."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        _fail("interrupted; the same command continues where it was", INTERRUPTED, "interrupted", as_json)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues where it was", INTERRUPTED, "interrupted", as_json)
+    except click.ClickException as error:
+        error.show()
+        _fail(None, 2, type(error).__name__, as_json, error.format_message())
+    except EdgeoptError as error:
+        if isinstance(error, AgentFailure) and error.traceback and os.environ.get("EDGEOPT_DEBUG"):
+            click.echo(error.traceback, err=True)
+        _fail(str(error), error.exit_code, type(error).__name__, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(
+            f"this is a fault of edgeopt: {type(error).__name__}: {error}; please report the lines above",
+            OUR_FAULT,
+            type(error).__name__,
+            as_json,
+        )
+
+
+def _fail(message: str | None, code: int, kind: str, as_json: bool, text: str | None = None) -> None:
+    if message is not None:
+        click.echo(f"edgeopt: {message}", err=True)
+    if as_json:
+        document: dict[str, Any] = {"error": {"kind": kind, "message": message or text}, "exit_code": code}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    sys.exit(code)

@@ -1,0 +1,166 @@
+"""edgeopt bench and compare: latency and memory of artifacts on a board."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError
+from .common import Display, Where, device_options, json_option, mode_option, print_json
+
+if TYPE_CHECKING:
+    from ..measure import Artifact, Comparison
+
+SUFFIXES = {".tflite": "tflite"}
+
+
+def _options(command: Any) -> Any:
+    for option in (
+        json_option,
+        click.option("--seed", default=0, show_default=True, help="Seed of the order of queries."),
+        click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the runtime."),
+        click.option("--random", "use_random", is_flag=True, help="Random tensors instead of real inputs; marked so."),
+        click.option(
+            "--inputs",
+            type=click.Path(path_type=Path),
+            help="An .npz of real inputs: one array (n, ...) per model input, in the model's order and layout.",
+        ),
+        mode_option,
+        device_options,
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@_options
+def bench(model: Path, where: Where, as_json: bool, **how: Any) -> int:
+    """Latency and peak memory of MODEL (a .tflite file or a bundle) on a board.
+
+    \b
+    Example:
+      edgeopt bench model.tflite --random --device ssh://pi@raspberrypi --profile raspberry-pi-4
+      edgeopt bench runs/smartwatch-activity/smartwatch-activity.edgeopt
+    """
+    document = _measure([model], where, **how)
+    print_json(document) if as_json else _show(document)
+    return 0
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@_options
+def compare(first: Path, second: Path, where: Where, as_json: bool, **how: Any) -> int:
+    """Compare FIRST and SECOND (.tflite files or bundles) in one job, in alternating blocks: A B B A.
+
+    \b
+    Example:
+      edgeopt compare fp32.tflite int8.tflite --random --device ssh://pi@raspberrypi --profile raspberry-pi-4
+    """
+    document = _measure([first, second], where, **how)
+    print_json(document) if as_json else _show(document)
+    return 0
+
+
+def _measure(
+    paths: list[Path], where: Where, inputs: Path | None, use_random: bool, mode: str, threads: int, seed: int
+) -> dict[str, Any]:
+    from .. import measure
+
+    if inputs is not None and use_random:
+        raise ConfigError("--inputs and --random contradict each other; give one")
+    with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text, Display() as display:
+        folder = Path(text)
+        artifacts, shards = _load(paths, inputs, use_random, threads, folder)
+        session, python = where.open(display)
+        with session:
+            facts = session.facts()
+            for artifact in artifacts:
+                measure.require_runtime(facts, artifact.runtime, session.address, python)
+            comparison = measure.bench(session, artifacts, shards, mode, seed, folder)
+        return _document(session.address, facts, artifacts, comparison, not shards)
+
+
+def _load(
+    paths: list[Path], inputs: Path | None, use_random: bool, threads: int, folder: Path
+) -> tuple[list[Artifact], list[bytes]]:
+    """The artifacts, and the shards of real inputs (none for random tensors)."""
+    from .. import measure
+    from ..task import Samples, read_npz
+
+    artifacts, own = [], []
+    for number, path in enumerate(paths):
+        artifact, health = _artifact(path, threads, folder / str(number))
+        artifacts.append(artifact)
+        own += [health] if health else []
+    if use_random:
+        return artifacts, []
+    if inputs is not None:
+        arrays = tuple(read_npz(inputs).values())
+        if len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
+            raise ConfigError(f"--inputs {inputs}: every array needs the same number of samples, at least one")
+        return artifacts, measure.shards(Samples(arrays, None, None))
+    if len(own) == len(paths) and len(set(own)) >= 1:
+        return artifacts, own[:1]
+    raise ConfigError(
+        f"{paths[0]}: a model file brings no inputs; give real ones with --inputs FILE.npz, or say --random"
+    )
+
+
+def _artifact(path: Path, threads: int, folder: Path) -> tuple[Artifact, bytes | None]:
+    """(artifact, the health shard of a bundle)."""
+    from .. import bundle
+    from ..measure import Artifact
+
+    if path.suffix == ".edgeopt":
+        opened = bundle.read(path)
+        entry = opened.manifest.artifact
+        folder.mkdir()
+        model = folder / entry.file
+        model.write_bytes(opened.blob(opened.manifest.files[entry.file]))
+        artifact = Artifact.of_file(model, entry.runtime, entry.threads, entry.preprocess, path.stem)
+        return artifact, opened.blob(opened.manifest.files[opened.manifest.health.file])
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: neither a bundle (.edgeopt) nor a model: {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    return Artifact.of_file(path, SUFFIXES[path.suffix], threads, [], path.stem), None
+
+
+def _document(
+    address: str, facts: dict[str, Any], artifacts: list[Artifact], comparison: Comparison, is_random: bool
+) -> dict[str, Any]:
+    results = []
+    for index, artifact in enumerate(artifacts):
+        marks = comparison.conditions(index)["marks"] + (["random inputs"] if is_random else [])
+        results.append(
+            {
+                "name": artifact.name,
+                "runtime": artifact.runtime,
+                "size_bytes": artifact.size_bytes,
+                "sha256": artifact.sha256,
+                "latency": comparison.latency(index),
+                "load_s": comparison.result["artifacts"][index]["load_s"],
+                "first_inference_s": comparison.result["artifacts"][index]["first_inference_s"],
+                "memory": comparison.memory(index),
+                "executed": comparison.executed(index),
+                "marks": marks,
+            }
+        )
+    document: dict[str, Any] = {"device": address, "board": facts, "results": results}
+    if len(artifacts) == 2:
+        document["ratio"] = comparison.ratio(1, 0).to_json()
+    return document
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ..report import measured
+
+    measured.render_bench(document, Console())

@@ -1,0 +1,99 @@
+"""edgeopt optimize: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import Display, Where, json_option, print_json, undecided_option, verdict_code
+
+
+@click.command()
+@click.argument("run_file", type=click.Path(path_type=Path))
+@click.option("--device", help="Address of the board; default: the run file's.")
+@click.option("--profile", help="Profile of the board; default: the run file's.")
+@click.option("--root", help="edgeopt's folder on the board; default: the run file's, else the profile's.")
+@click.option("--board-python", help="The board's Python; default: the run file's, else the profile's.")
+@click.option("--identity", type=click.Path(path_type=Path), help="Private key file for ssh.")
+@click.option("--known-hosts", type=click.Path(path_type=Path), help="Default: ~/.ssh/known_hosts.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/<name>.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Stage cache; default: $EDGEOPT_CACHE or ~/.cache/edgeopt."
+)
+@click.option("--show-plan", is_flag=True, help="Print the plan and stop.")
+@click.option("--explain", is_flag=True, help="Print what a run file may hold, key by key, and stop.")
+@undecided_option
+@json_option
+def optimize(
+    run_file: Path,
+    out: Path | None,
+    cache: Path | None,
+    show_plan: bool,
+    explain: bool,
+    allow_undecided: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Climb the ladder for RUN_FILE (an edgeopt.toml, or its folder) on the board, and write runs/<name>/.
+
+    A run that was interrupted continues when it is started again.
+
+    \b
+    Example:
+      edgeopt optimize examples/smartwatch-activity --device ssh://pi@raspberrypi --profile raspberry-pi-4
+    """
+    from .. import config, plan
+
+    if explain:
+        click.echo(config.explain(plan.RunFile))
+        return 0
+    made = plan.load(run_file, options["profile"])
+    if show_plan:
+        print_json(made.to_json())
+        return 0
+    out = out or Path("runs") / made.name
+    document = _run(made, out, cache, options)
+    if as_json:
+        print_json(document)
+    else:
+        _show(document, out)
+    return verdict_code(document["verdict"], allow_undecided)
+
+
+def _run(made: Any, out: Path, cache: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    from .. import cache as caches
+    from .. import optimize as job
+    from ..report import html
+
+    section, folder = made.run_file.device, made.folder
+
+    def beside(name: str | None) -> Path | None:
+        return folder / Path(name).expanduser() if name else None
+
+    address = options["device"] or section.address
+    own_root = section.root and str(folder / Path(section.root).expanduser() if address == "local" else section.root)
+    where = Where(
+        address,
+        made.profile,
+        options["root"] or own_root,
+        options["board_python"] or section.python,
+        options["identity"] or beside(section.identity),
+        options["known_hosts"] or beside(section.known_hosts),
+    )
+    with Display() as display:
+        session, python = where.open(display)
+        with session:
+            store = caches.Cache(cache or caches.default_root())
+            document = job.optimize(made, session, python, store, out.resolve(), display.event)
+    html.write(document, out)
+    return document
+
+
+def _show(document: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+
+    from ..report import terminal
+
+    terminal.render(document, Console(), out)

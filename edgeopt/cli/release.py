@@ -1,0 +1,181 @@
+"""edgeopt flash, validate, rollback and status: releases on a board."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .common import (
+    Display,
+    Where,
+    device_options,
+    json_option,
+    mode_option,
+    print_json,
+    undecided_option,
+    verdict_code,
+)
+
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+
+
+@click.command()
+@bundle_argument
+@device_options
+@json_option
+def flash(bundle: Path, where: Where, as_json: bool) -> int:
+    """Make BUNDLE's release current on a board, after its health check passed there.
+
+    The board keeps its current release whatever goes wrong, and keeps the earlier one for `rollback`.
+
+    \b
+    Example:
+      edgeopt flash runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@raspberrypi
+    """
+    from .. import bundle as bundles
+    from .. import flash as job
+
+    opened = bundles.read(bundle)
+    with Display() as display:
+        session, python = where.open(display, opened.manifest.root, opened.manifest.python)
+        with session:
+            done = job.flash(session, opened, python)
+    if as_json:
+        print_json(done)
+    elif done["already"]:
+        click.echo(
+            f"{done['name']} ({done['release'][:12]}) is current on {done['device']} already; nothing was changed"
+        )
+    else:
+        click.echo(f"{done['name']} ({done['release'][:12]}) is current on {done['device']}")
+        click.echo(f"health check: {_health(done['health'], opened.manifest.health.of)}")
+    return 0
+
+
+@click.command()
+@bundle_argument
+@mode_option
+@click.option("--rollback-on-fail", is_flag=True, help="Return to the earlier release when the verdict is fail.")
+@click.option("--run-file", type=click.Path(path_type=Path), help="For tasks that score in Python: their edgeopt.toml.")
+@device_options
+@undecided_option
+@json_option
+def validate(
+    bundle: Path,
+    where: Where,
+    mode: str,
+    rollback_on_fail: bool,
+    run_file: Path | None,
+    allow_undecided: bool,
+    as_json: bool,
+) -> int:
+    """Measure the board's current release with BUNDLE's evaluation pack: accuracy, latency, budgets.
+
+    \b
+    Example:
+      edgeopt validate runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@raspberrypi
+    """
+    from .. import bundle as bundles
+    from .. import flash as releases
+    from .. import validate as job
+
+    opened = bundles.read(bundle)
+    score = _score_of(run_file) if run_file else None
+    with Display() as display:
+        session, _ = where.open(display, opened.manifest.root, opened.manifest.python)
+        with session:
+            found = job.validate(session, opened, mode, score)
+            found["rollback"] = None
+            if found["verdict"] == "fail" and rollback_on_fail:
+                found["rollback"] = releases.rollback(session)
+    if as_json:
+        print_json(found)
+    else:
+        _show_validation(found)
+    return verdict_code(found["verdict"], allow_undecided)
+
+
+@click.command()
+@device_options
+@json_option
+def rollback(where: Where, as_json: bool) -> int:
+    """Return to the release before the current one, after the same checks.
+
+    \b
+    Example:
+      edgeopt rollback --device ssh://pi@raspberrypi --profile raspberry-pi-4
+    """
+    from .. import flash as job
+
+    with Display() as display:
+        session, _ = where.open(display)
+        with session:
+            done = job.rollback(session)
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"{done['activation']['release'][:12]} is current again, instead of {done['from'][:12]}")
+    return 0
+
+
+@click.command()
+@device_options
+@json_option
+def status(where: Where, as_json: bool) -> int:
+    """Which release is current on a board, whether every byte of it is whole, and what a rollback returns to.
+
+    \b
+    Example:
+      edgeopt status --device ssh://pi@raspberrypi --profile raspberry-pi-4
+    """
+    with Display() as display:
+        session, _ = where.open(display)
+        with session:
+            found = dict(session.status(verify=True), device=session.address)
+    if as_json:
+        print_json(found)
+        return 0
+    for title, entry in (("current", found["current"]), ("previous", found["previous"])):
+        click.echo(f"{title:<9} {_release(entry)}")
+    return 0
+
+
+def _score_of(run_file: Path) -> Any:
+    """The score() of a run file's task object."""
+    from .. import model, plan
+    from ..errors import ConfigError
+
+    made = plan.load(run_file)
+    spec = made.run_file.task.object
+    if spec is None:
+        raise ConfigError(f"--run-file {run_file}: it has no [task] object, so no score() in Python")
+    return model.call_factory(spec, made.folder, {}, "[task] object").score
+
+
+def _health(found: dict[str, Any], of: int) -> str:
+    from ..report import units
+
+    right = f"{found['correct']} of {of} right, " if found["correct"] is not None else ""
+    return f"{right}median latency {units.quantity(found['median_latency_s'], 's')}"
+
+
+def _release(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "none"
+    whole = {True: "whole", False: f"DAMAGED: {entry['problem']}", None: "not checked"}[entry["whole"]]
+    at = datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds")
+    confirmed = "" if entry.get("confirmed", True) else ", not confirmed yet"
+    return f"{entry['name'] or '?'} {entry['release'][:12]}, by {entry['why']} at {at}, {whole}{confirmed}"
+
+
+def _show_validation(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ..report import measured
+
+    measured.render_validation(found, Console())
+    if found["rollback"]:
+        click.echo(f"rolled back to {found['rollback']['activation']['release'][:12]}")

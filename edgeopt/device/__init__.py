@@ -1,0 +1,77 @@
+"""Boards: an address and a profile. local.py and ssh.py carry bytes; session.py speaks edgeopt_agent.wire over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import ConfigError
+
+
+class Pipe(Protocol):
+    """One command running on the board."""
+
+    def write(self, data: bytes, timeout_s: float) -> None:
+        """Send all of `data`. Raises DeviceUnreachable when the link is lost or does not take it in time."""
+
+    def finish_input(self) -> None:
+        """Tell the command that its stdin ended."""
+
+    def read(self, limit: int, timeout_s: float) -> bytes:
+        """At least one byte, at most `limit`; b"" at the end. Raises DeviceUnreachable after `timeout_s` of silence."""
+
+    def end(self, timeout_s: float) -> tuple[int | None, str]:
+        """(exit code or None, the last of stderr) of a command whose output ended."""
+
+    def close(self) -> None:
+        """Let go of the command; harmless when it ended."""
+
+
+class Transport(Protocol):
+    """A way to run commands on one board."""
+
+    address: str
+
+    def open(self, command: str) -> Pipe:
+        """Start a POSIX shell command. Raises DeviceUnreachable, IntegrityError (host key), ConfigError."""
+
+    def close(self) -> None:
+        """End the connection."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """`local`, or `ssh://[user@]host[:port]`, with the files that ssh needs."""
+
+    text: str
+    host: str | None = None
+    user: str | None = None
+    port: int = 22
+    identity: Path | None = None
+    known_hosts: Path | None = None
+
+
+def parse_address(text: str, identity: Path | None = None, known_hosts: Path | None = None) -> Address:
+    """Raises ConfigError for anything but `local` and ssh URLs without a password."""
+    if text == "local":
+        return Address(text)
+    match = re.fullmatch(r"ssh://(?:([^@:/\s]+)@)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][^@:/\s]*)(?::(\d{1,5}))?/?", text)
+    if match is None or int(match[3] or 22) not in range(1, 65536):
+        raise ConfigError(
+            f"device '{text}' is not an address: allowed are 'local' and 'ssh://[user@]host[:port]' "
+            "(no password in it: keys and the ssh agent are used)"
+        )
+    return Address(text, match[2].strip("[]"), match[1], int(match[3] or 22), identity, known_hosts)
+
+
+def open_transport(address: Address) -> Transport:
+    """The transport for an address; ssh is connected when the first command is run."""
+    if address.host is None:
+        from .local import LocalTransport
+
+        return LocalTransport()
+    from .ssh import SshTransport
+
+    return SshTransport(address)

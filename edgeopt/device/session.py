@@ -1,0 +1,302 @@
+"""Requests, blobs and jobs over one transport. Only here is anything tried again, under one deadline."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shlex
+import time
+import uuid
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from edgeopt_agent import wire
+
+from ..errors import AgentFailure, DeviceUnreachable, IntegrityError, ProtocolError
+from . import Pipe, Transport
+from .archive import agent_archive
+
+NO_AGENT = b"edgeopt-no-agent"
+REPLY_TIMEOUT_S = 60.0
+POLL_S = 5.0
+BANNER_LINES = 500
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+
+Event = Callable[[dict[str, Any]], None]
+
+
+def ignore(_event: dict[str, Any]) -> None:
+    """For callers that show no progress."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where edgeopt lives on a board: its root folder and the Python that has the runtimes."""
+
+    root: str
+    python: str = "python3"
+
+
+class Session:
+    """A conversation with the agent on one board. Every operation may be repeated, so a lost link costs only time.
+
+    `patience_s`: how long a link that was lost in the middle may stay lost before DeviceUnreachable is raised.
+    """
+
+    def __init__(self, transport: Transport, place: Placement, patience_s: float = 120.0, on_event: Event = ignore):
+        self._transport = transport
+        self._place = place
+        self._patience_s = patience_s
+        self._on_event = on_event
+        self._pipe: Pipe | None = None
+        self._buffer = b""
+        self._number = 0
+        self.hello = self._connect()
+
+    @property
+    def address(self) -> str:
+        return self._transport.address
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop()
+        self._transport.close()
+
+    def request(self, op: str, payload: bytes = b"", timeout_s: float = REPLY_TIMEOUT_S, **fields: Any) -> Any:
+        """The result of one operation; with a payload in the reply, (result, bytes).
+
+        Raises AgentFailure (the board's side said no), ProtocolError, DeviceUnreachable.
+        """
+        lost_at: float | None = None
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                if self._pipe is None:
+                    self.hello = self._connect()
+                return self._exchange(op, payload, timeout_s, fields)
+            except DeviceUnreachable as error:
+                self._drop()
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > self._patience_s:
+                    raise DeviceUnreachable(
+                        f"{error}; gave up after {self._patience_s:.0f} s. Work that was started on the board goes on "
+                        "there; run the same command again when the board can be reached"
+                    ) from error
+                self._on_event({"event": "waiting", "what": f"link lost ({error}); trying again"})
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def facts(self) -> dict[str, Any]:
+        """The board's identity and abilities (edgeopt_agent.facts)."""
+        result: dict[str, Any] = self.request("facts")
+        return result
+
+    def status(self, verify: bool = True) -> dict[str, Any]:
+        result: dict[str, Any] = self.request("status", timeout_s=300.0, verify=verify)
+        return result
+
+    def send(self, data: bytes, what: str = "data") -> str:
+        """Put a blob on the board, from the byte where an earlier try stopped; its SHA-256."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        held = self.request("blob.stat", sha256=[sha256])[sha256]
+        damaged = 0
+        while not held["whole"]:
+            offset = held["have"]
+            if offset > len(data):
+                raise ProtocolError(f"{self.address} says it has {offset} of {len(data)} bytes of {what}")
+            self._on_event({"event": "progress", "what": f"sending {what}", "done": offset, "of": len(data)})
+            chunk = data[offset : offset + wire.CHUNK_BYTES]
+            try:
+                held = self.request("blob.put", chunk, sha256=sha256, size_bytes=len(data), offset=offset)
+            except AgentFailure as error:
+                damaged += error.kind == "integrity"
+                if error.kind != "integrity" or damaged > 2:
+                    raise
+                held = {"have": 0, "whole": False}
+            if not held["whole"] and held["have"] == len(data):
+                held = self.request("blob.stat", sha256=[sha256])[sha256]
+        return sha256
+
+    def run(self, request: dict[str, Any], limit_s: float = 3600.0) -> tuple[str, dict[str, Any]]:
+        """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it.
+
+        Raises AgentFailure with the job's own error, or when it ended without a result or passed `limit_s`.
+        """
+        job = f"{request['kind']}-{uuid.uuid4().hex[:16]}"
+        deadline = time.monotonic() + limit_s
+        try:
+            self.request("job.start", job=job, request=request)
+            offset = 0
+            while True:
+                now = self.request("job.poll", job=job, offset=offset, wait_s=POLL_S)
+                offset = now["offset"]
+                for event in now["events"]:
+                    self._on_event(event)
+                if now["state"] != "running":
+                    return job, self._outcome(job, now)
+                if time.monotonic() > deadline:
+                    self.request("job.cancel", job=job)
+                    raise AgentFailure(
+                        f"{self.address}: job {job} did not end within {limit_s:.0f} s and was cancelled"
+                    )
+        except KeyboardInterrupt:
+            self._drop()  # the interrupt may have cut a message in two
+            self._patience_s = min(self._patience_s, 5.0)
+            self.request("job.cancel", job=job)
+            raise
+
+    def fetch(self, job: str, entry: dict[str, Any]) -> bytes:
+        """A file that a job wrote, checked by its hash."""
+        data = b""
+        while len(data) < entry["size_bytes"]:
+            _, chunk = self.request("job.file", job=job, name=entry["name"], offset=len(data), limit=wire.CHUNK_BYTES)
+            if not chunk:
+                raise ProtocolError(f"{self.address}: file {entry['name']} of job {job} is shorter than announced")
+            data += chunk
+            self._on_event(
+                {"event": "progress", "what": f"fetching {entry['name']}", "done": len(data), "of": entry["size_bytes"]}
+            )
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise IntegrityError(f"{self.address}: file {entry['name']} of job {job} does not have its announced hash")
+        return data
+
+    def _outcome(self, job: str, now: dict[str, Any]) -> dict[str, Any]:
+        if now["state"] == "lost":
+            log = now.get("log", "").strip()
+            raise AgentFailure(
+                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted"
+                + (f"; its log ends: {log[-400:]}" if log else "")
+            )
+        outcome = now["result"]
+        if outcome["ok"]:
+            result: dict[str, Any] = outcome["result"]
+            return result
+        raise self._failure(outcome["error"])
+
+    def _failure(self, error: dict[str, Any]) -> AgentFailure:
+        return AgentFailure(f"{self.address}: {error['message']}", error["kind"], error.get("traceback") or "")
+
+    def _connect(self) -> dict[str, Any]:
+        """Start the agent, bringing it first where it is missing; its hello."""
+        archive, sha256 = agent_archive()
+        for attempt in range(2):
+            if self._start(sha256):
+                break
+            if attempt == 1:
+                raise AgentFailure(f"{self.address}: the agent was sent to {self._place.root}/agent but is not there")
+            self._bring(archive, sha256)
+        hello: dict[str, Any] = self._exchange("hello", b"", REPLY_TIMEOUT_S, {})
+        if hello["wire"] != wire.VERSION or hello["agent_sha256"] != sha256:
+            raise ProtocolError(
+                f"{self.address} answers with wire {hello['wire']}, agent {hello['agent_sha256']}; "
+                f"this host speaks wire {wire.VERSION} and sent agent {sha256}"
+            )
+        return hello
+
+    def _start(self, sha256: str) -> bool:
+        """True when the agent speaks; False when the board has no whole copy of it."""
+        archive = shlex.quote(f"{self._place.root}/agent/{sha256}.pyz")
+        python, root = shlex.quote(self._place.python), shlex.quote(self._place.root)
+        self._pipe = self._transport.open(
+            f'if [ -f {archive} ] && [ "$(sha256sum < {archive} | cut -c1-64)" = {sha256} ]; '
+            f"then exec {python} {archive} serve --root {root}; else echo {NO_AGENT.decode()}; fi"
+        )
+        self._buffer = b""
+        for _ in range(BANNER_LINES):
+            line = self._read_line(REPLY_TIMEOUT_S)
+            if line.strip() == wire.SENTINEL:
+                return True
+            if line.strip() == NO_AGENT:
+                self._drop()
+                return False
+            if not line:
+                code, stderr = self._pipe.end(5.0)
+                self._drop()
+                if code == 255 or code is None:
+                    raise DeviceUnreachable(f"{self.address}: the link was lost while the agent started")
+                raise AgentFailure(
+                    f"{self.address}: the agent does not start with '{self._place.python}' (exit code {code}): "
+                    f"{stderr or 'no message'}; it needs Python 3.8 or later there: set python in the profile's "
+                    "[board], or --board-python",
+                    kind="no-python",
+                )
+        raise ProtocolError(f"{self.address}: {BANNER_LINES} lines came before the agent's first word; is it a shell?")
+
+    def _bring(self, archive: bytes, sha256: str) -> None:
+        folder = shlex.quote(f"{self._place.root}/agent")
+        pipe = self._transport.open(
+            f"mkdir -p {folder} && cd {folder} && T=.new-$$ && "
+            f'{{ cat > $T && [ "$(sha256sum < $T | cut -c1-64)" = {sha256} ] && mv $T {sha256}.pyz && sync; }} '
+            "|| { rm -f $T; exit 9; }"
+        )
+        try:
+            try:
+                pipe.write(archive, REPLY_TIMEOUT_S)
+                pipe.finish_input()
+                while pipe.read(4096, REPLY_TIMEOUT_S):
+                    pass
+            except DeviceUnreachable:
+                if pipe.end(1.0)[0] is None:
+                    raise
+            code, stderr = pipe.end(REPLY_TIMEOUT_S)
+        finally:
+            pipe.close()
+        if code is None:
+            raise DeviceUnreachable(f"{self.address}: the link was lost while the agent was sent")
+        if code != 0:
+            raise AgentFailure(
+                f"{self.address}: the agent cannot be put into '{self._place.root}/agent': "
+                f"{stderr or f'exit code {code}'}; free space there, make it writable for this user, "
+                "or give another --root",
+                kind="no-space" if "space" in stderr else "read-only",
+            )
+
+    def _exchange(self, op: str, payload: bytes, timeout_s: float, fields: dict[str, Any]) -> Any:
+        assert self._pipe is not None
+        self._number += 1
+        self._pipe.write(wire.encode({"id": self._number, "op": op, **fields}, payload), timeout_s)
+        try:
+            reply, data = wire.receive(lambda: self._read_line(timeout_s), lambda n: self._read_exactly(n, timeout_s))
+        except EOFError as error:
+            raise DeviceUnreachable(f"{self.address}: the agent's session ended") from error
+        except wire.WireError as error:
+            self._drop()
+            raise ProtocolError(f"{self.address}: {error}") from error
+        if reply.get("id") != self._number:
+            self._drop()
+            raise ProtocolError(f"{self.address}: reply {reply.get('id')} to request {self._number}")
+        if not reply["ok"]:
+            raise self._failure(reply["error"])
+        return (reply["result"], data) if op == "job.file" else reply["result"]
+
+    def _read_line(self, timeout_s: float) -> bytes:
+        assert self._pipe is not None
+        while b"\n" not in self._buffer and len(self._buffer) < wire.MAX_LINE_BYTES:
+            data = self._pipe.read(65536, timeout_s)
+            if not data:
+                line, self._buffer = self._buffer, b""
+                return line
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line + b"\n"
+
+    def _read_exactly(self, size: int, timeout_s: float) -> bytes:
+        assert self._pipe is not None
+        while len(self._buffer) < size:
+            data = self._pipe.read(65536, timeout_s)
+            if not data:
+                break
+            self._buffer += data
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+    def _drop(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None

@@ -1,0 +1,165 @@
+"""The ladder: what to try next, what a trial is worth, which candidate is chosen. Pure functions, and the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .plan import BUDGETS, Lower, Plan, Prune, Step
+from .stats import Figure
+
+# Latency falls by about half of what the MACs fall by (Torch-Pruning's ResNet-50: 2.04x fewer MACs, 1.35x faster).
+LATENCY_SHARE_OF_MACS = 0.5
+INT8_EXPECTED_GAIN = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The steps that make one candidate, in the flow's order."""
+
+    name: str
+    rung: str
+    steps: tuple[Step, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Why climbing ends."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A candidate with what was found of it. Axes are ratios to the baseline of the same job.
+
+    score, drop: on selection; drop is the source model's score less this one's. agreement: with the source model.
+    objective: ratio to the baseline; step: the same against the best trial so far, from the same job's blocks.
+    `record` holds the rest of what run.json says.
+    """
+
+    recipe: Recipe
+    values: dict[str, float | None]  # the budgeted quantities, absolute, in the plan's terms
+    objective: Figure
+    step: Figure
+    score: float
+    drop: float
+    agreement: float
+    record: dict[str, Any]
+    verdict: str = ""
+    reason: str = ""
+
+
+def propose(plan: Plan, trials: Sequence[Trial]) -> Recipe | Stop:
+    """The next recipe, conservative first, or why none is worth trying."""
+    tried = {trial.recipe.name for trial in trials}
+    for recipe, gain in _candidates(plan, trials):
+        if recipe.name in tried:
+            continue
+        if trials and gain is not None:
+            best = incumbent(trials)
+            if not broken_budgets(plan, best) and gain < plan.min_gain:
+                return Stop(
+                    f"'{best.recipe.name}' meets every budget, and {recipe.name} promises about {gain:.0%} of "
+                    f"{plan.objective}, below [ladder] min_gain = {plan.min_gain:.0%}"
+                )
+        return recipe
+    return Stop("no rung is left to try")
+
+
+def _candidates(plan: Plan, trials: Sequence[Trial]) -> list[tuple[Recipe, float | None]]:
+    """Recipes in the ladder's order with the gain that each may bring; a pruning after a rejected one is left out."""
+    found: list[tuple[Recipe, float | None]] = [(Recipe("fp32", "fp32", (Lower(plan.runtime, "fp32"),)), None)]
+    scheme = "fp32"
+    if "int8" in plan.rungs:
+        found.append((Recipe("int8", "int8", (Lower(plan.runtime, "int8"),)), INT8_EXPECTED_GAIN))
+        int8 = next((trial for trial in trials if trial.recipe.name == "int8"), None)
+        scheme = "int8" if int8 is None or int8.verdict == "kept" else "fp32"
+    if "prune" in plan.rungs:
+        removed = 0.0
+        for prune, recover in plan.prunes:
+            name = f"prune{round(prune.ratio * 100)}-{scheme}"
+            found.append((Recipe(name, "prune", (prune, recover, Lower(plan.runtime, scheme))), _gain(prune, removed)))
+            verdict = next((trial.verdict for trial in trials if trial.recipe.name == name), None)
+            if verdict in ("rejected", "failed"):
+                break
+            removed = prune.ratio
+    return found
+
+
+def _gain(prune: Prune, before: float) -> float:
+    """Expected share of the latency saved by going from one pruning ratio to the next: MACs go with the square."""
+    macs = ((1 - prune.ratio) / (1 - before)) ** 2
+    return (1 - macs) * LATENCY_SHARE_OF_MACS
+
+
+def incumbent(trials: Sequence[Trial]) -> Trial:
+    """The last trial that was kept: what the next one must beat."""
+    return next(trial for trial in reversed(trials) if trial.verdict in ("kept", "baseline"))
+
+
+def broken_budgets(plan: Plan, trial: Trial) -> list[str]:
+    """Every budget that the trial misses, in words; a quantity that was not measured is missed."""
+    broken = []
+    for name in BUDGETS:
+        if name in plan.budgets:
+            value = trial.values.get(name)
+            if value is None:
+                broken.append(f"{name} was not measured, the budget is {plan.budgets[name]:g}")
+            elif value > plan.budgets[name]:
+                broken.append(f"{name} {value:.6g} over the budget of {plan.budgets[name]:g}")
+    return broken
+
+
+def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
+    """The trial with its verdict and the reason: kept if the objective improves and the score holds its floor, or if
+    the score improves and the objective is no worse."""
+    if not trials:
+        return dataclasses.replace(trial, verdict="baseline", reason="every other rung is measured against it")
+    best = incumbent(trials)
+    against = best.recipe.name
+    change = f"{plan.objective} is {_times(trial.step)} of {against}'s"
+    low, high = trial.step.interval or (trial.step.value or 1.0,) * 2
+    holds = trial.drop <= plan.floor_drop
+    side = "within" if holds else "beyond"
+    score = f"the score drops by {trial.drop:.4f} from the source model's, {side} the floor of {plan.floor_drop:g}"
+    if holds and high < 1:
+        return dataclasses.replace(trial, verdict="kept", reason=f"{change}, and {score}")
+    if trial.score > best.score and low <= 1:
+        better = f"the score is {trial.score - best.score:.4f} above {against}'s"
+        return dataclasses.replace(trial, verdict="kept", reason=f"{better}, and {change}, no worse")
+    why = [] if holds else [score]
+    if high >= 1:
+        why.append(f"{change}: no gain that its interval confirms")
+    return dataclasses.replace(trial, verdict="rejected", reason="; ".join(why))
+
+
+def choose(plan: Plan, trials: Sequence[Trial]) -> Trial | None:
+    """The best objective among the kept trials that hold the floor and meet every budget; None where none does."""
+    fitting = [
+        trial
+        for trial in trials
+        if trial.verdict in ("kept", "baseline") and trial.drop <= plan.floor_drop and not broken_budgets(plan, trial)
+    ]
+    return min(fitting, key=lambda trial: trial.objective.value or 1.0, default=None)
+
+
+def climb(
+    plan: Plan, run: Callable[[Recipe, Sequence[Trial]], Trial], note: Callable[[Sequence[Trial]], None]
+) -> tuple[list[Trial], str]:
+    """Propose, run and judge until a Stop: (trials in order, why it stopped). `note` is told after every verdict."""
+    trials: list[Trial] = []
+    while True:
+        step = propose(plan, trials)
+        if isinstance(step, Stop):
+            return trials, step.reason
+        trials.append(judge(plan, run(step, trials), trials))
+        note(trials)
+
+
+def _times(figure: Figure) -> str:
+    if figure.value is None:
+        return "an unknown multiple"
+    interval = f" ({figure.interval[0]:.3f} to {figure.interval[1]:.3f})" if figure.interval else ""
+    return f"{figure.value:.3f} times{interval}"

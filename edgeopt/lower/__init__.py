@@ -1,0 +1,128 @@
+"""From a torch module to a runtime's artifact: one file per framework, its name is the runtime's name.
+
+A lowering is a module of this package (listed with pkgutil, imported on use) that has
+
+    requirements() -> tuple[str, ...]   distributions whose versions belong in the cache key
+    schemes() -> tuple[str, ...]        what `Lower.scheme` may be, e.g. ("fp32", "int8")
+    lower(module, scheme, example, calibration, out, progress) -> Lowered
+
+where `module` is in eval mode, `example` (a few samples, for tracing and the parity check) and `calibration` are
+tuples with one preprocessed array (n, ...) per input in the source model's layout, `out` is the file to write (whole,
+or not at all) and `progress` is told what is done, and how far where that can be counted. requirements() and schemes()
+import nothing heavy.
+lower() raises MissingDependency (names the extra), PlanError (unknown scheme, empty calibration) or ModelError
+(operator that cannot be converted, non-finite numbers, an artifact that does not agree with its source).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+
+class Progress(Protocol):
+    """What is being done; `done` of `total` where it can be counted."""
+
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None: ...
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an artifact. shape: with batch 1; dtype: numpy's name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An artifact and what its user must know.
+
+    inputs, outputs: in the artifact's order, which is the source model's.
+    adapters: for each input the preprocess steps that turn a source-layout batch (1, ...) into that input.
+    notes: JSON-able facts; `max_abs_error` and `sqnr_db` compare the artifact's outputs with the source's.
+    """
+
+    path: Path
+    size_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    adapters: tuple[tuple[dict[str, Any], ...], ...]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[IO[bytes]]:
+    """Keeps what frameworks print, from Python or C++, off stdout and stderr; yields the file that holds it.
+
+    Python output of other threads still reaches the terminal, so that a live progress display goes on.
+    """
+    with tempfile.TemporaryFile() as kept:
+        originals = sys.stdout, sys.stderr
+        for stream in originals:
+            stream.flush()
+        saved = os.dup(1), os.dup(2)
+        streams = [_OwnThreadOnly(kept, *pair) for pair in zip(originals, saved, strict=True)]
+        try:
+            os.dup2(kept.fileno(), 1)
+            os.dup2(kept.fileno(), 2)
+            sys.stdout, sys.stderr = streams
+            yield kept
+        finally:
+            sys.stdout, sys.stderr = originals
+            for number, duplicate in zip((1, 2), saved, strict=True):
+                os.dup2(duplicate, number)
+                os.close(duplicate)
+            for substitute in streams:
+                substitute.release()
+
+
+class _OwnThreadOnly(io.TextIOBase):
+    """Text of the thread that made it goes to `kept`, that of others to where it would have gone."""
+
+    def __init__(self, kept: IO[bytes], original: Any, saved: int) -> None:
+        self._owner = threading.get_ident()
+        self._kept: IO[bytes] | None = kept
+        self._original = original
+        self._saved = saved
+
+    def write(self, text: str) -> int:
+        if self._kept is None:  # a logging handler made meanwhile holds on to us
+            return int(self._original.write(text))
+        if threading.get_ident() == self._owner:
+            self._kept.write(text.encode("utf-8", "replace"))
+            self._kept.flush()
+        elif self._is_redirected():
+            os.write(self._saved, text.encode("utf-8", "replace"))
+        else:
+            self._original.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._kept is None:
+            self._original.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._original.isatty())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return str(getattr(self._original, "encoding", None) or "utf-8")
+
+    def release(self) -> None:
+        self._kept = None
+
+    def _is_redirected(self) -> bool:
+        try:
+            return self._original.fileno() in (1, 2)
+        except (OSError, ValueError):
+            return False

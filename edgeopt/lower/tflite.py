@@ -1,0 +1,393 @@
+"""torch to TFLite: litert-torch converts, ai-edge-quantizer makes it int8 with the true ranges of the calibration data.
+
+ai-edge-quantizer's own calibration keeps a moving average of each tensor's minimum and maximum, which clips:
+EfficientNet-Lite0 loses 2.0 points with it and 0.1 with the true ones, which its calibrator is told to keep here.
+Inputs and outputs stay float32; an int8 artifact holds its own Quantize and Dequantize operators.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import importlib
+import os
+import re
+import sysconfig
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeopt.errors import MissingDependency, ModelError, PlanError
+from edgeopt.lower import Lowered, Progress, TensorSpec, quiet
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = tuple[Array, ...]
+
+PARITY_SAMPLES = 8
+# fp32 kernels may sum in another order than torch; more than this means another computation.
+FP32_TOLERANCE = 1e-3
+CALIBRATION_CHUNK = 32
+# tensor types of the flatbuffer schema
+_FLOAT32, _INT8 = 0, 9
+
+
+def requirements() -> tuple[str, ...]:
+    return "torch", "litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert"
+
+
+def schemes() -> tuple[str, ...]:
+    return "fp32", "int8"
+
+
+def lower(
+    module: torch.nn.Module,
+    scheme: str,
+    example: Arrays,
+    calibration: Arrays,
+    out: Path,
+    progress: Progress,
+) -> Lowered:
+    """Writes `out`, a .tflite with batch 1. See the package's docstring for arguments and errors.
+
+    4-D float inputs (n, c, h, w) become channel-last (1, h, w, c) in the artifact; `adapters` says so.
+    """
+    if scheme not in schemes():
+        raise PlanError(f"runtime 'tflite' has no scheme '{scheme}'; allowed: {', '.join(schemes())}")
+    if scheme == "int8":
+        _check_calibration(example, calibration)
+    _require()
+    module.eval()
+    samples = tuple(np.asarray(array)[:PARITY_SAMPLES] for array in example)
+    reference = _source_outputs(module, samples)
+    channel_last = [index for index, array in enumerate(example) if array.ndim == 4 and array.dtype.kind == "f"]
+
+    progress("converting to TFLite")
+    content = _convert(module, samples, channel_last)
+    notes: dict[str, Any] = {"scheme": scheme}
+    if scheme == "int8":
+        content = _quantize(content, _runtime_inputs(calibration, channel_last), progress)
+        notes["calibration_samples"] = len(calibration[0])
+        notes["ranges"] = "minimum and maximum"
+
+    progress("comparing with the source model")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".part")
+    partial.write_bytes(content)
+    try:
+        inputs, outputs, adapters = _interface(partial, samples, channel_last)
+        notes |= _compare(_artifact_outputs(partial, samples, adapters), reference, scheme)
+        notes |= _contents(partial, scheme)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Lowered(out, len(content), inputs, outputs, adapters, notes)
+
+
+def executed_ops(path: Path) -> dict[str, int]:
+    """Operators of the artifact's main graph and how often each occurs."""
+    return dict(collections.Counter(name for name, _, _ in _operators(path)))
+
+
+def int8_mac_share(path: Path) -> float | None:
+    """Share of the multiply-accumulates whose data and weights are int8; None for a graph without any."""
+    total = quantized = 0
+    for name, ins, outs in _operators(path):
+        macs = _macs(name, ins, outs)
+        total += macs
+        if macs and ins[0].type == _INT8 and ins[1].type == _INT8:
+            quantized += macs
+    return quantized / total if total else None
+
+
+def _require() -> None:
+    try:
+        with quiet():
+            for name in ("litert_torch", "ai_edge_quantizer.quantizer", "ai_edge_litert.interpreter"):
+                importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependency(
+            f"runtime 'tflite' needs litert-torch and ai-edge-quantizer ({error}); "
+            "install them: pip install 'edgeopt[torch,tflite]'"
+        ) from error
+
+
+def _check_calibration(example: Arrays, calibration: Arrays) -> None:
+    if not calibration or min(len(array) for array in calibration) == 0:
+        raise PlanError("scheme 'int8' needs calibration samples and there are none; give the calibration split some")
+    if len(calibration) != len(example):
+        raise PlanError(f"calibration has {len(calibration)} inputs, the model {len(example)}; give one array for each")
+    for index, array in enumerate(calibration):
+        bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1) if array.dtype.kind == "f" else np.zeros(1, bool)
+        if bad.any():
+            raise ModelError(
+                f"calibration input {index} holds NaN or infinity in {int(bad.sum())} of {len(array)} samples "
+                f"(first: sample {int(bad.argmax())}); clean the data or its preprocess steps"
+            )
+
+
+def _single(arrays: Sequence[Array], index: int) -> tuple[torch.Tensor, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(np.ascontiguousarray(array[index : index + 1])) for array in arrays)
+
+
+def _flat(outputs: Any) -> list[Array]:
+    """Outputs in the order in which torch.export, and with it the artifact, numbers them."""
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf.detach().cpu().numpy() for leaf in tree_leaves(outputs)]
+
+
+def _source_outputs(module: torch.nn.Module, samples: Arrays) -> list[Array]:
+    """The source's outputs, each (n, ...). Raises ModelError naming the first node with a non-finite output."""
+    import torch
+
+    rows = []
+    for index in range(len(samples[0])):
+        with torch.no_grad():
+            row = _flat(module(*_single(samples, index)))
+        for number, array in enumerate(row):
+            if not np.isfinite(array).all():
+                where = _first_non_finite(module, _single(samples, index))
+                raise ModelError(
+                    f"output {number} of the source model is NaN or infinite for sample {index}{where}; "
+                    "check its weights and the preprocess steps"
+                )
+        rows.append(row)
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _first_non_finite(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> str:
+    import torch
+
+    found: list[str] = []
+
+    def hook(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+        def look(layer: torch.nn.Module, _inputs: Any, output: Any) -> None:
+            if not found and torch.is_tensor(output) and not torch.isfinite(output).all():
+                found.append(f" (first in node '{name}', {type(layer).__name__})")
+
+        return look
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in module.named_modules() if name]
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
+
+
+def _convert(module: torch.nn.Module, samples: Arrays, channel_last: list[int]) -> bytes:
+    import litert_torch
+
+    traced = litert_torch.to_channel_last_io(module, args=channel_last) if channel_last else module
+    arguments = list(_single(samples, 0))
+    for index in channel_last:
+        arguments[index] = arguments[index].permute(0, 2, 3, 1).contiguous()
+    with _named_failure("litert-torch cannot convert the model") as folder:
+        model = litert_torch.convert(traced.eval(), tuple(arguments))
+        target = folder / "model.tflite"
+        model.export(str(target))
+        return target.read_bytes()
+
+
+def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> bytes:
+    """Static int8: weights per output channel, activations per tensor with their true range over `calibration`."""
+    from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    recipe = recipe_manager.RecipeManager()
+    recipe.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        recipe.add_quantization_config(
+            ".*",
+            end,
+            algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE,  # keeps the artifact's own inputs float32
+        )
+    total = len(calibration[0])
+    with _named_failure("ai-edge-quantizer cannot calibrate the model"):
+        ranges = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    for start in range(0, total, CALIBRATION_CHUNK):
+        progress("calibrating", start, total)
+        stop = min(start + CALIBRATION_CHUNK, total)
+        feed = [{f"args_{i}": array[n : n + 1] for i, array in enumerate(calibration)} for n in range(start, stop)]
+        with _named_failure("ai-edge-quantizer cannot calibrate the model"):
+            ranges.calibrate({"serving_default": feed}, recipe)
+    progress("quantizing to int8")
+    with _named_failure("ai-edge-quantizer cannot quantize the model"):
+        work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
+        result = work.quantize(ranges.get_model_qsvs(), enable_progress_bar=False, enable_progress_report=False)
+    return bytes(result.quantized_model)
+
+
+@contextlib.contextmanager
+def _named_failure(what: str) -> Iterator[Path]:
+    """Runs a framework silently in a scratch folder; whatever it raises becomes a ModelError with node and operator."""
+    with tempfile.TemporaryDirectory() as folder, quiet() as kept:
+        try:
+            yield Path(folder)
+        except Exception as error:
+            kept.seek(0)
+            raise ModelError(f"{what}: {_reason(error, kept.read().decode('utf-8', 'replace'))}") from error
+
+
+_OPERATOR = re.compile(r"(?:target=torch\.ops\.|Lowering not found: |operation '|op ')([a-z_]+\.[\w.]+)")
+_NODE = re.compile(r"While executing %(\w+)")
+_PLACE = re.compile(r'(File "[^"]+", line \d+)')
+
+
+def _reason(error: Exception, printed: str) -> str:
+    """One line out of a framework's failure and of what it printed: operator, node, place, first words."""
+    message = str(error)
+    mlir = [line.strip() for line in printed.splitlines() if "error:" in line]
+    operator, node = _OPERATOR.search("\n".join([message, *mlir])), _NODE.search(message)
+    named = [f"operator '{operator[1]}'"] if operator else []
+    named += [f"node '{node[1]}'"] if node else []
+    named += [f"in {place}" for place in (_PLACE.findall(message) or _user_frames(error))[-1:]]
+    first = next((line.strip() for line in [*mlir[:1], *message.splitlines()] if line.strip()), type(error).__name__)
+    mend = "rewrite that part with operators that TFLite has, or leave runtime 'tflite' out of the profile"
+    return f"{', '.join(named) or 'operator not known'}: {first[:300]}; {mend}"
+
+
+def _user_frames(error: Exception) -> list[str]:
+    """Places of a failed trace that belong neither to an installed package, to Python, nor to this file."""
+    standard = sysconfig.get_paths()["stdlib"]
+    return [
+        f'File "{frame.filename}", line {frame.lineno}'
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "-packages" not in frame.filename and not frame.filename.startswith((standard, __file__, "<"))
+    ]
+
+
+def _runtime_inputs(arrays: Arrays, channel_last: list[int]) -> Arrays:
+    """Source-layout arrays as the artifact takes them: channel-last where asked, 64-bit types as 32-bit."""
+    narrow = {"int64": "int32", "float64": "float32"}
+    return tuple(
+        np.ascontiguousarray(array.transpose(0, 2, 3, 1) if index in channel_last else array).astype(
+            narrow.get(array.dtype.name, array.dtype.name), copy=False
+        )
+        for index, array in enumerate(arrays)
+    )
+
+
+def _interpreter(path: Path) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    with _named_failure("the runtime cannot load the artifact"):
+        interpreter = Interpreter(model_path=str(path), num_threads=1)
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+def _interface(
+    path: Path, samples: Arrays, channel_last: list[int]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[tuple[dict[str, Any], ...], ...]]:
+    interpreter = _interpreter(path)
+    inputs, outputs = (
+        tuple(TensorSpec(str(d["name"]), tuple(int(n) for n in d["shape"]), np.dtype(d["dtype"]).name) for d in details)
+        for details in (interpreter.get_input_details(), interpreter.get_output_details())
+    )
+    if len(inputs) != len(samples):
+        raise ModelError(f"the artifact has {len(inputs)} inputs, the model {len(samples)}; every input must be used")
+    adapters = []
+    for index, (spec, array) in enumerate(zip(inputs, samples, strict=True)):
+        steps: list[dict[str, Any]] = [{"op": "transpose", "axes": [0, 2, 3, 1]}] if index in channel_last else []
+        if spec.dtype != array.dtype.name:
+            steps.append({"op": "cast", "dtype": spec.dtype})
+        adapters.append(tuple(steps))
+    return inputs, outputs, tuple(adapters)
+
+
+def _artifact_outputs(path: Path, samples: Arrays, adapters: tuple[tuple[dict[str, Any], ...], ...]) -> list[Array]:
+    """The artifact's outputs, each (n, ...), computed here with the steps that the board will run."""
+    from edgeopt_agent.preprocess import apply
+
+    interpreter = _interpreter(path)
+    arrays = [apply(steps, array) for steps, array in zip(adapters, samples, strict=True)]
+    rows = []
+    for index in range(len(arrays[0])):
+        for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
+            interpreter.set_tensor(detail["index"], np.ascontiguousarray(array[index : index + 1]))
+        interpreter.invoke()
+        rows.append([interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()])
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _compare(found: list[Array], reference: list[Array], scheme: str) -> dict[str, Any]:
+    """max_abs_error, sqnr_db (None when the outputs are equal). Raises ModelError where they do not agree."""
+    shapes = [[array.shape for array in arrays] for arrays in (found, reference)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            f"the artifact's outputs have shapes {shapes[0]}, the source's {shapes[1]}; "
+            "return every output as a tensor of its own with the batch first"
+        )
+    worst, noise, signal = 0.0, 0.0, 0.0
+    for number, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
+        if not np.isfinite(ours).all():
+            raise ModelError(f"output {number} of the {scheme} artifact is NaN or infinite, the source's is finite")
+        difference = ours.astype(np.float64) - theirs.astype(np.float64)
+        error = float(np.abs(difference).max(initial=0.0))
+        largest = float(np.abs(theirs).max(initial=0.0))
+        if scheme == "fp32" and error > FP32_TOLERANCE * max(largest, 1e-3):
+            raise ModelError(
+                f"output {number} of the fp32 artifact is off by {error:.3g} (largest value {largest:.3g}, allowed "
+                f"{FP32_TOLERANCE:g} of it); the conversion changed the computation"
+            )
+        worst = max(worst, error)
+        noise += float((difference**2).sum())
+        signal += float((theirs.astype(np.float64) ** 2).sum())
+    sqnr = 10 * float(np.log10(signal / noise)) if noise and signal else None
+    return {"max_abs_error": worst, "sqnr_db": sqnr, "parity_samples": len(found[0])}
+
+
+def _contents(path: Path, scheme: str) -> dict[str, Any]:
+    """What is in the file. Raises ModelError for an int8 artifact that computes in float."""
+    share = int8_mac_share(path)
+    notes: dict[str, Any] = {"ops": executed_ops(path), "int8_mac_share": share}
+    if scheme == "int8":
+        in_float = sorted(
+            {name for name, _, outs in _operators(path) if outs and outs[0].type == _FLOAT32 and name != "DEQUANTIZE"}
+        )
+        notes["float_ops"] = in_float
+        if share == 0.0:
+            raise ModelError(
+                f"the int8 artifact still computes in float: {', '.join(in_float)} were not quantized; "
+                "leave scheme 'int8' out for this model"
+            )
+    return notes
+
+
+def _operators(path: Path) -> list[tuple[str, list[Any], list[Any]]]:
+    """(operator, input tensors, output tensors) of the main graph, in order of execution."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(path))
+    graph = model.subgraphs[0]
+    return [
+        (
+            flatbuffer_utils.opcode_to_name(model, op.opcodeIndex),
+            [graph.tensors[i] for i in op.inputs if i >= 0],
+            [graph.tensors[i] for i in op.outputs if i >= 0],
+        )
+        for op in graph.operators
+    ]
+
+
+def _macs(name: str, ins: list[Any], outs: list[Any]) -> int:
+    """Multiply-accumulates of one operator. Filters: (out, kh, kw, in), depthwise (1, kh, kw, out), dense (out, in)."""
+    if name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL"):
+        return 0
+    produced = int(np.prod(outs[0].shape))
+    if name == "BATCH_MATMUL":
+        return produced * int(ins[0].shape[-1])
+    kernel = [int(size) for size in ins[1].shape]
+    return produced * int(np.prod(kernel[1:3] if name == "DEPTHWISE_CONV_2D" else kernel[1:]))

@@ -1,0 +1,214 @@
+"""Asks the agent for raw samples, and turns them into figures that say how valid they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import stats
+from .cache import sha256_bytes
+from .device.session import Session
+from .errors import AgentFailure, ProtocolError
+from .task import Array, Samples
+
+ROUNDS = 12  # each A B B A; twelve give the ratio's order-statistics interval 96 % confidence
+LATENCY_SAMPLES = 64
+SHARD_BYTES = 4 << 20
+BUSY_LOAD = 0.5  # load per core before the run above which the board was not idle
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """What can be sent to a board and run there. preprocess: a list of steps per input."""
+
+    name: str
+    path: Path
+    sha256: str
+    size_bytes: int
+    runtime: str
+    threads: int
+    preprocess: list[list[dict[str, Any]]]
+
+    @classmethod
+    def of_file(
+        cls, path: Path, runtime: str, threads: int, preprocess: list[list[dict[str, Any]]], name: str | None = None
+    ) -> Artifact:
+        data = path.read_bytes()
+        return cls(name or path.stem, path, sha256_bytes(data), len(data), runtime, threads, preprocess)
+
+    def entry(self) -> dict[str, Any]:
+        """How a job request names it."""
+        return {
+            "blob": self.sha256,
+            "runtime": self.runtime,
+            "threads": self.threads,
+            "preprocess": self.preprocess,
+        }
+
+
+def shard(samples: Samples, extra: Mapping[str, Array] | None = None) -> bytes:
+    """An .npz of input0, …, labels and `extra` arrays, each (n, ...); the same samples give the same bytes."""
+    arrays = {f"input{index}": array for index, array in enumerate(samples.inputs)}
+    if samples.labels is not None:
+        arrays["labels"] = samples.labels
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays, **(extra or {}))  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def shards(samples: Samples, extra: Mapping[str, Array] | None = None) -> list[bytes]:
+    """The samples in shards of about SHARD_BYTES, so that a lost link repeats little."""
+    one = sum(array[:1].nbytes for array in samples.inputs)
+    step = max(1, SHARD_BYTES // max(1, one))
+    return [
+        shard(samples.take(rows), {name: array[rows] for name, array in (extra or {}).items()})
+        for rows in (np.arange(start, min(start + step, len(samples))) for start in range(0, len(samples), step))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Raw samples of artifacts that were measured in alternating blocks of one job."""
+
+    mode: str
+    result: dict[str, Any]
+    copy_and_invoke_s: list[Array]  # per artifact (n, 2) float64, in order
+
+    @classmethod
+    def read(cls, folder: Path) -> Comparison:
+        saved = json.loads((folder / "bench.json").read_text())
+        count = len(saved["result"]["artifacts"])
+        raw = [np.fromfile(folder / f"samples-{i}.f64").reshape(-1, 2) for i in range(count)]
+        return cls(saved["mode"], saved["result"], raw)
+
+    def seconds(self, index: int) -> Array:
+        """Invoke alone, (n,)."""
+        return self.copy_and_invoke_s[index][:, 1]
+
+    def blocks(self, index: int) -> list[Array]:
+        """Invoke seconds of each block in order, (n_i,) each."""
+        counts = [block["n"] for block in self.result["blocks"] if block["artifact"] == index]
+        return [np.asarray(part) for part in np.split(self.seconds(index), np.cumsum(counts)[:-1])]
+
+    def latency(self, index: int) -> dict[str, Any]:
+        """LATENCY as run.json keeps it; pre- and post-processing and copies apart."""
+        own = self.result["artifacts"][index]
+        apart = {
+            name: dataclasses.asdict(_median(np.asarray(values)))
+            for name, values in (
+                ("pre_s", own["pre_s"]),
+                ("post_s", own["post_s"]),
+                ("copy_s", self.copy_and_invoke_s[index][:, 0]),
+            )
+        }
+        summary = stats.summary_to_json(stats.summarize(self.seconds(index), self.mode))
+        wall = sum(block["seconds"] for block in self.result["blocks"] if block["artifact"] == index)
+        return dict(summary, duration_s=wall, **apart)
+
+    def ratio(self, index: int, against: int) -> stats.Figure:
+        """Median latency of one artifact over another's, from their paired blocks."""
+        return stats.ratio_of_medians(self.blocks(index), self.blocks(against))
+
+    def executed(self, index: int) -> dict[str, Any]:
+        executed: dict[str, Any] = self.result["artifacts"][index]["executed"]
+        return executed
+
+    def memory(self, index: int) -> dict[str, Any] | None:
+        found: dict[str, Any] = self.result["artifacts"][index]["memory"]
+        return found if found["peak_rss_bytes"] is not None else None
+
+    def conditions(self, index: int) -> dict[str, Any]:
+        """What the board was like meanwhile, and the marks that a reader must see."""
+        series = self.result["conditions"]
+        return {"marks": self._marks(index), "before": series[0], "after": series[-1], "series": series}
+
+    def _marks(self, index: int) -> list[str]:
+        series = self.result["conditions"]
+        marks = []
+        drift = stats.drift(self.blocks(index))
+        if drift.drifted:
+            marks.append(f"drift: {drift.reason}")
+        if any(any(state["throttle"].values()) for state in series if state["throttle"]):
+            marks.append("the board throttled or had too little voltage")
+        cores = self.result["cores_allowed"]
+        if series[0]["load_1min"] > BUSY_LOAD * cores:
+            marks.append(f"busy: load {series[0]['load_1min']:.2f} on {cores} cores before the run")
+        if len({state["governor"] for state in series}) > 1:
+            marks.append("the frequency governor changed during the run")
+        if self.result["capped"]:
+            marks.append("stopped at the time limit with fewer samples than the mode asks for")
+        return marks
+
+
+def bench(
+    session: Session, artifacts: Sequence[Artifact], inputs: Sequence[bytes], mode: str, seed: int, folder: Path
+) -> Comparison:
+    """Measure artifacts in alternating blocks on one board; raw samples are kept in `folder`.
+
+    inputs: shards of real samples; none means random tensors, and the result is marked so.
+    Raises AgentFailure, DeviceUnreachable, ProtocolError, IntegrityError.
+    """
+    chosen = stats.MODES[mode]
+    for artifact in artifacts:
+        session.send(artifact.path.read_bytes(), artifact.name)
+    hashes = [session.send(data, "inputs") for data in inputs]
+    job, result = session.run(
+        {
+            "kind": "bench",
+            "artifacts": [artifact.entry() for artifact in artifacts],
+            "shards": hashes,
+            "min_queries": chosen.min_queries,
+            "min_seconds": chosen.min_seconds,
+            "cap_seconds": chosen.max_seconds * len(artifacts),
+            "rounds": ROUNDS,
+            "seed": seed,
+        }
+    )
+    for index, entry in enumerate(result["artifacts"]):
+        (folder / f"samples-{index}.f64").write_bytes(session.fetch(job, entry["samples"]))
+    (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": result}))
+    return Comparison.read(folder)
+
+
+def outputs(session: Session, artifact: Artifact, inputs: Sequence[bytes]) -> tuple[Array, ...]:
+    """What the artifact answers on the board, each output (n, ...), for all samples of the shards."""
+    session.send(artifact.path.read_bytes(), artifact.name)
+    hashes = [session.send(data, "evaluation data") for data in inputs]
+    job, result = session.run({"kind": "infer", "artifact": artifact.entry(), "shards": hashes})
+    columns: list[list[Array]] = []
+    for entry in result["outputs"]:
+        with np.load(io.BytesIO(session.fetch(job, entry)), allow_pickle=False) as archive:
+            columns.append([archive[f"output{i}"] for i in range(len(archive.files))])
+    if len({len(column) for column in columns}) != 1:
+        raise ProtocolError(f"{session.address} returned differing numbers of outputs for the shards")
+    return tuple(np.concatenate(parts, axis=0) for parts in zip(*columns, strict=True))
+
+
+def board_identity(facts: Mapping[str, Any], runtime: str) -> dict[str, Any]:
+    """What must be equal for a stored comparison to be this board's."""
+    names = ("hostname", "model", "serial", "machine_id", "machine", "kernel", "cpu_model", "cores_allowed", "governor")
+    return {name: facts[name] for name in (*names, "memory_bytes", "python")} | {"runtime": facts["runtimes"][runtime]}
+
+
+def require_runtime(facts: Mapping[str, Any], runtime: str, address: str, python: str) -> None:
+    """Raises AgentFailure before anything big is sent when the board cannot run the artifact."""
+    known = facts["runtimes"]
+    if known.get(runtime) is None:
+        there = ", ".join(name for name, found in known.items() if found) or "none"
+        raise AgentFailure(
+            f"{address}: runtime '{runtime}' is not installed for the board's Python '{python}' ({facts['python']}, "
+            f"{facts['machine']}); runtimes there: {there}. Install "
+            "ai-edge-litert (or tflite-runtime with numpy<2) for that Python, or name another one in the profile's "
+            "[board] python, or with --board-python",
+            kind="missing-runtime",
+        )
+
+
+def _median(values: Array) -> stats.Figure:
+    return stats.Figure(float(np.median(values)), None, len(values))

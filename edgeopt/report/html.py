@@ -1,0 +1,353 @@
+"""One self-contained page from a run: opens offline, makes no request, and shows hostile text as text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt.report import units
+from edgeopt.report.terminal import NAME_LIMIT, STATES, budgeted, budgeted_value, chosen_trial, demands, part, row
+
+CURVE_POINTS = 161
+BESIDE = {"pre_s": "pre-processing", "post_s": "post-processing", "copy_s": "copies"}
+PERCENTILES = (
+    ("p50_s", "p50"),
+    ("p90_s", "p90"),
+    ("p95_s", "p95"),
+    ("p99_s", "p99"),
+    ("mean_s", "mean"),
+    ("min_s", "min"),
+)
+
+
+def write(run: dict[str, Any], run_dir: Path) -> Path:
+    """Make `run_dir/report.html` from run.json's content and the samples that lie in `run_dir`; gives its path."""
+    target = run_dir / "report.html"
+    target.write_text(render(run, run_dir), encoding="utf-8")
+    return target
+
+
+def render(run: dict[str, Any], run_dir: Path) -> str:
+    """The page as text. Fields of the run may be null or absent; missing samples leave a curve out and say so."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edgeopt.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["csp_hash"] = _csp_hash
+    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=True)
+    here = resources.files("edgeopt.report")
+    chart = (here / "vendor" / "chart.umd.min.js").read_text(encoding="utf-8").partition("//# sourceMappingURL")[0]
+    page = environment.get_template("page.html.j2")
+    return page.render(view(run, run_dir), chart=chart, style=(here / "page.css").read_text(encoding="utf-8"))
+
+
+def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
+    """What the template shows: text and numbers ready to print, nothing left to decide."""
+    plan, trials = part(run, "plan"), [trial for trial in run.get("trials") or [] if trial]
+    metric = str(plan.get("metric") or "score")
+    chosen = chosen_trial(run)
+    pareto = _pareto(trials, plan, metric, chosen)
+    curves = _curves(trials, plan, run_dir, chosen)
+    latency = [_latency_row(trial) for trial in trials]
+    apart = [*BESIDE.values(), "energy"]
+    beside = [name for name in apart if any(line["beside"][name] != units.NOT_MEASURED for line in latency)]
+    return {
+        "name": units.text(run.get("name") or "run", 80),
+        "created": units.when(run.get("created") or "at an unknown time"),
+        "version": units.text(run.get("edgeopt") or "?", 20),
+        "verdict": run.get("verdict") if run.get("verdict") in STATES else "undecided",
+        "sentence": units.text(run.get("sentence") or "No verdict was written.", 600),
+        "board_name": units.text(part(run, "board").get("model") or part(plan, "profile").get("name") or "no board"),
+        "tiles": tiles(run, chosen, metric),
+        "demands": demands(run, chosen, metric),
+        "stop": units.text(run.get("stop") or "not said", 600),
+        "rows": [row(trial, trial is chosen, metric) for trial in trials],
+        "metric": units.text(metric, 40),
+        "pareto": pareto,
+        "curves": curves,
+        "charts": {"pareto": pareto, "curves": curves},
+        "latency": latency,
+        "beside": beside,
+        "unmeasured": [name for name in apart if name not in beside],
+        "percentiles": [name for _, name in PERCENTILES],
+        "final": _final(run, metric),
+        "board": _pairs(part(run, "board")),
+        "conditions": [_conditions(trial) for trial in trials],
+        "plan": _plan(plan, metric),
+        "profile": _pairs(part(plan, "profile")),
+        "bundle": _pairs(part(run, "bundle")),
+        "manifest": run.get("manifest"),
+    }
+
+
+def tiles(run: dict[str, Any], chosen: dict[str, Any] | None, metric: str) -> list[dict[str, str]]:
+    """The four figures that matter of the chosen artifact: label, value, note."""
+    if chosen is None:
+        return []
+    ratios, final = part(chosen, "ratios"), part(run, "final")
+
+    def tile(key: str, label: str, better: str, worse: str) -> dict[str, str]:
+        entry = part(ratios, key)
+        against = units.text(entry.get("against") or "fp32", NAME_LIMIT)
+        said = units.gain(entry, better, worse)
+        note = f"{said} than {against}" if better in said or worse in said else f"ratio to {against}: {said}"
+        return {"label": label, "value": budgeted(chosen, key, interval=False), "note": note}
+
+    floor = units.drop(part(run, "plan").get("floor_drop"), metric)
+    return [
+        tile("latency_p50_s", "Median latency", "faster", "slower"),
+        tile("size_bytes", "File size", "smaller", "larger"),
+        tile("peak_memory_bytes", "Peak memory", "less", "more"),
+        {
+            "label": "Drop on final data",
+            "value": units.drop(final.get("drop"), metric),
+            "note": f"{units.drop_interval(final.get('drop_interval'), metric)}, allowed: {floor}",
+        },
+    ]
+
+
+def _pareto(
+    trials: list[dict[str, Any]], plan: dict[str, Any], metric: str, chosen: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Points (x: latency ratio to the baseline, y: selection score), lines and edges of the plot."""
+    factor, unit = units.score_axis(metric)
+    points, left_out = [], []
+    for trial in trials:
+        score, name = part(trial, "score"), units.text(trial.get("name") or "?", NAME_LIMIT)
+        ratio = part(part(trial, "ratios"), "latency_p50_s")
+        if not ratio and trial.get("verdict") == "baseline":
+            ratio = {"value": 1.0}
+        if ratio.get("invalid") or not units.known(ratio.get("value")) or not units.known(score.get("value")):
+            left_out.append(name)
+            continue
+        said = row(trial, trial is chosen, metric)
+        points.append(
+            {
+                "name": name,
+                "x": ratio["value"],
+                "y": score["value"] * factor,
+                "x_interval": _ends(ratio.get("interval"), 1.0),
+                "y_interval": _ends(score.get("interval"), factor),
+                "size": budgeted_value(trial, "size_bytes"),
+                "verdict": said["verdict"],
+                "chosen": said["chosen"],
+                "tip": [
+                    f"latency {said['latency_ratio']}",
+                    f"{metric} {said['score']}",
+                    f"{said['size']}",
+                    said["verdict"],
+                ],
+            }
+        )
+    lines = list(_budget_lines(trials, plan))
+    floor = _floor(trials, plan)
+    return {
+        "points": points,
+        "left_out": left_out,
+        "lines": lines,
+        "floor": None if floor is None else {"y": floor * factor, "label": f"floor {units.score(floor, metric)}"},
+        "front": _front(points),
+        "x_title": "Median latency relative to fp32",
+        "y_title": f"{units.text(metric, 40)} on selection data{unit}",
+        **_edges(points, lines, None if floor is None else floor * factor),
+    }
+
+
+def _budget_lines(trials: list[dict[str, Any]], plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    baseline = next((trial for trial in trials if trial.get("verdict") == "baseline"), {})
+    for key in ("latency_p50_s", "latency_p95_s"):
+        limit, own = part(plan, "budgets").get(key), budgeted_value(baseline, key)
+        if units.known(limit) and own:
+            yield {"x": limit / own, "label": f"{units.label(key)} ≤ {units.by_key(key, limit)}"}
+
+
+def _floor(trials: list[dict[str, Any]], plan: dict[str, Any]) -> float | None:
+    reference = next((t["score"]["reference"] for t in trials if units.known(part(t, "score").get("reference"))), None)
+    allowed = plan.get("floor_drop")
+    return reference - allowed if units.known(reference) and units.known(allowed) else None
+
+
+def _front(points: list[dict[str, Any]]) -> list[list[float]]:
+    """Points that no other beats on both axes, from the fastest on."""
+    front: list[list[float]] = []
+    for point in sorted(points, key=lambda p: (p["x"], -p["y"])):
+        if not front or point["y"] > front[-1][1]:
+            front.append([point["x"], point["y"]])
+    return front
+
+
+def _edges(points: list[dict[str, Any]], lines: list[dict[str, Any]], floor: float | None) -> dict[str, float]:
+    xs = [x for p in points for x in (p["x"], *(p["x_interval"] or ()))]
+    right = max([1.0, *xs])
+    # A budget far beyond every point would squeeze them all into one corner.
+    right = max([right, *(line["x"] for line in lines if line["x"] < 1.6 * right)])
+    ys = [y for p in points for y in (p["y"], *(p["y_interval"] or ()))] + ([] if floor is None else [floor])
+    low, high = min(ys, default=0.0), max(ys, default=1.0)
+    pad = 0.08 * (high - low or 1.0)
+    return {"x_max": math.ceil(right * 11.5) / 10, "y_min": low - pad, "y_max": high + pad}
+
+
+def _curves(
+    trials: list[dict[str, Any]], plan: dict[str, Any], run_dir: Path, chosen: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Cumulative distribution of each trial's latencies, thinned to quantiles, in the unit that reads best."""
+    shares = np.linspace(0, 1, CURVE_POINTS)
+    found, missing = {}, []
+    for trial in trials:
+        name = units.text(trial.get("name") or "?", NAME_LIMIT)
+        seconds = _samples(trial, run_dir)
+        if seconds is None:
+            missing.append(name)
+        else:
+            found[name] = np.quantile(seconds, shares)
+    edge = max((float(np.interp(0.995, shares, quantiles)) for quantiles in found.values()), default=1.0)
+    factor, unit = units.scale(edge, "s")
+    budgets = {k: v for k, v in part(plan, "budgets").items() if k in ("latency_p50_s", "latency_p95_s")}
+    limits = [(key, value) for key, value in budgets.items() if units.known(value)]
+    right = max([edge * 1.04, *(value * 1.04 for _, value in limits if value < 1.5 * edge)]) / factor
+    return {
+        "series": [
+            {
+                "name": name,
+                "points": [[float(x) / factor, 100 * float(y)] for x, y in zip(quantiles, shares, strict=True)],
+                "chosen": chosen is not None and name == units.text(chosen["name"], NAME_LIMIT),
+            }
+            for name, quantiles in found.items()
+        ],
+        "missing": missing,
+        "lines": [{"x": v / factor, "label": f"{units.label(k)} ≤ {units.by_key(k, v)}"} for k, v in limits],
+        "unit": unit,
+        "x_title": f"Latency of one inference ({unit})",
+        "y_title": "Share of inferences at least as fast (%)",
+        "x_max": right,
+    }
+
+
+def _samples(trial: dict[str, Any], run_dir: Path) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """The trial's seconds (n,), or None where it has none or they cannot be read; never from outside the run."""
+    given = trial.get("samples")
+    path = (run_dir / str(given)).resolve()
+    if not given or not path.is_relative_to(run_dir.resolve()) or not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            seconds = np.asarray(arrays["seconds"], dtype=np.float64).ravel()
+    except (OSError, ValueError, KeyError):
+        return None
+    return seconds if len(seconds) and np.isfinite(seconds).all() else None
+
+
+def _latency_row(trial: dict[str, Any]) -> dict[str, Any]:
+    latency = part(trial, "latency")
+    return {
+        "name": units.text(trial.get("name") or "?", NAME_LIMIT),
+        "n": units.count(latency.get("n")),
+        "figures": [units.figure(latency.get(key), "s") for key, _ in PERCENTILES],
+        "load": units.quantity(trial.get("load_s"), "s"),
+        "first": units.quantity(trial.get("first_inference_s"), "s"),
+        "beside": {name: units.figure(latency.get(key), "s") for key, name in BESIDE.items()}
+        | {"energy": units.by_key("energy", trial.get("energy"))},
+    }
+
+
+def _final(run: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    final = part(run, "final")
+    if not final:
+        return None
+    metric = str(final.get("metric") or metric)
+    worst, groups = part(final, "worst_class"), final.get("groups")
+    worst_said = units.NOT_MEASURED
+    if worst:
+        said = worst.get("invalid") and f"invalid ({units.text(worst['invalid'])})"
+        label = units.text(worst.get("label"), NAME_LIMIT)
+        worst_said = said or f"{label}: {units.score(worst.get('value'), metric)} (n={units.count(worst.get('n'))})"
+    return {
+        "verdict": final.get("verdict") if final.get("verdict") in STATES else "undecided",
+        "reason": units.text(final.get("reason") or "no reason was written", 600),
+        "bar": _drop_bar(final, part(run, "plan").get("floor_drop"), metric),
+        "pairs": [
+            ("score", units.score(final.get("value"), metric, final.get("interval"))),
+            ("reference score", units.score(final.get("reference"), metric)),
+            ("drop", units.drop(final.get("drop"), metric, final.get("drop_interval"))),
+            ("samples", units.count(final.get("n")) + (f" in {groups} groups" if groups else "")),
+            ("test", units.text(final.get("test") or units.NOT_MEASURED)),
+            ("agreement with the reference", units.share(final.get("agreement"))),
+            ("worst class", worst_said),
+        ],
+    }
+
+
+def _drop_bar(final: dict[str, Any], floor: Any, metric: str) -> dict[str, Any] | None:
+    """Positions in percent of a line on which the drop, its interval, zero and the floor lie."""
+    drop, ends = final.get("drop"), _ends(final.get("drop_interval"), 1.0)
+    if not units.known(drop) or not units.known(floor):
+        return None
+    reach = [0.0, floor, drop, *(ends or ())]
+    low, high = min(reach), max(reach)
+    pad = 0.12 * (high - low or 1.0)
+    low, high = low - pad, high + pad
+
+    def at(value: float) -> float:
+        return round(float(100 * (value - low) / (high - low)), 2)
+
+    return {
+        "zero": at(0.0),
+        "floor": at(floor),
+        "floor_label": f"floor: {units.drop(floor, metric)}",
+        "drop": at(drop),
+        "ends": None if ends is None else [at(ends[0]), at(ends[1])],
+        "said": f"Drop {units.drop(drop, metric, ends)}; at most {units.drop(floor, metric)} are allowed.",
+    }
+
+
+def _conditions(trial: dict[str, Any]) -> dict[str, Any]:
+    executed, conditions = part(trial, "executed"), part(trial, "conditions")
+    operators = part(executed, "ops")
+    rest = {key: value for key, value in conditions.items() if key != "marks"}
+    return {
+        "name": units.text(trial.get("name") or "?", NAME_LIMIT),
+        "threads": units.count(executed.get("threads")),
+        "delegates": units.by_key("delegates", executed.get("delegates")),
+        "operators": ", ".join(f"{units.text(k, 40)} {units.text(v, 20)}" for k, v in operators.items()) or "not told",
+        "marks": [units.text(mark) for mark in conditions.get("marks") or []],
+        "unmarked": "none" if conditions else units.NOT_MEASURED,
+        "rest": "; ".join(f"{name} {value}" for name, value in _pairs(rest)) or units.NOT_MEASURED,
+    }
+
+
+def _plan(plan: dict[str, Any], metric: str) -> list[tuple[str, str]]:
+    shown = {key: value for key, value in plan.items() if key not in ("profile", "floor_drop", "min_gain", "objective")}
+    objective = plan.get("objective")
+    first = [("objective", units.label(objective))] if objective else []
+    if units.known(plan.get("floor_drop")):
+        first.append((units.label("floor_drop"), units.drop(plan["floor_drop"], metric)))
+    if units.known(plan.get("min_gain")):
+        first.append((units.label("min_gain"), units.share(plan["min_gain"])))
+    return first + _pairs(shown)
+
+
+def _pairs(given: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(units.label(key), units.by_key(str(key), value)) for key, value in given.items()]
+
+
+def _ends(interval: Any, factor: float) -> list[float] | None:
+    if not isinstance(interval, list | tuple) or len(interval) != 2 or not all(map(units.known, interval)):
+        return None
+    return [end * factor for end in interval]
+
+
+def _csp_hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()

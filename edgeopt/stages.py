@@ -1,0 +1,317 @@
+"""The stages of a run, each a function whose output is cached: source → reference → compressed → lowered → measured.
+
+The user's model is imported only when a stage really has to be built, so a run that is all cached loads no framework.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from edgeopt_agent import preprocess
+
+from . import measure, model
+from .cache import Cache, source_of, versions
+from .device.session import Session
+from .errors import ConfigError, ModelError
+from .ladder import Recipe
+from .lower import TensorSpec
+from .measure import Artifact, Comparison
+from .plan import Lower, Plan, Prune, Recover
+from .task import Array, Samples, TaskObject, check_labels, read_npz, samples_of, split
+
+if TYPE_CHECKING:
+    import torch
+
+Say = Callable[[dict[str, Any]], None]
+
+TORCH_PACKAGES = ("torch", "numpy")
+PRUNE_PACKAGES = ("torch", "torch-pruning", "numpy")
+
+
+def hash_arrays(arrays: Sequence[Array]) -> str:
+    """SHA-256 over types, shapes and values."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass
+class Workbench:
+    """What every stage of one run shares. `splits` holds raw samples; `graph` names the source model."""
+
+    plan: Plan
+    cache: Cache
+    say: Say
+    splits: dict[str, Samples]
+    graph: str
+
+    @functools.cached_property
+    def module(self) -> torch.nn.Module:
+        """The user's model, imported now if no stage needed it before."""
+        self.say({"event": "stage", "what": "loading the model"})
+        section = self.plan.run_file.model
+        return model.load_torch(section.torch, self.plan.folder, section.arguments)
+
+    @functools.cached_property
+    def task_object(self) -> Any:
+        spec = self.plan.run_file.task.object
+        return model.call_factory(spec, self.plan.folder, {}, "[task] object") if spec else None
+
+    def progress(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Tell what is being done; how far, where that can be counted."""
+        if total:
+            self.say({"event": "progress", "what": what, "done": done, "of": total})
+        else:
+            self.say({"event": "stage", "what": what})
+
+    def prepared(self, name: str) -> tuple[Array, ...]:
+        return self.splits[name].prepared(self.plan.preprocess)
+
+    @functools.cached_property
+    def calibration_hash(self) -> str:
+        own = self.splits["calibration"]
+        labels = () if own.labels is None else (own.labels,)
+        return hash_arrays([*self.prepared("calibration"), *labels])
+
+    def scores(self, outputs: Sequence[Array], labels: Array | None) -> Array:
+        """Per-sample scores (n,) of outputs, each (n, ...), by the task's metric or its own score()."""
+        metric = self.plan.run_file.task.metric
+        if metric is not None:
+            return np.asarray(preprocess.score(metric, outputs, labels))
+        found = np.asarray(self.task_object.score(outputs, labels), dtype=np.float64)
+        if found.shape != (len(outputs[0]),) or not np.isfinite(found).all():
+            raise ModelError(
+                f"score() of [task] object gave shape {found.shape}; it must give one finite number for each of the "
+                f"{len(outputs[0])} samples"
+            )
+        return found
+
+
+def open_workbench(plan: Plan, cache: Cache, say: Say) -> Workbench:
+    """Data read and split, and the source model known. Raises ConfigError, ModelError."""
+    samples = _samples(plan, cache)
+    rows = split(samples, plan.splits, plan.run_file.splits.seed)
+    splits = {name: samples.take(indices) for name, indices in rows.items()}
+    example = splits["calibration"].take(np.arange(1)).prepared(plan.preprocess)
+    section = plan.run_file.model
+
+    def build(folder: Path) -> None:
+        say({"event": "stage", "what": "loading and exporting the model"})
+        module = model.load_torch(section.torch, plan.folder, section.arguments)
+        (folder / "graph").write_text(model.graph_hash(module, example))
+
+    inputs = {
+        "factory": section.torch,
+        "arguments": section.arguments,
+        "folder": str(plan.folder),
+        "shapes": [[list(array.shape), str(array.dtype)] for array in example],
+        "versions": versions(TORCH_PACKAGES),
+        "code": source_of("edgeopt/model.py"),
+    }
+    graph = (cache.traced("source", inputs, build) / "graph").read_text()
+    return Workbench(plan, cache, say, splits, graph)
+
+
+def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
+    """The source model's outputs, each (n, ...), on a split: what every score is compared with."""
+    prepared = bench.prepared(name)
+
+    def build(folder: Path) -> None:
+        bench.say({"event": "stage", "what": f"running the source model on the {name} split"})
+        _save_arrays(folder / "outputs.npz", model.run_torch(bench.module, prepared))
+
+    inputs = {
+        "graph": bench.graph,
+        "samples": hash_arrays(prepared),
+        "versions": versions(TORCH_PACKAGES),
+        "code": source_of("edgeopt/model.py"),
+    }
+    outputs = _load_arrays(bench.cache.stage(f"reference of {name}", inputs, build) / "outputs.npz")
+    metric = bench.plan.run_file.task.metric
+    if metric is not None:
+        check_labels(bench.splits[name].labels, metric, int(np.prod(outputs[0].shape[1:])))
+    return outputs
+
+
+def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]]:
+    """The recipe's steps, in order: (artifact, notes of the stages)."""
+    *torch_steps, lowering = recipe.steps
+    assert isinstance(lowering, Lower)
+    compressed = None
+    for step in torch_steps:
+        if isinstance(step, Prune):
+            recover = next(s for s in torch_steps if isinstance(s, Recover))
+            compressed = pruned(bench, step, recover)
+    folder = lowered(bench, lowering, compressed)
+    notes = json.loads((folder / "lowered.json").read_text())
+    if compressed is not None:
+        notes["compress"] = json.loads((compressed / "compress.json").read_text())
+    preprocess_steps = [
+        [*own, *adapters] for own, adapters in zip(bench.plan.preprocess, notes["adapters"], strict=True)
+    ]
+    path = folder / notes["file"]
+    return Artifact.of_file(path, lowering.runtime, bench.plan.threads, preprocess_steps, recipe.name), notes
+
+
+def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
+    """A folder from which the pruned and recovered model can be rebuilt. Trained on the calibration split only."""
+    inputs = {
+        "graph": bench.graph,
+        "prune": dataclasses.asdict(prune_step),
+        "recover": dataclasses.asdict(recover_step),
+        "calibration": bench.calibration_hash,
+        "versions": versions(PRUNE_PACKAGES),
+        "code": source_of("edgeopt/compress/prune.py", "edgeopt/compress/recover.py"),
+    }
+
+    def build(folder: Path) -> None:
+        from .compress import prune, recover
+
+        def epoch(done: int, total: int, loss: float) -> None:
+            bench.progress(f"recovering the model pruned by {prune_step.ratio:.0%} (loss {loss:.4f})", done, total)
+
+        calibration = Samples(bench.prepared("calibration"), bench.splits["calibration"].labels, None)
+        example = tuple(array[:1] for array in calibration.inputs)
+        module, history = prune.prune(bench.module, prune_step, example, bench.progress)
+        checkpoint = bench.cache.partial("pruned", inputs) / "checkpoint"
+        module = recover.recover(module, bench.module, calibration, recover_step, checkpoint, epoch)
+        prune.save(module, history, folder)
+        facts = {name: history[name] for name in ("macs", "parameters", "widths")}
+        (folder / "compress.json").write_text(json.dumps(facts))
+
+    return bench.cache.stage("pruned", inputs, build)
+
+
+def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
+    """The artifact of the source model, or of a compressed one, with lowered.json beside it."""
+    lowering = importlib.import_module(f"edgeopt.lower.{step.runtime}")
+    inputs = {
+        "graph": bench.graph,
+        "compressed": compressed.name if compressed else None,
+        "lower": dataclasses.asdict(step),
+        "calibration": bench.calibration_hash,
+        "versions": versions(lowering.requirements()),
+        "code": source_of("edgeopt/lower/__init__.py", f"edgeopt/lower/{step.runtime}.py"),
+    }
+
+    def build(folder: Path) -> None:
+        module = bench.module
+        if compressed is not None:
+            from .compress import prune
+
+            module = prune.restore(module, compressed)
+        calibration = bench.prepared("calibration")
+        example = tuple(array[: model.REFERENCE_BATCH] for array in calibration)
+        made = lowering.lower(
+            module,
+            step.scheme,
+            example,
+            calibration,
+            folder / f"model.{step.runtime}",
+            bench.progress,
+        )
+        facts = {
+            "file": made.path.name,
+            "inputs": [_spec(tensor) for tensor in made.inputs],
+            "outputs": [_spec(tensor) for tensor in made.outputs],
+            "adapters": [[dict(step) for step in own] for own in made.adapters],
+            "notes": made.notes,
+        }
+        (folder / "lowered.json").write_text(json.dumps(facts))
+
+    return bench.cache.stage(f"lowered to {step.scheme}", inputs, build)
+
+
+def measured(bench: Workbench, session: Session, facts: dict[str, Any], artifacts: Sequence[Artifact]) -> Comparison:
+    """A whole paired comparison on this board; it is stored as a whole and never mixed with another."""
+    selection = bench.splits["selection"]
+    rows = np.random.default_rng(bench.plan.seed).permutation(len(selection))[: measure.LATENCY_SAMPLES]
+    shards = measure.shards(dataclasses.replace(selection.take(rows), labels=None))
+    inputs = {
+        **_board_key(session, facts, artifacts),
+        "inputs": [hashlib.sha256(data).hexdigest() for data in shards],
+        "mode": bench.plan.mode,
+        "seed": bench.plan.seed,
+        "code": source_of("edgeopt/measure.py"),
+    }
+
+    def build(folder: Path) -> None:
+        names = ", ".join(artifact.name for artifact in artifacts)
+        bench.say({"event": "stage", "what": f"measuring {names} on {session.address}"})
+        measure.bench(session, artifacts, shards, bench.plan.mode, bench.plan.seed, folder)
+
+    folder = bench.cache.stage("measured " + " with ".join(a.name for a in artifacts), inputs, build)
+    return Comparison.read(folder)
+
+
+def board_outputs(
+    bench: Workbench, session: Session, facts: dict[str, Any], artifact: Artifact, name: str
+) -> tuple[Array, ...]:
+    """What the artifact answers on the board for a split, each output (n, ...). Raises ModelError for NaN."""
+    shards = measure.shards(dataclasses.replace(bench.splits[name], labels=None))
+    inputs = {
+        **_board_key(session, facts, [artifact]),
+        "inputs": [hashlib.sha256(data).hexdigest() for data in shards],
+        "code": source_of("edgeopt/measure.py"),
+    }
+
+    def build(folder: Path) -> None:
+        bench.say({"event": "stage", "what": f"running {artifact.name} on the {name} split on {session.address}"})
+        _save_arrays(folder / "outputs.npz", measure.outputs(session, artifact, shards))
+
+    found = _load_arrays(bench.cache.stage(f"{name} outputs of {artifact.name}", inputs, build) / "outputs.npz")
+    model.check_finite(found, f"'{artifact.name}' on {session.address}")
+    return found
+
+
+def _samples(plan: Plan, cache: Cache) -> Samples:
+    task = plan.run_file.task
+    if task.arrays is not None:
+        path = plan.folder / task.arrays
+        return samples_of(read_npz(path), task.inputs, task.labels, task.groups, f"'{path}'")
+    spec = str(task.object)
+
+    def build(folder: Path) -> None:
+        made = model.call_factory(spec, plan.folder, {}, "[task] object")
+        if not isinstance(made, TaskObject):
+            raise ConfigError(f"[task] object = '{spec}' returned {type(made).__name__}, which has no arrays() method")
+        if task.metric is None and not callable(getattr(made, "score", None)):
+            raise ConfigError(f"[task] object = '{spec}' has no score() method, and [task] metric is absent; give one")
+        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in made.arrays().items()}
+        np.savez(folder / "arrays.npz", **arrays)
+
+    inputs = {"object": spec, "folder": str(plan.folder), "versions": versions(["numpy"])}
+    folder = cache.traced("task", inputs, build)
+    return samples_of(read_npz(folder / "arrays.npz"), task.inputs, task.labels, task.groups, f"'{spec}'")
+
+
+def _board_key(session: Session, facts: dict[str, Any], artifacts: Sequence[Artifact]) -> dict[str, Any]:
+    return {
+        "board": measure.board_identity(facts, artifacts[0].runtime),
+        "agent": session.hello["agent_sha256"],
+        "artifacts": [artifact.entry() for artifact in artifacts],
+    }
+
+
+def _spec(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
+
+
+def _save_arrays(path: Path, arrays: Sequence[Array]) -> None:
+    named: dict[str, Any] = {f"output{index}": array for index, array in enumerate(arrays)}
+    np.savez(path, **named)
+
+
+def _load_arrays(path: Path) -> tuple[Array, ...]:
+    with np.load(path, allow_pickle=False) as archive:
+        return tuple(archive[f"output{index}"] for index in range(len(archive.files)))

@@ -1,0 +1,399 @@
+"""Raw samples in, figures with interval (95 %) and validity out; SI units. A percentile's interval takes samples for
+independent; neighbouring latencies are not, so it is the least of the uncertainty. Two artifacts are compared by
+`ratio_of_medians` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+TAIL = 0.025
+Z = NormalDist().inv_cdf(1 - TAIL)
+DRIFT_TOLERANCE = 0.05
+# Below this count Student's t keeps its level and the percentile bootstrap is too narrow (simulated in the tests).
+BOOTSTRAP_FROM = 40
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number with what it rests on. `value` is None where nothing valid can be said; `invalid` then says why
+    ("n=40, needs 64"). `n` counts what the figure was made from; `how`: "measured", "estimated" or "simulated"."""
+
+    value: float | None
+    interval: Interval | None
+    n: int
+    how: str = "measured"
+    invalid: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that run.json keeps."""
+        return asdict(self) | {"interval": None if self.interval is None else list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How long to measure: until both minima are met, and never longer than `max_seconds`."""
+
+    min_queries: int
+    min_seconds: float
+    max_seconds: float = 600.0
+
+
+MODES = {"rapid": Mode(64, 6.0), "quick": Mode(256, 10.0), "normal": Mode(1024, 60.0)}
+
+
+@lru_cache(maxsize=64)
+def early_stopping_minimum(percentile: float, confidence: float = 0.99) -> int:
+    """Smallest count at which a percentile (in percent) may be given: 64, 130, 219, 662, 6,636 for p90 … p99.9.
+
+    MLPerf's early stopping, single-stream scenario (mlcommons/inference, loadgen/early_stopping.cc and results.cc):
+    with t queries above a bound and h within it, the percentile p is proven to lie within when
+    P(Binomial(h + t, 1 - p) <= t) = I_p(h, t + 1) < 1 - confidence (I: regularized incomplete beta). The least t that
+    LoadGen takes is 1, so the minimum is the smallest n = h + 1 with p^n + n (1 - p) p^(n - 1) < 1 - confidence.
+    """
+    if not (0 < percentile < 100 and 0 < confidence < 1):
+        raise ValueError(f"percentile {percentile} must be within 0…100 and confidence {confidence} within 0…1")
+    p = percentile / 100
+    return _first(lambda n: p**n + n * (1 - p) * p ** (n - 1) < 1 - confidence, 2)
+
+
+def rank_interval(n: int, p: float) -> tuple[int, int] | None:
+    """Ranks (1-based, in the sorted sample) that enclose the p-quantile with at least 95 %; None where n is too small.
+    Distribution-free: how many samples lie below the quantile is Binomial(n, p); each side misses at most 2.5 %.
+    """
+    first, cumulative = _binomial_cdf(n, p)
+    low = first + int(np.searchsorted(cumulative, TAIL, side="right"))
+    high = first + int(np.searchsorted(cumulative, 1 - TAIL, side="left")) + 1
+    return (low, high) if low >= 1 and high <= n else None
+
+
+def percentile_figure(seconds: Floats, percentile: float) -> Figure:
+    """The percentile (in percent) of seconds (n,); without value where n is below `early_stopping_minimum`."""
+    n = len(seconds)
+    if n < (needs := early_stopping_minimum(percentile)):
+        return Figure(None, None, n, invalid=f"n={n}, needs {needs}")
+    return Figure(float(np.percentile(seconds, percentile)), _enclosed(seconds, percentile / 100), n)
+
+
+def summarize(seconds: Floats, mode: str) -> dict[str, Any]:
+    """Latency of single invokes: seconds (n,), each > 0. Keys: mode, n, duration_s (their sum), and the Figures p50_s,
+    p90_s, p95_s, p99_s, mean_s, min_s. "rapid" gives no p95 and p99. `summary_to_json` makes run.json's form.
+    Raises ValueError for an unknown mode and for samples that are not finite and positive.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is unknown; allowed: {', '.join(MODES)}")
+    seconds, n = _times(seconds), len(seconds)
+    figures = {f"p{p}_s": percentile_figure(seconds, p) for p in (50, 90, 95, 99)}
+    if mode == "rapid":
+        figures |= dict.fromkeys(("p95_s", "p99_s"), Figure(None, None, n, invalid="not given in rapid mode"))
+    for name, function in (("mean_s", np.mean), ("min_s", np.min)):
+        figures[name] = (
+            Figure(float(function(seconds)), None, n) if n else Figure(None, None, 0, invalid="n=0, needs 1")
+        )
+    return {"mode": mode, "n": n, "duration_s": float(seconds.sum()), **figures}
+
+
+def summary_to_json(summary: dict[str, Any]) -> dict[str, Any]:
+    """A dictionary with Figures among its values, in plain JSON values."""
+    return {key: value.to_json() if isinstance(value, Figure) else value for key, value in summary.items()}
+
+
+def ratio_of_medians(a_blocks: Sequence[Floats], b_blocks: Sequence[Floats]) -> Figure:
+    """median(a) / median(b) from alternating blocks (A B B A, or A B C C B A: blocks 2r and 2r + 1 are round r).
+    Each block is (n_i,) seconds. A round gives the ratio of its pooled medians: a drift in a straight line through the
+    round meets both alike and cancels. The value is the median over rounds, with its order-statistics interval, which
+    needs six rounds; with fewer the value stays, the interval is None, `invalid` says so, and no verdict may rest on
+    it. `n` counts rounds. Raises ValueError when the blocks are not whole rounds or one is empty.
+    """
+    a, b = [_times(block) for block in a_blocks], [_times(block) for block in b_blocks]
+    if len(a) != len(b) or len(a) % 2 or not a or not all(map(len, (*a, *b))):
+        raise ValueError(f"{len(a)} and {len(b)} blocks are not whole rounds of A B B A, or one is empty")
+    pooled = [np.median(np.concatenate(side[i : i + 2])) for side in (a, b) for i in range(0, len(side), 2)]
+    ratios = np.divide(*np.split(np.array(pooled), 2))
+    rounds, interval = len(ratios), _enclosed(ratios, 0.5)
+    invalid = None if interval else f"n={rounds} rounds, needs 6"
+    return Figure(float(np.median(ratios)), interval, rounds, invalid=invalid)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """`ratio` is second half / first half; both are None when there are too few samples to tell."""
+
+    drifted: bool | None
+    ratio: float | None
+    reason: str
+
+
+def drift(blocks: Sequence[Floats]) -> Drift:
+    """Whether the second half of one artifact's samples departs from its first. blocks: (n_i,) seconds, in order.
+    The samples are cut into ten consecutive pieces of equal count. The run has drifted when the halves' median piece
+    medians differ by more than 5 % *and* the pieces are apart by the exact rank-sum test of five against five (U <= 2,
+    two-sided level 0.032): the first keeps harmless differences quiet, the second a single disturbance. Needs 80.
+    """
+    seconds = _times(np.concatenate([np.zeros(0), *blocks]))
+    if len(seconds) < 80:
+        return Drift(None, None, f"n={len(seconds)}, needs 80")
+    medians = np.array([np.median(piece) for piece in np.array_split(seconds, 10)])
+    ratio = float(np.median(medians[5:]) / np.median(medians[:5]))
+    larger = float((np.sign(medians[5:, None] - medians[None, :5]) + 1).sum() / 2)
+    apart = min(larger, 25 - larger) <= 2
+    if apart and max(ratio, 1 / ratio) > 1 + DRIFT_TOLERANCE:
+        return Drift(True, ratio, f"the second half is {'slower' if ratio > 1 else 'faster'}, ratio {ratio:.3f}")
+    return Drift(False, ratio, f"the halves agree, ratio {ratio:.3f}")
+
+
+def wilson(correct: int, n: int) -> Interval:
+    """Wilson's score interval for a share of `correct` in n >= 1 (Wilson 1927)."""
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"{correct} of {n} is not a share")
+    share, weight = correct / n, 1 + Z * Z / n
+    centre = (share + Z * Z / (2 * n)) / weight
+    half = Z / weight * math.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2)
+    return centre - half if correct else 0.0, centre + half if correct < n else 1.0
+
+
+def mcnemar_p(worse: int, better: int) -> float:
+    """Two-sided p of McNemar's exact test: inputs right only for the reference (worse) or the candidate (better)."""
+    fewer, total = min(worse, better), worse + better
+    return min(1.0, 2 * _at_most(fewer, total, 0.5))
+
+
+def mcnemar_interval(worse: int, better: int, n: int) -> Interval:
+    """95 % interval for the drop (worse - better) / n of right/wrong scores on n identical inputs.
+
+    The union of two. Tango's score interval (Statistics in Medicine 17, 1998: 891-908) keeps its level for the
+    unconditional difference. The exact conditional one (Clopper-Pearson on worse of worse + better, mapped to the
+    difference) excludes 0 exactly when McNemar's exact test rejects, but takes the number of disagreements for fixed:
+    alone it covers 40-60 % when nearly all of them point one way, and is [0, 0] when there are none. The union covers
+    at least 95 % wherever the tests enumerate it, and excludes 0 exactly when the exact test rejects at 5 %.
+    """
+    total, drop = worse + better, (worse - better) / n
+    low = _bisect(lambda d: _tango(worse, better, n, d) > Z, -1.0, drop)
+    high = _bisect(lambda d: _tango(worse, better, n, d) > -Z, drop, 1.0)
+    if not total:
+        return low, high
+    first = _bisect(lambda p: 1 - _at_most(worse - 1, total, p) < TAIL, 0.0, 1.0) if worse else 0.0
+    last = _bisect(lambda p: _at_most(worse, total, p) > TAIL, 0.0, 1.0) if better else 1.0
+    return min(low, (2 * first - 1) * total / n), max(high, (2 * last - 1) * total / n)
+
+
+def mean_interval(values: Floats, groups: NDArray[Any] | None, seed: int = 0) -> Interval | None:
+    """95 % interval for the mean of values (n,). None when it cannot be told: one sample, or one group.
+
+    Without groups: bootstrap percentiles, Student's t below 40 samples. With groups (n,): delete-one-group jackknife,
+    Student's t on groups - 1. Simulated, it covers 94-96 % from 3 groups to 40; the bootstrap over groups 75 % with 3,
+    83 % with 5, 90 % with 10, 94 % with 40, and resampling samples within groups too loses its level once groups
+    differ. What few groups cost is width: with three, t is 4.3.
+    """
+    n, mean, rng = len(values), float(values.mean()), np.random.default_rng(seed)
+    if groups is None and n >= BOOTSTRAP_FROM:
+        means = [values[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)]
+        return float(np.quantile(means, TAIL)), float(np.quantile(means, 1 - TAIL))
+    index = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    if (count := len(sums)) < 2:
+        return None
+    without = (sums.sum() - sums) / (n - counts)
+    error = math.sqrt((count - 1) / count * float(((without - mean) ** 2).sum()))
+    half = student_t(count - 1) * error
+    return mean - half, mean + half
+
+
+def score(scores: Floats, groups: NDArray[Any] | None = None, seed: int = 0) -> Figure:
+    """Mean of scores (n,), with Wilson's interval for right/wrong (0 and 1), else `mean_interval`; with groups (n,)
+    the one over groups, never narrower than without."""
+    values = _scores(scores)
+    binary = bool(np.isin(values, (0, 1)).all())
+    interval = wilson(int(values.sum()), len(values)) if binary else mean_interval(values, None, seed)
+    interval = _with_groups(interval, values, groups, (0.0, 1.0) if binary else None)
+    return Figure(float(values.mean()), interval, len(values))
+
+
+def paired_drop(
+    reference_scores: Floats, candidate_scores: Floats, groups: NDArray[Any] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """{drop, drop_interval, test, n, groups}: mean(reference) - mean(candidate) on identical inputs, all (n,).
+
+    Right/wrong without groups: `mcnemar_interval`. Other scores: paired bootstrap (t below 40). Groups (subjects,
+    speakers): the jackknife of `mean_interval`, since the question is the next group; never narrower than without
+    groups. With three groups "undecided" is the usual and honest answer; one alone gives no interval.
+    """
+    reference, candidate = _scores(reference_scores), _scores(candidate_scores)
+    if len(reference) != len(candidate):
+        raise ValueError(f"{len(reference)} reference and {len(candidate)} candidate scores: need the same inputs")
+    differences, n = reference - candidate, len(reference)
+    binary = bool(np.isin((reference, candidate), (0, 1)).all())
+    if binary:
+        worse, better = int((differences > 0).sum()), int((differences < 0).sum())
+        interval: Interval | None = mcnemar_interval(worse, better, n)
+        test = f"McNemar's exact test, p={mcnemar_p(worse, better):.2g}"
+    elif not differences.any():
+        # No sample differed: up to 1 - 0.025^(1/n) of all may (Clopper-Pearson at 0 of n), by the size of the scores.
+        most = (1 - TAIL ** (1 / n)) * float(np.abs(reference).max())
+        interval, test = (-most, most), "bound from n samples without a difference"
+    else:
+        interval = mean_interval(differences, None, seed)
+        test = "paired bootstrap" if n >= BOOTSTRAP_FROM else "paired t"
+    interval = _with_groups(interval, differences, groups, (-1.0, 1.0) if binary else None)
+    count = None if groups is None else len(np.unique(groups))
+    if count is not None:
+        test = f"group jackknife, {count} groups" if count > 1 else "none: one group says nothing of others"
+    return {"drop": float(differences.mean()), "drop_interval": interval, "test": test, "n": n, "groups": count}
+
+
+def verdict(drop: float, interval: Interval | None, floor: float, n: int, groups: int | None = None) -> tuple[str, str]:
+    """("pass" | "fail" | "undecided", reason) for a drop against the floor, the greatest drop allowed.
+
+    Pass: the interval's worse (upper) end is within the floor. Fail: its better end is outside. Else undecided, with
+    about the n (and groups, where given) that would decide if the point estimate stayed where it is.
+    """
+    side = "inside" if drop <= floor else "outside"
+    if interval is None:
+        return "undecided", f"point estimate {side} the floor; no interval from one sample or group, needs at least 2"
+    low, high = interval
+    if high <= floor:
+        return "pass", "the interval's worse end is within the floor"
+    if low > floor:
+        return "fail", "the interval's better end is outside the floor"
+    gap, half = abs(floor - drop), high - drop if drop <= floor else drop - low
+    if gap == 0:
+        return "undecided", "point estimate on the floor; no n would decide"
+    more = f"about n={_two_digits(n * (half / gap) ** 2)}"
+    if groups is not None and groups > 1:
+        error = half / student_t(groups - 1) * math.sqrt(groups)
+        enough = _first(lambda g: student_t(g - 1) * error <= gap * math.sqrt(g), groups + 1)
+        more = f"about {_two_digits(enough)} groups (n={_two_digits(n * enough / groups)})"
+    return "undecided", f"point estimate {side} the floor; needs {more}"
+
+
+def worst_class(scores: Floats, labels: NDArray[Any], minimum: int = 20) -> dict[str, Any]:
+    """{label, value, n, invalid, too_few}: the class of lowest mean score among those with `minimum` samples.
+
+    scores, labels: (n,). too_few counts the classes left out; when all are, label and value are None, n is the
+    largest class's count and invalid says "n=…, needs …".
+    """
+    values = _scores(scores)
+    names, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.where(counts >= minimum, np.bincount(index, weights=values) / counts, np.inf)
+    worst, largest, too_few = int(np.argmin(means)), int(counts.max()), int((counts < minimum).sum())
+    if too_few == len(names):
+        label, value, n, invalid = None, None, largest, f"n={largest}, needs {minimum}"
+    else:
+        label, value, n, invalid = names[worst].item(), float(means[worst]), int(counts[worst]), None
+    return {"label": label, "value": value, "n": n, "invalid": invalid, "too_few": too_few}
+
+
+def agreement(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Share of inputs on which two decisions (n,) are equal; NaN agrees with nothing."""
+    if np.ndim(a) != 1 or np.shape(a) != np.shape(b) or len(a) == 0:
+        raise ValueError(f"decisions of shapes {np.shape(a)} and {np.shape(b)}: need two of (n,), n >= 1")
+    return float(np.mean(np.asarray(a) == np.asarray(b)))
+
+
+@lru_cache(maxsize=256)
+def student_t(freedom: int) -> float:
+    """97.5 % quantile of Student's t for whole degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
+    if freedom > 2000:
+        return Z
+    return math.sqrt(freedom) * math.tan(_bisect(lambda a: _inside_t(a, freedom) < 1 - 2 * TAIL, 0, math.pi / 2))
+
+
+def _inside_t(angle: float, freedom: int) -> float:
+    """P(|t| < sqrt(freedom) tan(angle))."""
+    odd = freedom % 2
+    term = total = math.cos(angle) if odd else 1.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * math.cos(angle) ** 2
+        total += term
+    total = math.sin(angle) * total if freedom > 1 else 0.0
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def _tango(worse: int, better: int, n: int, drop: float) -> float:
+    """Tango's score statistic of the hypothesis that the drop is `drop`; falls as `drop` rises."""
+    b, c = (2 * n - worse + better) * drop - worse - better, -better * drop * (1 - drop)
+    least = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+    variance = n * (2 * least + drop * (1 - drop))
+    return (worse - better - n * drop) / math.sqrt(max(variance, 1e-300))
+
+
+def _binomial_cdf(n: int, p: float) -> tuple[int, Floats]:
+    """Where Binomial(n, p) has all but 1e-30 of its mass: the first outcome, and P(X <= outcome) from there on."""
+    reach = 12 * math.sqrt(n * p * (1 - p)) + 40
+    first, last = max(0, math.floor(n * p - reach)), min(n, math.ceil(n * p + reach))
+    k = np.arange(first, last, dtype=np.float64)
+    logs = np.concatenate([[0.0], np.cumsum(np.log((n - k) / (k + 1)) + math.log(p / (1 - p)))])
+    mass = np.exp(logs - logs.max())
+    return first, np.cumsum(mass / mass.sum())
+
+
+def _at_most(k: int, n: int, p: float) -> float:
+    first, cumulative = _binomial_cdf(n, p)
+    return 0.0 if k < first else float(cumulative[min(k - first, len(cumulative) - 1)])
+
+
+def _enclosed(values: Floats, p: float) -> Interval | None:
+    ranks, ordered = rank_interval(len(values), p), np.sort(values)
+    return None if ranks is None else (float(ordered[ranks[0] - 1]), float(ordered[ranks[1] - 1]))
+
+
+def _with_groups(
+    interval: Interval | None, values: Floats, groups: NDArray[Any] | None, limits: Interval | None
+) -> Interval | None:
+    if groups is None:
+        return interval
+    if np.shape(groups) != values.shape:
+        raise ValueError(f"groups of shape {np.shape(groups)} for scores of shape {values.shape}: need one a sample")
+    over = mean_interval(values, groups)
+    if interval is None or over is None:
+        return None
+    low, high = min(interval[0], over[0]), max(interval[1], over[1])
+    return (low, high) if limits is None else (max(limits[0], low), min(limits[1], high))
+
+
+def _bisect(before: Callable[[float], bool], low: float, high: float) -> float:
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if before(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def _first(passes: Callable[[int], bool], start: int) -> int:
+    """Smallest count from `start` that passes, where every greater one does too."""
+    low, high = start - 1, start
+    while not passes(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(middle) else (middle, high)
+    return high
+
+
+def _two_digits(count: float) -> str:
+    if count > 1e7:
+        return "10,000,000 or more"
+    step = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return f"{math.ceil(count / step) * step:,}"
+
+
+def _times(seconds: Floats) -> Floats:
+    if np.ndim(seconds) != 1 or not np.isfinite(seconds).all() or (np.asarray(seconds) <= 0).any():
+        raise ValueError(f"latencies of shape {np.shape(seconds)} must be (n,), finite and above zero")
+    return np.asarray(seconds, dtype=np.float64)
+
+
+def _scores(scores: Floats) -> Floats:
+    if np.ndim(scores) != 1 or len(scores) == 0 or not np.isfinite(scores).all():
+        raise ValueError(f"scores of shape {np.shape(scores)} must be (n,), n >= 1, and finite")
+    return np.asarray(scores, dtype=np.float64)

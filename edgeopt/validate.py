@@ -1,0 +1,179 @@
+"""Validate a release on its board: accuracy against the source model's stored outputs, latency and size against the
+budgets. Needs no torch, no data set and no source model: the bundle carries its evaluation pack."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgeopt_agent import preprocess
+
+from . import measure, stats
+from .bundle import Bundle
+from .device.session import Session
+from .errors import AgentFailure, ConfigError
+from .measure import Artifact
+from .task import Array, Samples
+
+Score = Callable[[Sequence[Array], Array | None], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """The evaluation pack, read: samples, the source model's outputs, each (n, ...)."""
+
+    samples: Samples
+    source: tuple[Array, ...]
+    metric: str | None
+    classes: tuple[str, ...]
+    floor_drop: float
+
+
+def pack_shards(samples: Samples, source: Sequence[Array]) -> list[bytes]:
+    """The shards of an evaluation pack, as `read_pack` takes them."""
+    extra = {f"source{index}": array for index, array in enumerate(source)}
+    if samples.groups is not None:
+        extra["groups"] = samples.groups
+    return measure.shards(samples, extra)
+
+
+def read_pack(bundle: Bundle) -> Pack:
+    """The bundle's evaluation pack. Raises ConfigError when it has none, IntegrityError when it is damaged."""
+    evaluation = bundle.manifest.evaluation
+    if evaluation is None:
+        raise ConfigError(f"{bundle.path} has no evaluation pack, so it cannot be validated; bundle it with one")
+    columns: dict[str, list[Array]] = {}
+    for entry in evaluation.shards:
+        with np.load(io.BytesIO(bundle.blob(entry)), allow_pickle=False) as archive:
+            for name in archive.files:
+                columns.setdefault(name, []).append(archive[name])
+    arrays = {name: np.concatenate(parts, axis=0) for name, parts in columns.items()}
+    inputs = tuple(arrays[f"input{i}"] for i in range(sum(name.startswith("input") for name in arrays)))
+    source = tuple(arrays[f"source{i}"] for i in range(sum(name.startswith("source") for name in arrays)))
+    samples = Samples(inputs, arrays.get("labels"), arrays.get("groups"))
+    return Pack(samples, source, evaluation.metric, tuple(evaluation.classes), evaluation.floor_drop)
+
+
+def judge(
+    outputs: Sequence[Array], source: Sequence[Array], samples: Samples, floor: float, score: Score, classify: bool
+) -> dict[str, Any]:
+    """`final` of run.json: the score on the board, its paired drop below the source model, and the verdict.
+
+    outputs, source: each (n, ...). classify: outputs[0] holds one score per class, so decisions can be compared.
+    """
+    own, reference = score(outputs, samples.labels), score(source, samples.labels)
+    drop = stats.paired_drop(reference, own, samples.groups)
+    verdict, reason = stats.verdict(drop["drop"], drop["drop_interval"], floor, drop["n"], drop["groups"])
+    figure = stats.score(own, samples.groups)
+    return {
+        "value": figure.value,
+        "interval": list(figure.interval) if figure.interval else None,
+        "reference": float(reference.mean()),
+        **drop,
+        "drop_interval": list(drop["drop_interval"]) if drop["drop_interval"] else None,
+        "floor_drop": floor,
+        "agreement": decisions_agree(outputs, source) if classify else None,
+        "verdict": verdict,
+        "reason": reason,
+        "worst_class": stats.worst_class(own, samples.labels) if classify and samples.labels is not None else None,
+        "output_error": output_errors(outputs, source),
+    }
+
+
+def decisions_agree(outputs: Sequence[Array], source: Sequence[Array]) -> float:
+    """Share of samples with the same largest output."""
+    first, second = (array[0].reshape(len(array[0]), -1).argmax(axis=1) for array in (outputs, source))
+    return stats.agreement(first, second)
+
+
+def output_errors(outputs: Sequence[Array], source: Sequence[Array]) -> list[dict[str, float | None]]:
+    """Per output: greatest and mean absolute error, and signal over quantization noise in decibels."""
+    errors = []
+    for own, reference in zip(outputs, source, strict=True):
+        difference = own.astype(np.float64).reshape(reference.shape) - reference
+        noise, signal = float((difference**2).sum()), float((reference.astype(np.float64) ** 2).sum())
+        errors.append(
+            {
+                "max": float(np.abs(difference).max()),
+                "mean": float(np.abs(difference).mean()),
+                "sqnr_db": float(10 * np.log10(signal / noise)) if noise > 0 and signal > 0 else None,
+            }
+        )
+    return errors
+
+
+def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = None) -> dict[str, Any]:
+    """Measure the board's current release with the bundle's evaluation pack: {"verdict", "reasons", "final", …}.
+
+    `score` replaces the pack's metric (tasks that score in Python). Raises AgentFailure when another release is
+    current, ConfigError, IntegrityError, DeviceUnreachable.
+    """
+    _require_current(session, bundle)
+    pack = read_pack(bundle)
+    metric = pack.metric
+    if score is None:
+        if metric is None:
+            raise ConfigError(f"{bundle.path}: its task scores in Python; name the run file with --run-file")
+
+        def score(outputs: Sequence[Array], labels: Array | None) -> Array:
+            return np.asarray(preprocess.score(str(metric), outputs, labels))
+
+    entry = bundle.manifest.artifact
+    with tempfile.TemporaryDirectory(prefix="edgeopt-validate-") as folder:
+        path = Path(folder) / entry.file
+        path.write_bytes(bundle.blob(bundle.manifest.files[entry.file]))
+        artifact = Artifact.of_file(path, entry.runtime, entry.threads, entry.preprocess, bundle.manifest.name)
+        inputs = dataclasses.replace(pack.samples, labels=None)
+        outputs = measure.outputs(session, artifact, measure.shards(inputs))
+        some = measure.shards(inputs.take(np.arange(min(len(inputs), measure.LATENCY_SAMPLES))))
+        comparison = measure.bench(session, [artifact], some, mode, 0, Path(folder))
+    final = judge(outputs, pack.source, pack.samples, pack.floor_drop, score, metric in ("top1", "top5"))
+    latency, memory = comparison.latency(0), comparison.memory(0)
+    over = _over_budget(bundle, latency, memory, artifact.size_bytes)
+    verdict = "fail" if over else final["verdict"]
+    return {
+        "device": session.address,
+        "release": bundle.release,
+        "name": bundle.manifest.name,
+        "verdict": verdict,
+        "reasons": [*over, f"score: {final['reason']}"],
+        "final": dict(final, metric=metric),
+        "latency": latency,
+        "memory": memory,
+        "conditions": {"marks": comparison.conditions(0)["marks"]},
+    }
+
+
+def _require_current(session: Session, bundle: Bundle) -> None:
+    current = session.status(verify=True)["current"]
+    if current is None or current["release"] != bundle.release:
+        there = f"{current['name']} ({current['release'][:12]})" if current else "no release"
+        raise AgentFailure(
+            f"{session.address}: {there} is current, not {bundle.manifest.name} ({bundle.release[:12]}) of "
+            f"{bundle.path}; flash that bundle first, or validate with the bundle that is there",
+            kind="no-release",
+        )
+    if not current["whole"]:
+        raise AgentFailure(f"{session.address}: the current release is damaged: {current['problem']}", kind="integrity")
+
+
+def _over_budget(bundle: Bundle, latency: dict[str, Any], memory: dict[str, Any] | None, size_bytes: int) -> list[str]:
+    found = {
+        "latency_p50_s": latency["p50_s"]["value"],
+        "latency_p95_s": latency["p95_s"]["value"],
+        "size_bytes": size_bytes,
+        "peak_memory_bytes": memory["above_runtime_bytes"] if memory else None,
+    }
+    over = []
+    for name, budget in bundle.manifest.budgets.items():
+        value = found[name]
+        if value is None:
+            over.append(f"{name} could not be measured in this mode, and the budget is {budget:g}")
+        elif value > budget:
+            over.append(f"{name} {value:.6g} is over the budget of {budget:g}")
+    return over

@@ -1,0 +1,111 @@
+"""This machine as a board behind SSH: an OpenSSH server on loopback with keys of its own, gone when it is closed.
+
+For demos and tests; no file outside its own folder is touched. As a program it serves until Ctrl-C:
+    python examples/loopback_board.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SSHD_CONFIG = """\
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host_key
+PidFile {folder}/sshd.pid
+AuthorizedKeysFile {folder}/authorized_keys
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UsePAM no
+StrictModes no
+PermitRootLogin yes
+SetEnv HOME={home}
+LogLevel VERBOSE
+"""
+
+
+class LoopbackBoard:
+    """address, identity and known_hosts are what edgeopt's --device, --identity and --known-hosts take."""
+
+    def __init__(self, folder: Path) -> None:
+        sshd = shutil.which("sshd") or "/usr/sbin/sshd"
+        if not os.access(sshd, os.X_OK):
+            raise RuntimeError("there is no sshd here: apt-get install openssh-server")
+        self.folder = folder.resolve()
+        self.port = _free_port()
+        self.home = self.folder / "home"
+        self.home.mkdir(parents=True)
+        self.identity = self._key("user_key")
+        self._key("host_key")
+        (self.folder / "authorized_keys").write_text(self.identity.with_suffix(".pub").read_text())
+        self.known_hosts = self.folder / "known_hosts"
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {(self.folder / 'host_key.pub').read_text()}")
+        self.address = f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}"
+        config = self.folder / "sshd_config"
+        config.write_text(SSHD_CONFIG.format(port=self.port, folder=self.folder, home=self.home))
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
+        self._process = subprocess.Popen([sshd, "-D", "-f", str(config), "-E", str(self.folder / "sshd.log")])
+        self._await_server()
+
+    @property
+    def options(self) -> list[str]:
+        """Command line options that name this board."""
+        files = ["--identity", str(self.identity), "--known-hosts", str(self.known_hosts)]
+        return ["--device", self.address, *files]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+    def _key(self, name: str) -> Path:
+        path = self.folder / name
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+        return path
+
+    def _await_server(self) -> None:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            time.sleep(0.05)
+        self._process.kill()
+        raise RuntimeError(f"sshd did not start: {(self.folder / 'sshd.log').read_text()}")
+
+
+@contextlib.contextmanager
+def loopback_board() -> Iterator[LoopbackBoard]:
+    """A board in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="loopback-board-") as folder:
+        board = LoopbackBoard(Path(folder))
+        try:
+            yield board
+        finally:
+            board.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    with loopback_board() as served:
+        print("edgeopt status " + " ".join(served.options) + f" --root {served.home}/edgeopt", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(24 * 3600)

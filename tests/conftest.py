@@ -1,0 +1,159 @@
+"""What the tests share: the installed CLI, the real example at small size, and real boards on loopback."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeopt import bundle as bundles
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXAMPLE = REPOSITORY / "examples" / "smartwatch-activity"
+EDGEOPT = Path(sys.executable).with_name("edgeopt")
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+sys.path.insert(0, str(REPOSITORY / "examples"))
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run_cli(
+    *arguments: object, cwd: Path | None = None, timeout: float = 600, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The installed `edgeopt`, as a user runs it."""
+    return subprocess.run(
+        [str(EDGEOPT), *map(str, arguments)],
+        cwd=cwd,
+        timeout=timeout,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def cli() -> Run:
+    return run_cli
+
+
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of this test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+def made_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """`folder`, filled by the first worker that asks; the others wait for it."""
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            scratch = folder.with_name(folder.name + ".part")
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            build(scratch)
+            scratch.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def watch_data(shared_tmp: Path) -> Path:
+    """The example's data.npz, made by its own script."""
+
+    def build(folder: Path) -> None:
+        script = [sys.executable, str(EXAMPLE / "prepare.py"), "--out", str(folder / "data.npz")]
+        subprocess.run(script, check=True, capture_output=True)
+
+    return made_once(shared_tmp / "watch-data", build) / "data.npz"
+
+
+def copy_example(folder: Path, data: Path, **changes: str) -> Path:
+    """The example in `folder`; `changes` replace top-level `key = …` lines of its run file by key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("watch_model.py", "weights.npz", "edgeopt.toml"):
+        shutil.copy(EXAMPLE / name, folder)
+    (folder / "data.npz").symlink_to(data)
+    text = (folder / "edgeopt.toml").read_text()
+    for key, value in changes.items():
+        text, count = re.subn(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert count == 1, f"{key} stands {count} times in the example's run file"
+    (folder / "edgeopt.toml").write_text(text)
+    return folder
+
+
+SMALL = {
+    "rungs": '["fp32", "int8"]',
+    "calibration": "{ groups = [1, 2, 3, 4, 5], count = 64 }",
+    "selection": "{ groups = [6, 7], count = 200 }",
+    "final": "{ groups = [8, 9, 10], count = 300 }",
+}
+
+
+@pytest.fixture
+def watch_folder(tmp_path: Path, watch_data: Path) -> Path:
+    """A small copy of the example, to be changed by one test."""
+    return copy_example(tmp_path / "project", watch_data, **SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_run(shared_tmp: Path, watch_data: Path) -> Path:
+    """runs/<name>/ of a real optimize (fp32 and int8) of the small example on this machine."""
+
+    def build(folder: Path) -> None:
+        project = copy_example(folder / "project", watch_data, **SMALL)
+        where = ["--root", folder / "board", "--out", folder / "run", "--cache", shared_tmp / "cache"]
+        done = run_cli("optimize", project, "--allow-undecided", *where)
+        assert done.returncode == 0, done.stderr
+
+    return made_once(shared_tmp / "small-run", build) / "run"
+
+
+@pytest.fixture(scope="session")
+def bundle_file(small_run: Path) -> Path:
+    """A real bundle: the int8 smartwatch model."""
+    return small_run / "smartwatch-activity.edgeopt"
+
+
+@pytest.fixture(scope="session")
+def other_bundle_file(bundle_file: Path, shared_tmp: Path) -> Path:
+    """Another release of the same model, as the next version of it would be."""
+
+    def build(folder: Path) -> None:
+        first = bundles.read(bundle_file)
+        assert first.manifest.evaluation is not None
+        entries = [*first.manifest.files.values(), *first.manifest.evaluation.shards]
+        manifest = first.manifest.model_copy(update={"lineage": {"next": True}})
+        bundles.write(folder / "next.edgeopt", manifest, {entry.sha256: first.blob(entry) for entry in entries})
+
+    return made_once(shared_tmp / "other-bundle", build) / "next.edgeopt"
+
+
+@dataclasses.dataclass(frozen=True)
+class SshBoard:
+    """`options` are the CLI's; `root` is edgeopt's folder on it; `server` the running LoopbackBoard."""
+
+    server: object
+    options: list[str]
+    root: Path
+
+
+@pytest.fixture
+def ssh_board(tmp_path: Path) -> Iterator[SshBoard]:
+    """A board behind a real OpenSSH server on loopback, whose Python is this one."""
+    from loopback_board import LoopbackBoard
+
+    server = LoopbackBoard(tmp_path / "sshd")
+    root = tmp_path / "ssh-board"
+    options = [*server.options, "--root", str(root), "--board-python", sys.executable]
+    yield SshBoard(server, options, root)
+    server.close()
