@@ -315,8 +315,9 @@ def sentence(document: dict[str, Any], missed: str) -> str:
         else f"{chosen['name']} is {1 / ratios['latency_p50_s']['value']:.2f} times as fast as {baseline} and "
         f"{1 / ratios['size_bytes']['value']:.2f} times smaller"
     )
-    points = f"drops {100 * final['drop']:.1f} points{between} on {final['n']} held-out samples"
-    return f"{final['verdict'].upper()}: on {place}, {gain}; its score {points}: {final['reason']}."
+    moved = "drops" if final["drop"] >= 0 else "rises"
+    points = f"{moved} {abs(100 * final['drop']):.1f} points{between} on {final['n']} held-out samples"
+    return f"On {place}, {gain}; its score {points}: {final['reason']}."
 
 
 def _missed(plan: Plan, trials: Sequence[Trial]) -> str:

@@ -1,0 +1,172 @@
+"""The ladder's pure functions: what is tried next, what is kept and why, what is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeopt import ladder, plan
+from edgeopt.ladder import Recipe, Stop, Trial
+from edgeopt.plan import Plan
+from edgeopt.stats import Figure
+
+PRECISE = 0.01
+
+
+def make_plan(tmp_path: Path, **changes: object) -> Plan:
+    """A plan of a run file in `tmp_path`, with fields replaced."""
+    (tmp_path / "edgeopt.toml").write_text(
+        """
+name = "x"
+model.torch = "m:load"
+task = { arrays = "d.npz", inputs = ["x"], labels = "y", metric = "top1" }
+splits = { calibration = { count = 1 }, selection = { count = 1 }, final = { count = 1 } }
+device.profile = "generic-x86-64"
+ladder.floor_drop = 0.01
+prune.ratios = [0.3, 0.5]
+"""
+    )
+    return dataclasses.replace(plan.load(tmp_path), **changes)  # type: ignore[arg-type]
+
+
+def trial(
+    recipe: Recipe, *, ratio: float, step: float, score: float = 0.9, drop: float = 0.0, size: float = 1e5
+) -> Trial:
+    """ratio: to the baseline; step: to the best so far; both with a narrow interval."""
+    values = {"latency_p50_s": ratio * 1e-3, "latency_p95_s": None, "size_bytes": size, "peak_memory_bytes": None}
+
+    def figure(value: float) -> Figure:
+        return Figure(value, (value * (1 - PRECISE), value * (1 + PRECISE)), 12)
+
+    return Trial(recipe, values, figure(ratio), figure(step), score, drop, 1.0, {})
+
+
+def climb(made: Plan, found: Sequence[dict[str, float]]) -> tuple[list[Trial], str]:
+    """Climb with measurements given in the order of the proposals."""
+    queue = list(found)
+
+    def run(recipe: Recipe, _before: Sequence[Trial]) -> Trial:
+        return trial(recipe, **queue.pop(0))
+
+    return ladder.climb(made, run, lambda _trials: None)
+
+
+def test_conservative_rungs_come_first_and_each_once(tmp_path: Path) -> None:
+    found = [
+        {"ratio": 1, "step": 1},
+        {"ratio": 0.5, "step": 0.5},
+        {"ratio": 0.4, "step": 0.8},
+        {"ratio": 0.3, "step": 0.7},
+    ]
+    trials, why = climb(make_plan(tmp_path), found)
+    assert [t.recipe.name for t in trials] == ["fp32", "int8", "prune30-int8", "prune50-int8"]
+    assert [t.verdict for t in trials] == ["baseline", "kept", "kept", "kept"]
+    assert why == "no rung is left to try"
+
+
+def test_steps_run_in_the_flow_order(tmp_path: Path) -> None:
+    trials, _ = climb(make_plan(tmp_path), [{"ratio": 1, "step": 1}, *[{"ratio": 0.5, "step": 0.5}] * 3])
+    assert [step.kind for step in trials[2].recipe.steps] == ["prune", "recover", "lower"]
+
+
+def test_pruning_builds_on_fp32_when_int8_was_rejected(tmp_path: Path) -> None:
+    found = [
+        {"ratio": 1, "step": 1},
+        {"ratio": 1.4, "step": 1.4},
+        {"ratio": 0.7, "step": 0.7},
+        {"ratio": 0.5, "step": 0.7},
+    ]
+    trials, _ = climb(make_plan(tmp_path), found)
+    assert [t.recipe.name for t in trials] == ["fp32", "int8", "prune30-fp32", "prune50-fp32"]
+    assert trials[1].verdict == "rejected"
+    assert "1.400 times" in trials[1].reason
+
+
+def test_no_further_pruning_after_a_rejected_one(tmp_path: Path) -> None:
+    found = [
+        {"ratio": 1, "step": 1},
+        {"ratio": 0.5, "step": 0.5},
+        {"ratio": 0.4, "step": 0.8, "drop": 0.3, "score": 0.6},
+    ]
+    trials, why = climb(make_plan(tmp_path), found)
+    assert [t.recipe.name for t in trials] == ["fp32", "int8", "prune30-int8"]
+    assert trials[2].verdict == "rejected"
+    assert "drops by 0.3000 against the source model, beyond the floor of 0.01" in trials[2].reason
+    assert why == "no rung is left to try"
+
+
+def test_climbing_stops_when_budgets_are_met_and_little_is_promised(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, min_gain=0.3, budgets={"latency_p50_s": 1.0})
+    trials, why = climb(made, [{"ratio": 1, "step": 1}, {"ratio": 0.5, "step": 0.5}])
+    assert [t.recipe.name for t in trials] == ["fp32", "int8"]
+    assert "'int8' meets every budget" in why
+    assert "min_gain = 30%" in why
+
+
+def test_a_missed_budget_climbs_on(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, min_gain=0.9, budgets={"size_bytes": 5e4}, objective="size_bytes")
+    found = [{"ratio": 1, "step": 1}, {"ratio": 0.5, "step": 0.5}, {"ratio": 0.2, "step": 0.4, "size": 4e4}]
+    trials, why = climb(made, found)
+    assert trials[-1].recipe.name == "prune30-int8"
+    assert "'prune30-int8' meets every budget" in why
+    chosen = ladder.choose(made, trials)
+    assert chosen is not None
+    assert chosen.recipe.name == "prune30-int8"
+
+
+def test_a_gain_that_the_interval_does_not_confirm_is_rejected(tmp_path: Path) -> None:
+    trials, _ = climb(
+        make_plan(tmp_path), [{"ratio": 1, "step": 1}, {"ratio": 0.995, "step": 0.995}, {"ratio": 1, "step": 1}]
+    )
+    assert trials[1].verdict == "rejected"
+    assert "no gain that its interval confirms" in trials[1].reason
+
+
+def test_a_better_score_at_the_same_objective_is_kept(tmp_path: Path) -> None:
+    found = [{"ratio": 1, "step": 1, "score": 0.8}, {"ratio": 1, "step": 1, "score": 0.9, "drop": -0.1}]
+    trials, _ = climb(make_plan(tmp_path, rungs=("fp32", "int8")), found)
+    assert trials[1].verdict == "kept"
+    assert "the score is 0.1000 above that of fp32" in trials[1].reason
+
+
+def test_nothing_is_chosen_when_no_trial_fits(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, budgets={"size_bytes": 1e3})
+    trials, _ = climb(made, [{"ratio": 1, "step": 1}, *[{"ratio": 0.5, "step": 0.5}] * 3])
+    assert ladder.choose(made, trials) is None
+
+
+def test_an_unmeasured_budget_is_missed(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, budgets={"latency_p95_s": 1.0}, rungs=("fp32",))
+    trials, _ = climb(made, [{"ratio": 1, "step": 1}])
+    assert ladder.broken_budgets(made, trials[0]) == ["latency_p95_s was not measured, the budget is 1"]
+    assert ladder.choose(made, trials) is None
+
+
+ratios = st.floats(0.05, 3.0)
+
+
+@given(data=st.lists(st.tuples(ratios, ratios, st.floats(0.5, 1.0), st.floats(-0.1, 0.4)), min_size=4, max_size=4))
+def test_whatever_is_measured(tmp_path_factory: pytest.TempPathFactory, data: list[tuple[float, ...]]) -> None:
+    """The climb ends, every trial has a verdict and a reason, and the chosen one holds its floor."""
+    made = make_plan(tmp_path_factory.mktemp("plan"))
+    found = [{"ratio": r, "step": s, "score": score, "drop": drop} for r, s, score, drop in data]
+    trials, why = climb(made, found)
+    assert why
+    assert len({t.recipe.name for t in trials}) == len(trials)
+    assert trials[0].verdict == "baseline"
+    for t in trials:
+        assert t.reason
+        assert t.verdict in ("baseline", "kept", "rejected")
+        if t.verdict == "kept":
+            improves = t.step.interval is not None and t.step.interval[1] < 1 and t.drop <= made.floor_drop
+            assert improves or t.score > trials[0].score or t.score > min(x.score for x in trials)
+    chosen = ladder.choose(made, trials)
+    if chosen is not None:
+        assert chosen.drop <= made.floor_drop
+        assert chosen.verdict in ("baseline", "kept")
+    assert isinstance(ladder.propose(made, trials), Stop)
