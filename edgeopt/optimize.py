@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import bundle, ladder, measure, stages, validate
+from . import plan as plans
 from .cache import Cache, sha256_bytes
 from .device.session import Session
 from .errors import ModelError
@@ -55,6 +56,7 @@ def optimize(plan: Plan, session: Session, python: str, cache: Cache, out: Path,
 
     Finished stages come from the cache, so a run that was interrupted goes on where it was. Raises EdgeoptError.
     """
+    plans.require_packages(plan)
     facts = session.facts()
     measure.require_runtime(facts, plan.runtime, session.address, python)
     bench = stages.open_workbench(plan, cache, say)
