@@ -9,8 +9,8 @@ from typing import Any
 from .plan import BUDGETS, Lower, Plan, Prune, Step
 from .stats import Figure
 
-# What a rung may bring of each objective, before it is measured. int8 weights are a quarter of the size. Of the MACs and
-# weights that pruning takes away, latency loses about half (Torch-Pruning's ResNet-50: 2.04x fewer MACs, 1.35x faster).
+# What a rung may bring of each objective, before it is measured: int8 weights are a quarter of the size; of the MACs
+# that pruning takes away, latency loses about half (Torch-Pruning's ResNet-50: 2.04x fewer MACs, 1.35x faster).
 INT8_GAIN = {"latency_p50_s": 0.4, "size_bytes": 0.7, "peak_memory_bytes": 0.4}
 PRUNED_SHARE = {"latency_p50_s": 0.5, "size_bytes": 1.0, "peak_memory_bytes": 0.5}
 WORDS = {"latency_p50_s": "median latency", "size_bytes": "file size", "peak_memory_bytes": "peak memory"}

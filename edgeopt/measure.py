@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,20 @@ class Comparison:
         return found if found["peak_rss_bytes"] is not None else None
 
     def conditions(self, index: int) -> dict[str, Any]:
-        """What the board was like meanwhile, and the marks that a reader must see."""
+        """What the board was like meanwhile ([least, greatest]; load: [before, after]), and the marks to be seen."""
         series = self.result["conditions"]
-        return {"marks": self._marks(index), "before": series[0], "after": series[-1], "series": series}
+        throttle = [state["throttle"] for state in series if state["throttle"]]
+        clocks = [clock for state in series for clock in state["frequency_hz"] or ()]
+        return {
+            "marks": self._marks(index),
+            "load_1min": [round(state["load_1min"], 2) for state in (series[0], series[-1])],
+            "memory_available_bytes": _range(state["memory_available_bytes"] for state in series),
+            "temperature_c": _range(state["temperature_c"] for state in series),
+            "frequency_hz": _range(clocks),
+            "governor": series[0]["governor"],
+            "throttled": any(any(state.values()) for state in throttle) if throttle else None,
+            "series": series,
+        }
 
     def _marks(self, index: int) -> list[str]:
         series = self.result["conditions"]
@@ -208,6 +219,11 @@ def require_runtime(facts: Mapping[str, Any], runtime: str, address: str, python
             "[board] python, or with --board-python",
             kind="missing-runtime",
         )
+
+
+def _range(values: Iterable[float | None]) -> list[float] | None:
+    known = [value for value in values if value is not None]
+    return [min(known), max(known)] if known else None
 
 
 def _median(values: Array) -> stats.Figure:

@@ -93,6 +93,7 @@ def _climb(run: Run) -> dict[str, Any]:
             dict(trial.record, name=trial.recipe.name, verdict=trial.verdict, reason=trial.reason) for trial in trials
         ],
         "stop": stop,
+        "notes": _notes(plan),
         "chosen": chosen.recipe.name if chosen else None,
         "final": final,
         "bundle": None,
@@ -320,6 +321,14 @@ def sentence(document: dict[str, Any], missed: str) -> str:
     moved = "drops" if final["drop"] >= 0 else "rises"
     points = f"{moved} {abs(100 * final['drop']):.1f} points{between} on {final['n']} held-out samples"
     return f"On {place}, {gain}; its score {points}: {final['reason']}."
+
+
+def _notes(plan: Plan) -> list[str]:
+    """Demands that nothing here can judge: they are said, not dropped."""
+    watts = plan.profile.power.budget_w
+    if watts is None:
+        return []
+    return [f"the profile's power budget of {watts:g} W was not judged: this edgeopt reads no power sensor yet"]
 
 
 def _missed(plan: Plan, trials: Sequence[Trial]) -> str:

@@ -42,7 +42,7 @@ def _trial(name: str, rung: str, steps: list[dict[str, Any]], median_s: float, s
         "first_inference_s": 1.7 * median_s,
         "memory": {"peak_rss_bytes": 31_000_000 + 4 * size, "above_runtime_bytes": 1_000_000 + 2 * size},
         "energy": None,
-        "executed": {"threads": 1, "delegates": ["XNNPACK"], "ops": {"CONV_2D": 6, "FULLY_CONNECTED": 1}},
+        "executed": {"threads": 1, "delegate_nodes": 1, "ops": {"CONV_2D": 6, "FULLY_CONNECTED": 1}},
         "conditions": {"marks": [], "governor": "schedutil", "frequency_hz": 1_500_000_000, "temperature_c": 52.1},
         "samples": f"samples/{name}.npz",
     }

@@ -73,6 +73,7 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "board_name": units.text(part(run, "board").get("model") or part(plan, "profile").get("name") or "no board"),
         "tiles": tiles(run, chosen, metric),
         "demands": demands(run, chosen, metric),
+        "notes": [units.text(note, 600) for note in run.get("notes") or []],
         "stop": units.text(run.get("stop") or "not said", 600),
         "rows": [row(trial, trial is chosen, metric) for trial in trials],
         "metric": units.text(metric, 40),
@@ -316,11 +317,11 @@ def _drop_bar(final: dict[str, Any], floor: Any, metric: str) -> dict[str, Any] 
 def _conditions(trial: dict[str, Any]) -> dict[str, Any]:
     executed, conditions = part(trial, "executed"), part(trial, "conditions")
     operators = part(executed, "ops")
-    rest = {key: value for key, value in conditions.items() if key != "marks"}
+    rest = {key: value for key, value in conditions.items() if key not in ("marks", "series") and value is not None}
     return {
         "name": units.text(trial.get("name") or "?", NAME_LIMIT),
         "threads": units.count(executed.get("threads")),
-        "delegates": units.by_key("delegates", executed.get("delegates")),
+        "delegates": units.count(executed.get("delegate_nodes")),
         "operators": ", ".join(f"{units.text(k, 40)} {units.text(v, 20)}" for k, v in operators.items()) or "not told",
         "marks": [units.text(mark) for mark in conditions.get("marks") or []],
         "unmarked": "none" if conditions else units.NOT_MEASURED,
@@ -328,8 +329,12 @@ def _conditions(trial: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# Shown elsewhere, or too long for a page: run.json has it.
+HIDDEN = ("profile", "run_file", "floor_drop", "min_gain", "objective")
+
+
 def _plan(plan: dict[str, Any], metric: str) -> list[tuple[str, str]]:
-    shown = {key: value for key, value in plan.items() if key not in ("profile", "floor_drop", "min_gain", "objective")}
+    shown = {key: value for key, value in plan.items() if key not in HIDDEN}
     objective = plan.get("objective")
     first = [("objective", units.label(objective))] if objective else []
     if units.known(plan.get("floor_drop")):

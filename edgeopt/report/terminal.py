@@ -51,6 +51,8 @@ def render(run: dict[str, Any], console: Console, run_dir: Path | None = None) -
     if not wide:
         console.print(_grid([(Text(said["name"], "bold"), _reason(said)) for said in rows]))
     console.print(Text(f"stopped: {units.text(run.get('stop') or 'not said', 600)}", style="dim"))
+    for note in run.get("notes") or []:
+        console.print(Text(f"note: {units.text(note, 600)}", style="yellow"))
     console.print()
     found = demands(run, chosen, metric)
     lines = [(d["state"], Text(f"{d['what']}: {d['reached']}, allowed {d['limit']}")) for d in found]
