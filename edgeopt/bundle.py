@@ -21,10 +21,11 @@ from edgeopt_agent import preprocess, wire
 from pydantic import Field, ValidationError
 
 from .config import Section
-from .errors import IntegrityError
+from .errors import ConfigError, IntegrityError
 
 MANIFEST_LIMIT_BYTES = 4 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)
+ENCRYPTED = 1  # zip's flag
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,120}$")]
@@ -100,22 +101,8 @@ class Bundle:
 
     def blob(self, entry: FileEntry) -> bytes:
         """The bytes of one entry, checked. Raises IntegrityError."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                info = archive.getinfo(f"blobs/{entry.sha256}")
-                if info.file_size != entry.size_bytes:
-                    raise IntegrityError(
-                        f"{self.path}: blob {entry.sha256[:12]} has {info.file_size} bytes, the manifest says "
-                        f"{entry.size_bytes}; get the bundle again"
-                    )
-                data = archive.read(info)
-        except KeyError as error:
-            raise IntegrityError(f"{self.path}: blob {entry.sha256[:12]} is missing; get the bundle again") from error
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-            raise IntegrityError(
-                f"{self.path}: blob {entry.sha256[:12]} cannot be read ({error}); get the bundle again"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
+        data = _member(self.path, f"blobs/{entry.sha256}", entry.size_bytes)
+        if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise IntegrityError(f"{self.path}: blob {entry.sha256[:12]} is damaged; get the bundle again")
         return data
 
@@ -145,19 +132,8 @@ def write(path: Path, manifest: Manifest, blobs: Mapping[str, bytes]) -> Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """Open a bundle and check its manifest. Raises IntegrityError naming file, what was found and the mend."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo("manifest.json")
-            if info.file_size > MANIFEST_LIMIT_BYTES:
-                raise IntegrityError(f"{path}: its manifest has {info.file_size} bytes; at most {MANIFEST_LIMIT_BYTES}")
-            data = archive.read(info)
-    except FileNotFoundError as error:
-        raise IntegrityError(f"{path}: no such bundle; `edgeopt optimize` writes one into runs/<name>/") from error
-    except KeyError as error:
-        raise IntegrityError(f"{path} is a zip without manifest.json, so not a bundle") from error
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise IntegrityError(f"{path} is not a whole bundle ({error}); it may be cut short: get it again") from error
+    """Open a bundle and check its manifest. Raises ConfigError (no such file), IntegrityError."""
+    data = _member(path, "manifest.json", MANIFEST_LIMIT_BYTES)
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
@@ -169,6 +145,26 @@ def read(path: Path) -> Bundle:
         ) from error
     _check_consistent(path, manifest)
     return Bundle(path, data.decode("utf-8"), manifest, hashlib.sha256(data).hexdigest())
+
+
+def _member(path: Path, name: str, limit_bytes: int) -> bytes:
+    """One file of the zip, of at most `limit_bytes`. Raises IntegrityError; for a missing bundle, ConfigError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(name)
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ENCRYPTED:
+                raise IntegrityError(f"{path}: {name} is packed or encrypted; bundles are neither: get it again")
+            if max(info.file_size, info.compress_size) > limit_bytes:
+                raise IntegrityError(
+                    f"{path}: {name} has {info.file_size} bytes, at most {limit_bytes} are allowed; get it again"
+                )
+            return archive.read(info)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such bundle; `edgeopt optimize` writes one into runs/<name>/") from error
+    except KeyError as error:
+        raise IntegrityError(f"{path} is a zip without {name}, so not a whole bundle; get it again") from error
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
+        raise IntegrityError(f"{path} is not a whole bundle ({error}); it may be cut short: get it again") from error
 
 
 def _check_consistent(path: Path, manifest: Manifest) -> None:

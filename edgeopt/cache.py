@@ -2,27 +2,26 @@
 
 <root>/stages/<key>/   files of one output, with stage.json: what it was made from, and the hash of every file
 <root>/traced/<key>.json   which files a user's factory read, so that its result is found without importing it
-<root>/partial/<key>/   checkpoints of a stage under way, for resuming
+<root>/partial/<key>/   a stage under way: its output, and checkpoints for resuming
+<root>/locks/<key>      held by the process that builds it
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
-import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from .errors import IntegrityError
-
-# What a package may carry that decides a result; its code is covered by the versions in the stages' keys.
-DATA_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".bin", ".h5", ".csv", ".parquet", ".wav", ".onnx")
+from .trace import Trace, listing
 
 Build = Callable[[Path], None]
 
@@ -70,139 +69,122 @@ def default_root() -> Path:
 
 
 class Cache:
-    """`hits` and `misses` list the stages of this run, by name, in order."""
+    """`hits` and `misses` list the stages of this run, by name, in order.
 
-    def __init__(self, root: Path) -> None:
+    `waiting` is told the name of a stage that another process is building: this one waits and then finds it.
+    """
+
+    def __init__(self, root: Path, waiting: Callable[[str], None] = lambda _: None) -> None:
         self.root = root
         self.hits: list[str] = []
         self.misses: list[str] = []
+        self._waiting = waiting
 
     def stage(self, name: str, inputs: Mapping[str, Any], build: Build) -> Path:
         """The folder with the stage's output; `build` fills it if it is not there yet. Its files are never changed."""
         key = key_of({"stage": name, "inputs": inputs})
-        folder = self.root / "stages" / key
-        if self._is_whole(folder):
-            self.hits.append(name)
-            return folder
-        self.misses.append(name)
-        return self._build(name, inputs, folder, build)
+        with self._lock(name, key):
+            return self._found(name, key) or self._build(name, inputs, key, build)
 
     def partial(self, name: str, inputs: Mapping[str, Any]) -> Path:
         """A folder for the checkpoints of a stage; gone once the stage is whole."""
-        folder = self.root / "partial" / key_of({"stage": name, "inputs": inputs})
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return _made(self.root / "partial" / key_of({"stage": name, "inputs": inputs}) / "checkpoints")
+
+    def forget(self, name: str, inputs: Mapping[str, Any]) -> None:
+        """Drop a stage's output, so that it is built again."""
+        key = key_of({"stage": name, "inputs": inputs})
+        with self._lock(name, key):
+            shutil.rmtree(self.root / "stages" / key, ignore_errors=True)
 
     def traced(self, name: str, inputs: Mapping[str, Any], build: Build) -> Path:
-        """As `stage`, for user code: it is run again when a file that it read, or a module it loaded, has changed."""
+        """As `stage`, for user code: it is run again when something that it used has changed (see trace.py)."""
         key = key_of({"traced": name, "inputs": inputs})
         record = self.root / "traced" / f"{key}.json"
-        if record.exists():
-            known = json.loads(record.read_text())
-            folder = self.root / "stages" / str(known["stage"])
-            if all(_hash_or_none(Path(path)) == found for path, found in known["files"].items()) and self._is_whole(
-                folder
-            ):
-                self.hits.append(name)
-                return folder
-        self.misses.append(name)
-        with _Trace() as trace:
-            scratch = Path(tempfile.mkdtemp(prefix="traced-", dir=_made(self.root / "partial")))
+        with self._lock(name, key):
+            known = _unchanged(record)
+            found = self._found(name, known) if known else None
+            if found is not None:
+                return found
+            used: dict[str, Any] = {}
+
+            def traced_build(folder: Path) -> None:
+                with Trace() as trace:
+                    build(folder)
+                used["files"] = {str(path): _hash_or_none(path) for path in sorted(trace.files(self.root))}
+                used["folders"] = {folder: listing(folder) for folder in sorted(trace.folders)}
+                used["packages"] = versions(trace.packages())
+
+            folder = self._build(name, inputs, key, traced_build)
+            _write_whole(record, json.dumps({"stage": key, **used}, indent=1))
+            return folder
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, key: str) -> Iterator[None]:
+        """One process builds a stage; the lock is the kernel's, so it goes with its process."""
+        with (_made(self.root / "locks") / key).open("w") as file:
             try:
-                build(scratch)
-            except BaseException:
-                shutil.rmtree(scratch)
-                raise
-        files = {str(path): _hash_or_none(path) for path in sorted(trace.files(self.root))}
-        stage = key_of({"traced": name, "inputs": inputs, "files": files})
-        folder = self.root / "stages" / stage
-        if not self._is_whole(folder):
-            self._seal(name, inputs, scratch, folder)
-        else:
-            shutil.rmtree(scratch)
-        _write_whole(record, json.dumps({"stage": stage, "files": files}, indent=1))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._waiting(name)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _found(self, name: str, key: str) -> Path | None:
+        folder = self.root / "stages" / key
+        if not _is_whole(folder):
+            return None
+        self.hits.append(name)
         return folder
 
-    def _build(self, name: str, inputs: Mapping[str, Any], folder: Path, build: Build) -> Path:
-        scratch = Path(tempfile.mkdtemp(prefix="stage-", dir=_made(self.root / "partial")))
+    def _build(self, name: str, inputs: Mapping[str, Any], key: str, build: Build) -> Path:
+        """Only a whole folder ever has a stage's name: its list of hashes is written last, then it is renamed."""
+        self.misses.append(name)
+        folder, partial = self.root / "stages" / key, _made(self.root / "partial" / key)
+        scratch = partial / "output"
+        shutil.rmtree(scratch, ignore_errors=True)  # a killed build left it
+        scratch.mkdir()
         try:
             build(scratch)
         except BaseException:
             shutil.rmtree(scratch)
+            if not any(partial.iterdir()):
+                partial.rmdir()
             raise
-        self._seal(name, inputs, scratch, folder)
-        checkpoints = self.root / "partial" / folder.name
-        if checkpoints.exists():
-            shutil.rmtree(checkpoints)
-        return folder
-
-    def _seal(self, name: str, inputs: Mapping[str, Any], scratch: Path, folder: Path) -> None:
-        """Only a whole folder ever has a stage's name: its manifest is written first, the rename is last."""
         files = {
             path.relative_to(scratch).as_posix(): sha256_file(path)
             for path in sorted(scratch.rglob("*"))
             if path.is_file()
         }
         (scratch / "stage.json").write_text(json.dumps({"stage": name, "inputs": inputs, "files": files}, indent=1))
-        if folder.exists():  # damaged: it was not whole
+        if folder.exists():  # it was damaged
             shutil.rmtree(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _made(folder.parent)
         scratch.rename(folder)
-
-    def _is_whole(self, folder: Path) -> bool:
-        """False when it is absent or was damaged; then it is built again, and the damaged one dropped."""
-        manifest = folder / "stage.json"
-        if not manifest.exists():
-            return False
-        files: dict[str, str] = json.loads(manifest.read_text())["files"]
-        return all(_hash_or_none(folder / name) == digest for name, digest in files.items())
+        shutil.rmtree(partial)
+        return folder
 
 
-class _Trace:
-    """Notes the files that Python code opens for reading while it is active, and the user's modules loaded by then."""
+def _is_whole(folder: Path) -> bool:
+    """False when it is absent or damaged; then it is built again, and the damaged one dropped."""
+    try:
+        files: dict[str, str] = json.loads((folder / "stage.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all(_hash_or_none(folder / name) == digest for name, digest in files.items())
 
-    _active: _Trace | None = None
-    _installed = False
 
-    def __init__(self) -> None:
-        self._opened: set[str] = set()
-
-    def __enter__(self) -> _Trace:
-        if not _Trace._installed:
-            sys.addaudithook(_Trace._hook)  # cannot be removed; idle unless a trace is active
-            _Trace._installed = True
-        _Trace._active = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _Trace._active = None
-
-    @staticmethod
-    def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-        active = _Trace._active
-        if active is None or event != "open":
-            return
-        path, _mode, flags = arguments
-        writing = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
-        if isinstance(path, str | bytes | os.PathLike) and not writing:
-            active._opened.add(os.path.abspath(os.fsdecode(path)))
-
-    def files(self, cache_root: Path) -> set[Path]:
-        """Regular files that decide what the code returns: not the interpreter's, the packages' code or ours."""
-        loaded = {
-            file for module in list(sys.modules.values()) if isinstance(file := getattr(module, "__file__", None), str)
-        }
-        code = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-        own = [Path(str(resources.files(name))) for name in ("edgeopt", "edgeopt_agent", "edgeopt_profiles")]
-        never = [*map(Path, ("/proc", "/sys", "/dev", "/etc")), *own, cache_root.resolve()]
-        kept = set()
-        for path in map(Path, self._opened | loaded):
-            is_package_code = any(path.is_relative_to(folder) for folder in code) and path.suffix not in DATA_SUFFIXES
-            if path.suffix == ".pyc" or is_package_code or any(path.is_relative_to(folder) for folder in never):
-                continue
-            if path.is_file():
-                kept.add(path)
-        return kept
+def _unchanged(record: Path) -> str | None:
+    """The stage of a record all of whose dependencies are as they were; None otherwise."""
+    try:
+        known = json.loads(record.read_text())
+        same = (
+            all(_hash_or_none(Path(path)) == digest for path, digest in known["files"].items())
+            and all(listing(folder) == names for folder, names in known["folders"].items())
+            and versions(known["packages"]) == known["packages"]
+        )
+        return str(known["stage"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def check_json(path: Path) -> Any:

@@ -7,14 +7,7 @@ from typing import Any
 from . import measure
 from .bundle import Bundle
 from .device.session import Session
-from .errors import AgentFailure
-
-KEPT = {
-    "health": "the board keeps its current release",
-    "integrity": "the board keeps its current release",
-    "no-space": "the board keeps its current release",
-    "hook": "the board keeps its current release",
-}
+from .errors import AgentFailure, EdgeoptError
 
 
 def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
@@ -29,15 +22,29 @@ def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     done = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
     if before is not None and before["release"] == bundle.release and before["whole"]:
         return {**done, "already": True, "activation": None, "health": None}
-    for name, entry in bundle.manifest.files.items():
-        session.send(bundle.blob(entry), name)
     try:
+        for name, entry in bundle.manifest.files.items():
+            session.send(bundle.blob(entry), name)
         _, result = session.run({"kind": "activate", "release": bundle.release, "manifest": bundle.text})
     except AgentFailure as error:
-        if error.kind in KEPT and before is not None:
-            raise AgentFailure(f"{error}; {KEPT[error.kind]}", error.kind, error.traceback) from error
-        raise
+        raise AgentFailure(f"{error}; {_current(session)}", error.kind, error.traceback) from error
     return {**done, "already": False, **result}
+
+
+def _current(session: Session) -> str:
+    """What runs on the board after a failure: asked there, never concluded from the failure."""
+    try:
+        current = session.status(verify=False)["current"]
+    except EdgeoptError as error:
+        return f"which release is current there cannot be told now ({error})"
+    if current is None:
+        return "no release is current there"
+    return f"{describe(current)} is current there"
+
+
+def describe(entry: dict[str, Any]) -> str:
+    """A release of `Session.status` in a few words; name and hash are None where the board's record is damaged."""
+    return f"{entry['name'] or 'a damaged release'} ({(entry['release'] or '?')[:12]})"
 
 
 def rollback(session: Session) -> dict[str, Any]:

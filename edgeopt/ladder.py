@@ -13,6 +13,8 @@ from .stats import Figure
 # that pruning takes away, latency loses about half (Torch-Pruning's ResNet-50: 2.04x fewer MACs, 1.35x faster).
 INT8_GAIN = {"latency_p50_s": 0.4, "size_bytes": 0.7, "peak_memory_bytes": 0.4}
 PRUNED_SHARE = {"latency_p50_s": 0.5, "size_bytes": 1.0, "peak_memory_bytes": 0.5}
+# Two processes of one artifact differ by about this much in median latency, whatever the interval within a job says.
+MARGIN = 0.02
 WORDS = {"latency_p50_s": "median latency", "size_bytes": "file size", "peak_memory_bytes": "peak memory"}
 
 
@@ -47,7 +49,7 @@ class Trial:
     step: Figure
     score: float
     drop: float
-    agreement: float
+    agreement: float | None
     record: dict[str, Any]
     verdict: str = ""
     reason: str = ""
@@ -62,8 +64,9 @@ def propose(plan: Plan, trials: Sequence[Trial]) -> Recipe | Stop:
         if trials and gain is not None:
             best = incumbent(trials)
             if not broken_budgets(plan, best) and gain < plan.min_gain:
+                met = "meets every budget" if plan.budgets else "has no budget to meet"
                 return Stop(
-                    f"'{best.recipe.name}' meets every budget, and {recipe.name} promises about {gain:.0%} less "
+                    f"'{best.recipe.name}' {met}, and {recipe.name} promises about {gain:.0%} less "
                     f"{WORDS[plan.objective]}, below [ladder] min_gain = {plan.min_gain:.0%}"
                 )
         return recipe
@@ -71,7 +74,8 @@ def propose(plan: Plan, trials: Sequence[Trial]) -> Recipe | Stop:
 
 
 def _candidates(plan: Plan, trials: Sequence[Trial]) -> list[tuple[Recipe, float | None]]:
-    """Recipes in the ladder's order with the gain that each may bring; a pruning after a rejected one is left out."""
+    """Recipes in the ladder's order with the gain that each may bring; no more pruning after one that fell through the
+    floor. One that was not faster says little of the next: widths meet the kernels' lanes at some ratios only."""
     found: list[tuple[Recipe, float | None]] = [(Recipe("fp32", "fp32", (Lower(plan.runtime, "fp32"),)), None)]
     scheme = "fp32"
     if "int8" in plan.rungs:
@@ -84,10 +88,11 @@ def _candidates(plan: Plan, trials: Sequence[Trial]) -> list[tuple[Recipe, float
             name = f"prune{round(prune.ratio * 100)}-{scheme}"
             gain = _removed_share(prune, removed) * PRUNED_SHARE[plan.objective]
             found.append((Recipe(name, "prune", (prune, recover, Lower(plan.runtime, scheme))), gain))
-            verdict = next((trial.verdict for trial in trials if trial.recipe.name == name), None)
-            if verdict in ("rejected", "failed"):
-                break
-            removed = prune.ratio
+            done = next((trial for trial in trials if trial.recipe.name == name), None)
+            if done is not None and done.drop > plan.floor_drop:
+                break  # more pruning loses more
+            if done is not None and done.verdict == "kept":
+                removed = prune.ratio
     return found
 
 
@@ -115,39 +120,46 @@ def broken_budgets(plan: Plan, trial: Trial) -> list[str]:
 
 
 def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
-    """The trial with its verdict and the reason: kept if the objective improves and the score holds its floor, or if
-    the score improves and the objective is no worse."""
+    """The trial with its verdict and the reason. It is kept if its score holds the floor and either the objective gains
+    or it is the first to meet every budget; or if its score is better and the objective is no worse."""
     if trial.verdict == "failed":
         return trial
     if not trials:
         return dataclasses.replace(trial, verdict="baseline", reason="every other rung is measured against it")
     best = incumbent(trials)
-    against = best.recipe.name
-    change = f"{WORDS[plan.objective]} is {_times(trial.step)} that of {against}"
-    low, high = trial.step.interval or (trial.step.value or 1.0,) * 2
+    against, step = best.recipe.name, trial.step
+    if step.value is None or step.invalid:
+        unknown = f"no verdict can rest on its {WORDS[plan.objective]}: {step.invalid or 'it was not measured'}"
+        return dataclasses.replace(trial, verdict="rejected", reason=unknown)
+    change = f"{WORDS[plan.objective]} is {_times(step)} that of {against}"
+    _, high = step.interval or (step.value, step.value)
+    margin = MARGIN if step.interval else 0.0
     holds = trial.drop <= plan.floor_drop
-    moved = f"drops by {trial.drop:.4f}" if trial.drop > 0 else f"rises by {-trial.drop:.4f}" if trial.drop else "stays"
-    side = "within" if holds else "beyond"
-    score = f"the score {moved} against the source model, {side} the floor of {plan.floor_drop:g}"
-    if holds and high < 1:
+    score = _score_words(plan, trial, holds)
+    mended = bool(broken_budgets(plan, best)) and not broken_budgets(plan, trial)
+    if holds and high < 1 - margin:
         return dataclasses.replace(trial, verdict="kept", reason=f"{change}, and {score}")
-    if trial.score > best.score and low <= 1:
+    if holds and mended:
+        return dataclasses.replace(trial, verdict="kept", reason=f"it meets every budget, {against} does not; {score}")
+    if trial.score > best.score and high <= 1 + margin:
         better = f"the score is {trial.score - best.score:.4f} above that of {against}"
         return dataclasses.replace(trial, verdict="kept", reason=f"{better}, and {change}, no worse")
     why = [] if holds else [score]
-    if high >= 1:
-        why.append(f"{change}: no gain that its interval confirms")
+    if high >= 1 - margin:
+        sure = f": no gain of more than {margin:.0%} that its interval confirms" if margin else ": no gain"
+        why.append(f"{change}{sure}")
     return dataclasses.replace(trial, verdict="rejected", reason="; ".join(why))
 
 
 def choose(plan: Plan, trials: Sequence[Trial]) -> Trial | None:
-    """The best objective among the kept trials that hold the floor and meet every budget; None where none does."""
+    """The last kept trial that holds the floor and meets every budget; None where none does. Each kept trial was better
+    than the one kept before it, in one job with it, so no figures of different jobs are compared."""
     fitting = [
         trial
         for trial in trials
         if trial.verdict in ("kept", "baseline") and trial.drop <= plan.floor_drop and not broken_budgets(plan, trial)
     ]
-    return min(fitting, key=lambda trial: trial.objective.value or 1.0, default=None)
+    return fitting[-1] if fitting else None
 
 
 def climb(
@@ -163,8 +175,13 @@ def climb(
         note(trials)
 
 
+def _score_words(plan: Plan, trial: Trial, holds: bool) -> str:
+    moved = f"drops by {trial.drop:.4f}" if trial.drop > 0 else f"rises by {-trial.drop:.4f}" if trial.drop else "stays"
+    side = "within" if holds else "beyond"
+    same = f" ({trial.agreement:.1%} of decisions agree)" if trial.agreement is not None else ""
+    return f"the score {moved} against the source model{same}, {side} the floor of {plan.floor_drop:g}"
+
+
 def _times(figure: Figure) -> str:
-    if figure.value is None:
-        return "an unknown multiple of"
     interval = f" ({figure.interval[0]:.3f} to {figure.interval[1]:.3f})" if figure.interval else ""
     return f"{figure.value:.3f} times{interval}"

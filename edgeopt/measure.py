@@ -17,7 +17,7 @@ from .device.session import Session
 from .errors import AgentFailure, ProtocolError
 from .task import Array, Samples
 
-ROUNDS = 12  # each A B B A; twelve give the ratio's order-statistics interval 96 % confidence
+ROUNDS = 12  # each A B B A; twelve give the ratio's order-statistics interval 96 % confidence within one job
 LATENCY_SAMPLES = 64
 SHARD_BYTES = 4 << 20
 BUSY_LOAD = 0.5  # load per core before the run above which the board was not idle
@@ -123,13 +123,13 @@ class Comparison:
         found: dict[str, Any] = self.result["artifacts"][index]["memory"]
         return found if found["peak_rss_bytes"] is not None else None
 
-    def conditions(self, index: int) -> dict[str, Any]:
+    def conditions(self) -> dict[str, Any]:
         """What the board was like meanwhile ([least, greatest]; load: [before, after]), and the marks to be seen."""
         series = self.result["conditions"]
         throttle = [state["throttle"] for state in series if state["throttle"]]
         clocks = [clock for state in series for clock in state["frequency_hz"] or ()]
         return {
-            "marks": self._marks(index),
+            "marks": self._marks(),
             "load_1min": [round(state["load_1min"], 2) for state in (series[0], series[-1])],
             "memory_available_bytes": _range(state["memory_available_bytes"] for state in series),
             "temperature_c": _range(state["temperature_c"] for state in series),
@@ -139,14 +139,20 @@ class Comparison:
             "series": series,
         }
 
-    def _marks(self, index: int) -> list[str]:
+    def disturbances(self) -> list[str]:
+        """Why this comparison should be repeated: the board throttled, or an artifact's second half drifted."""
+        found = []
+        for index in range(len(self.copy_and_invoke_s)):
+            drift = stats.drift(self.blocks(index))
+            if drift.drifted:
+                found.append(f"drift: {drift.reason}")
+        if any(any(state["throttle"].values()) for state in self.result["conditions"] if state["throttle"]):
+            found.append("the board throttled or had too little voltage")
+        return found
+
+    def _marks(self) -> list[str]:
         series = self.result["conditions"]
-        marks = []
-        drift = stats.drift(self.blocks(index))
-        if drift.drifted:
-            marks.append(f"drift: {drift.reason}")
-        if any(any(state["throttle"].values()) for state in series if state["throttle"]):
-            marks.append("the board throttled or had too little voltage")
+        marks = self.disturbances()
         cores = self.result["cores_allowed"]
         if series[0]["load_1min"] > BUSY_LOAD * cores:
             marks.append(f"busy: load {series[0]['load_1min']:.2f} on {cores} cores before the run")

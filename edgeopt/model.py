@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import logging
 import re
 import sys
+import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .config import nearest
 from .errors import ConfigError, MissingDependency, ModelError
 from .task import Array
 
@@ -22,49 +28,67 @@ if TYPE_CHECKING:
     import torch
 
 REFERENCE_BATCH = 64
+MESSAGE_LINES = 3  # of a foreign error: torch puts what is missing on the second
+MEND_INPUTS = (
+    "; shapes and types come from [task] inputs after [task.preprocess], where steps like "
+    '{ op = "cast", dtype = "float32" } and { op = "transpose", axes = [0, …] } change them'
+)
+
+_users_modules: set[str] = set()
 
 
 def call_factory(spec: str, folder: Path, arguments: Mapping[str, Any], key: str) -> Any:
     """What `package.module:factory` returns; `folder` (the run file's) comes first on the import path.
 
-    Raises ConfigError (no such module or function) or ModelError (the factory itself failed), naming `key`.
+    Raises ConfigError (no such module or function, arguments that it does not take), MissingDependency (it imports a
+    package that is not there) or ModelError (it failed), each naming `key` and the line.
     """
     module_name, _, function_name = spec.partition(":")
+    what = f"{key} = '{spec}'"
     with _importing_from(folder):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and module_name.split(".")[0] != error.name.split(".")[0]:
-                raise ConfigError(
-                    f"{key} = '{spec}': importing '{module_name}' needs the package '{error.name}', which is not "
-                    "installed here; install it for this Python"
-                ) from error
-            raise ConfigError(
-                f"{key} = '{spec}': there is no module '{module_name}' in {folder} or among the installed packages"
-            ) from error
-        except Exception as error:
-            raise ModelError(f"{key} = '{spec}': importing '{module_name}' failed: {_where(error)}") from error
+        module = _imported(module_name, folder, what)
         factory = getattr(module, function_name, None)
         if not callable(factory):
-            functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             raise ConfigError(
-                f"{key} = '{spec}': '{module_name}' has no function '{function_name}'; it has: {functions}"
+                f"{what}: '{module_name}' has no function '{function_name}'; {_offer(module, function_name)}"
             )
-        try:
+        _check_arguments(factory, arguments, what)
+        with user_code(f"{what}: the function"):
             return factory(**arguments)
-        except Exception as error:
-            raise ModelError(f"{key} = '{spec}': the factory failed: {_where(error)}") from error
+
+
+@contextmanager
+def user_code(what: str, mend: str = "") -> Iterator[None]:
+    """Runs code of the user's: whatever it raises is named by `what` and the user's line; `mend` ends the message.
+
+    Raises MissingDependency (a package is not there) or ModelError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"{what} needs '{error.name}', which is not installed for {sys.executable}; install it there{_place(error)}"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{what} failed: {_words(error)}{_place(error)}{mend}") from error
 
 
 def load_torch(spec: str, folder: Path, arguments: Mapping[str, Any]) -> torch.nn.Module:
-    """The torch module, in eval mode. Raises MissingDependency, ConfigError, ModelError."""
+    """The torch module, in eval mode, without NaN weights. Raises MissingDependency, ConfigError, ModelError."""
     if importlib.util.find_spec("torch") is None:
         raise MissingDependency("[model] torch needs torch, which is not installed: pip install 'edgeopt[torch]'")
-    import torch
-
     module = call_factory(spec, folder, arguments, "[model] torch")
+    import torch  # after the factory, whose absence is found without it
+
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"[model] torch = '{spec}' returned {type(module).__name__}; it must return a torch.nn.Module")
+    weights = module.state_dict()
+    bad = [name for name, t in weights.items() if t.is_floating_point() and not t.is_meta and bool(t.isnan().any())]
+    if bad:
+        raise ModelError(
+            f"[model] torch = '{spec}': {len(bad)} of {len(weights)} weights hold NaN, first '{bad[0]}'; train the "
+            "model again, or load weights from before it diverged"
+        )
     return module.eval()
 
 
@@ -75,39 +99,36 @@ def graph_hash(module: torch.nn.Module, example: Sequence[Array]) -> str:
     """
     import torch
 
-    arguments = tuple(torch.from_numpy(np.ascontiguousarray(array[:1])) for array in example)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(module, arguments)
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise ModelError(
-            f"the model cannot be exported with inputs {[tuple(a.shape) for a in arguments]}: "
-            f"{text[0] if text else type(error).__name__}; the shapes come from [task] inputs after preprocess"
-        ) from error
+    arguments = _tensors(example, slice(0, 1))
+    what = f"exporting the source model with one sample of {_kinds(arguments)}"
+    with user_code(what, MEND_INPUTS), _silent_log(), torch.no_grad():
+        program = torch.export.export(module, arguments)
     digest = hashlib.sha256(re.sub(r"#.*", "", program.graph_module.code).encode("utf-8"))
     for name, tensor in sorted({**program.state_dict, **program.constants}.items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def run_torch(module: torch.nn.Module, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """Outputs, each (n, ...), of prepared inputs, each (n, ...). Raises ModelError for NaN and infinity."""
+    """Outputs, each (n, ...), of prepared inputs, each (n, ...). Raises ModelError for NaN and infinity too."""
     import torch
 
     columns: list[list[Array]] = []
+    count = len(inputs[0])
     with torch.no_grad():
-        for start in range(0, len(inputs[0]), REFERENCE_BATCH):
-            batch = [torch.from_numpy(np.ascontiguousarray(array[start : start + REFERENCE_BATCH])) for array in inputs]
-            try:
+        for start in range(0, count, REFERENCE_BATCH):
+            rows = slice(start, min(start + REFERENCE_BATCH, count))
+            batch = _tensors(inputs, rows)
+            what = f"running the source model on samples {start} to {rows.stop - 1}, {_kinds(batch)},"
+            with user_code(what, MEND_INPUTS):
                 result = module(*batch)
-            except Exception as error:
-                raise ModelError(f"the model failed on samples {start} and after: {_where(error)}") from error
-            tensors = tuple(result.values()) if isinstance(result, dict) else result
-            columns.append([t.numpy() for t in (tensors if isinstance(tensors, tuple | list) else (tensors,))])
-    outputs = tuple(np.concatenate(column, axis=0) for column in zip(*columns, strict=True))
+            columns.append(_answers(result, rows.stop - rows.start))
+    try:
+        outputs = tuple(np.concatenate(column, axis=0) for column in zip(*columns, strict=True))
+    except ValueError as error:
+        raise ModelError(f"the source model's outputs change their number or shape between batches: {error}") from error
     check_finite(outputs, "the source model")
     return outputs
 
@@ -123,22 +144,128 @@ def check_finite(outputs: Sequence[Array], who: str) -> None:
             )
 
 
+def _tensors(arrays: Sequence[Array], rows: slice) -> tuple[torch.Tensor, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(np.ascontiguousarray(array[rows])) for array in arrays)
+
+
+def _kinds(tensors: Sequence[torch.Tensor]) -> str:
+    return ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
+
+
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    """torch.export logs the traceback of what it raises as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _answers(result: Any, count: int) -> list[Array]:
+    """What a model returned for `count` samples, as arrays (count, ...)."""
+    import torch
+
+    values = list(result.values()) if isinstance(result, Mapping) else result
+    values = list(values) if isinstance(values, tuple | list) else [values]
+    if not values:
+        raise ModelError("the source model returned no output")
+    for index, tensor in enumerate(values):
+        if not isinstance(tensor, torch.Tensor):
+            raise ModelError(
+                f"output {index} of the source model is {type(tensor).__name__}; every output must be a tensor"
+            )
+        if tensor.ndim == 0 or len(tensor) != count:
+            raise ModelError(
+                f"output {index} of the source model has shape {tuple(tensor.shape)} for {count} samples; the first "
+                "axis of every output must be the sample"
+            )
+    return [(t.float() if t.dtype is torch.bfloat16 else t).detach().cpu().numpy() for t in values]
+
+
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    path = str(folder.resolve())
+    """Imports of the user's code, afresh: neither an equally named module of another folder nor what this folder's
+    module was before an edit may answer. Nothing is written beside it."""
+    for name in _users_modules:
+        sys.modules.pop(name, None)
+    _users_modules.clear()
+    importlib.invalidate_caches()
+    path, before = str(folder.resolve()), set(sys.modules)
+    writes_nothing, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.path.insert(0, path)
     try:
         yield
     finally:
+        new = set(sys.modules) - before
+        _users_modules.update(name for name in new if _is_users(_origin(sys.modules[name])))
         sys.path.remove(path)
+        sys.dont_write_bytecode = writes_nothing
 
 
-def _where(error: BaseException) -> str:
-    """The error with the last line of the user's code that it passed."""
+def _imported(name: str, folder: Path, what: str) -> ModuleType:
+    try:
+        with user_code(f"{what}: importing '{name}'"):
+            return importlib.import_module(name)
+    except MissingDependency as error:
+        missing = error.__cause__.name if isinstance(error.__cause__, ModuleNotFoundError) else None
+        if missing is None or not f"{name}.".startswith(f"{missing}."):
+            raise
+        files = sorted(file.stem for file in folder.glob("*.py"))
+        raise ConfigError(
+            f"{what}: there is no module '{missing}' in {folder} or among the installed packages; "
+            f"{nearest(missing, files) or 'modules there: ' + (', '.join(files) or 'none')}"
+        ) from error
+
+
+def _offer(module: ModuleType, wanted: str) -> str:
+    own = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    ]
+    return nearest(wanted, own) or f"functions there: {', '.join(own) or 'none'}"
+
+
+def _check_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], what: str) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some built-in callables do not tell
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        given = ", ".join(arguments) or "none"
+        raise ConfigError(f"{what}: {error}; it takes {signature}, arguments given: {given}") from error
+
+
+def _words(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:MESSAGE_LINES])}".rstrip(": ")
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the user's code that the error passed, or nothing."""
     frames = traceback.extract_tb(error.__traceback__)
-    last = next(
-        (f for f in reversed(frames) if "site-packages" not in f.filename and "edgeopt/" not in f.filename), None
-    )
-    place = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}{place}"
+    last = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    return f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
+
+
+def _origin(module: ModuleType) -> str | None:
+    """A module's file; of a package without one, its folder."""
+    return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+
+
+def _is_users(file: str | None) -> bool:
+    """Neither the interpreter's, nor an installed package's, nor ours."""
+    if file is None or file.startswith("<") or {"site-packages", "dist-packages"} & set(Path(file).parts):
+        return False
+    return not any(Path(file).is_relative_to(folder) for folder in _foreign_code())
+
+
+@functools.cache
+def _foreign_code() -> tuple[Path, ...]:
+    return (*(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")), Path(__file__).parent)

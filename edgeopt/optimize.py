@@ -7,7 +7,7 @@ import datetime
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from . import bundle, ladder, measure, stages, validate
 from . import plan as plans
 from .cache import Cache, sha256_bytes
 from .device.session import Session
-from .errors import ModelError
+from .errors import AgentFailure, ConfigError, IntegrityError, ModelError, PlanError
 from .ladder import Recipe, Trial
 from .measure import Artifact, Comparison
 from .plan import Plan
+from .report import html, units
 from .stages import Say, Workbench
 from .stats import Figure
 from .task import Array
@@ -29,7 +30,8 @@ from .task import Array
 HEALTH_SAMPLES = 64
 HEALTH_SPARE = 0.05  # of the health shard's samples may turn wrong before the board refuses
 HEALTH_OUTPUT_ERROR = 0.1  # of an output's range: other kernels round otherwise, a wrong model is far off
-HEALTH_LATENCY = 3.0  # times the measured median, where no budget says it
+HEALTH_LATENCY = 3.0  # times the measured median at most, or the budget where that is less
+LEAST_HEALTH_LATENCY = 1.25  # times it at least: the median of a few queries scatters
 SCHEDULING_S = 0.001
 CLASS_METRICS = ("top1", "top5")
 
@@ -51,15 +53,31 @@ class Run:
         return self.bench.plan
 
 
-def optimize(plan: Plan, session: Session, python: str, cache: Cache, out: Path, say: Say) -> dict[str, Any]:
+Connect = Callable[[], tuple[Session, str]]
+
+
+def optimize(
+    plan: Plan, connect: Connect, cache: Cache, out: Path, say: Say, remeasure: bool = False
+) -> dict[str, Any]:
     """Run the plan and return what run.json holds; `out` is replaced as a whole at the end.
 
-    Finished stages come from the cache, so a run that was interrupted goes on where it was. Raises EdgeoptError.
+    connect: gives the session and the board's Python. What is quick to check comes first: packages and data, then the
+    board, then the model. Finished stages come from the cache, so a run that was interrupted goes on where it was.
+    Raises EdgeoptError.
     """
+    _require_own(out)
     plans.require_packages(plan)
-    facts = session.facts()
-    measure.require_runtime(facts, plan.runtime, session.address, python)
-    bench = stages.open_workbench(plan, cache, say)
+    splits = stages.open_data(plan, cache)
+    session, python = connect()
+    with session:
+        facts = session.facts()
+        plans.require_board(plan, facts, session.address)
+        measure.require_runtime(facts, plan.runtime, session.address, python)
+        bench = stages.open_workbench(plan, splits, cache, say, remeasure)
+        return _into(out, bench, session, facts)
+
+
+def _into(out: Path, bench: Workbench, session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     sources = {name: stages.reference(bench, name) for name in ("selection", "final")}
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -69,6 +87,7 @@ def optimize(plan: Plan, session: Session, python: str, cache: Cache, out: Path,
         run = Run(bench, session, facts, scratch, sources, {}, {})
         document = _climb(run)
         (scratch / "run.json").write_text(json.dumps(document, indent=1, allow_nan=False))
+        html.write(document, scratch)
         _replace(scratch, out)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -121,8 +140,8 @@ def _try(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
         artifact, notes = stages.artifact(run.bench, recipe)
         run.artifacts[recipe.name] = artifact
         run.outputs[recipe.name] = stages.board_outputs(run.bench, run.session, run.facts, artifact, "selection")
-    except ModelError as error:
-        if not trials:
+    except (ModelError, PlanError, AgentFailure) as error:
+        if not trials or (isinstance(error, AgentFailure) and error.kind != "runtime"):
             raise
         return _failed(recipe, str(error))
     rivals = [recipe.name]
@@ -139,11 +158,12 @@ def _failed(recipe: Recipe, why: str) -> Trial:
         **_record(recipe),
         **dict.fromkeys(("artifact", "score", "latency", "load_s", "first_inference_s", "memory", "energy", "samples")),
         "ratios": {},
+        "step": None,
         "executed": None,
         "conditions": {"marks": []},
         "notes": {},
     }
-    return Trial(recipe, {}, nothing, nothing, float("-inf"), float("inf"), 0.0, record, "failed", why)
+    return Trial(recipe, {}, nothing, nothing, float("-inf"), float("inf"), None, record, "failed", why)
 
 
 def _record(recipe: Recipe) -> dict[str, Any]:
@@ -175,9 +195,10 @@ def _trial(
         "memory": memory,
         "energy": None,
         "ratios": {name: dict(figure.to_json(), against=together[0].name) for name, figure in ratios.items()},
+        "step": dict(step[plan.objective].to_json(), against=together[max(0, index - 1)].name),
         "executed": comparison.executed(index),
-        "conditions": comparison.conditions(index),
-        "samples": _keep_samples(run, recipe.name, comparison, index),
+        "conditions": comparison.conditions(),
+        "samples": _keep_samples(run, comparison, [artifact.name for artifact in together]),
         "notes": notes.get("notes", {}) | {"compress": notes.get("compress")},
     }
     return Trial(
@@ -187,7 +208,7 @@ def _trial(
         step[plan.objective],
         score["value"],
         score["drop"],
-        score["agreement"] or 0.0,
+        score["agreement"],
         record,
     )
 
@@ -239,10 +260,14 @@ def _bundle(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
     plan, artifact = run.plan, run.artifacts[chosen.recipe.name]
     health_blob, correct = _health_shard(run, chosen.recipe.name)
     model = artifact.path.read_bytes()
+    if sha256_bytes(model) != artifact.sha256:
+        raise IntegrityError(f"{artifact.path} changed since it was measured; run again")
     shards = validate.pack_shards(run.bench.splits["final"], run.sources["final"])
     blobs = {sha256_bytes(data): data for data in (model, health_blob, *shards)}
     p50 = chosen.values["latency_p50_s"]
-    slowest = plan.budgets.get("latency_p50_s") or (HEALTH_LATENCY * p50 + SCHEDULING_S if p50 else None)
+    slowest = None
+    if p50 is not None:
+        slowest = max(LEAST_HEALTH_LATENCY * p50, min(HEALTH_LATENCY * p50 + SCHEDULING_S, _budget(plan)))
     metric = plan.run_file.task.metric
     of = min(HEALTH_SAMPLES, len(run.bench.splits["selection"]))
     file = f"model.{artifact.runtime}"
@@ -290,6 +315,10 @@ def _bundle(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
     return bundle.write(run.scratch / f"{plan.name}.edgeopt", manifest, blobs)
 
 
+def _budget(plan: Plan) -> float:
+    return plan.budgets.get("latency_p50_s", float("inf"))
+
+
 def _health_shard(run: Run, name: str) -> tuple[bytes, int | None]:
     """(a small shard of selection with the outputs that the board gave for it, how many of it were right)."""
     selection = run.bench.splits["selection"]
@@ -310,17 +339,14 @@ def sentence(document: dict[str, Any], missed: str) -> str:
     chosen = next(trial for trial in document["trials"] if trial["name"] == document["chosen"])
     baseline = document["trials"][0]["name"]
     ratios = chosen["ratios"]
-    interval = final["drop_interval"]
-    between = f" (95 % interval {100 * interval[0]:.1f} … {100 * interval[1]:.1f})" if interval else ""
     gain = (
-        "the source model as it is was the best"
+        f"{baseline}, the source model as it is, is the best that fits"
         if chosen["name"] == baseline
         else f"{chosen['name']} is {1 / ratios['latency_p50_s']['value']:.2f} times as fast as {baseline} and "
         f"{1 / ratios['size_bytes']['value']:.2f} times smaller"
     )
-    moved = "drops" if final["drop"] >= 0 else "rises"
-    points = f"{moved} {abs(100 * final['drop']):.1f} points{between} on {final['n']} held-out samples"
-    return f"On {place}, {gain}; its score {points}: {final['reason']}."
+    drop = units.drop(final["drop"], str(final["metric"]), final["drop_interval"])
+    return f"On {place}, {gain}; its drop on {final['n']} held-out samples is {drop}: {final['reason']}."
 
 
 def _notes(plan: Plan) -> list[str]:
@@ -363,21 +389,30 @@ def _keep_artifact(run: Run, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _keep_samples(run: Run, name: str, comparison: Comparison, index: int) -> str:
-    """Raw samples of the candidate, so that every figure can be computed again."""
-    own = [block for block in comparison.result["blocks"] if block["artifact"] == index]
-    np.savez_compressed(
-        run.scratch / "samples" / f"{name}.npz",
-        seconds=comparison.seconds(index),
-        copy_s=comparison.copy_and_invoke_s[index][:, 0],
-        block=np.repeat(np.arange(len(own), dtype=np.int32), [block["n"] for block in own]),
-        started=np.array([block["began_s"] for block in own]),
-    )
-    return f"samples/{name}.npz"
+def _keep_samples(run: Run, comparison: Comparison, names: Sequence[str]) -> str:
+    """Raw samples of the whole job, so that every figure and ratio can be computed again: the candidate's (the last of
+    `names`) as seconds, copy_s, block and started; its rivals' as <name>.seconds and <name>.block."""
+    arrays: dict[str, Array] = {}
+    for index, name in enumerate(names):
+        own = [block for block in comparison.result["blocks"] if block["artifact"] == index]
+        prefix = "" if index == len(names) - 1 else f"{name}."
+        arrays[f"{prefix}seconds"] = comparison.seconds(index)
+        arrays[f"{prefix}copy_s"] = comparison.copy_and_invoke_s[index][:, 0]
+        arrays[f"{prefix}block"] = np.repeat(np.arange(len(own), dtype=np.int32), [block["n"] for block in own])
+        arrays[f"{prefix}started"] = np.array([block["began_s"] for block in own])
+    file = f"samples/{names[-1]}.npz"
+    np.savez_compressed(run.scratch / file, **arrays)  # type: ignore[arg-type]
+    return file
 
 
 def _entry(data: bytes) -> dict[str, Any]:
     return {"sha256": sha256_bytes(data), "size_bytes": len(data)}
+
+
+def _require_own(out: Path) -> None:
+    """`out` is replaced as a whole at the end, so it must be ours. Raises ConfigError."""
+    if out.exists() and not (out.is_dir() and ((out / "run.json").is_file() or not any(out.iterdir()))):
+        raise ConfigError(f"--out {out}: something else is there; name a new folder, or one that holds an earlier run")
 
 
 def _replace(scratch: Path, out: Path) -> None:

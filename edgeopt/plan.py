@@ -4,7 +4,10 @@ capabilities read; later stages obey."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+import math
+import pkgutil
+from collections.abc import Iterator, Mapping
 from importlib import util
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +16,10 @@ from edgeopt_agent import preprocess as operations
 from pydantic import Field
 
 from . import profile as profiles
-from .config import Allowed, Choices, Conflict, Section, load_toml
+from .config import Allowed, Choices, Conflict, Section, load_toml, nearest, show
 from .errors import ConfigError, MissingDependency, PlanError
 from .profile import Budget, DeviceProfile
-from .task import Split
+from .task import CLASS_METRICS, Split
 
 RUNGS = ("fp32", "int8", "prune")
 # What each budget makes the ladder improve; the first one given decides. A ratio of medians serves both latencies.
@@ -37,11 +40,20 @@ Spec = Annotated[
 Texts = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Values = Annotated[dict[str, Any], Allowed("text, numbers, true, false, and lists and tables of these")]
+Steps = Annotated[
+    dict[str, Annotated[tuple[dict[str, Any], ...], Field(strict=False)]],
+    Allowed('per input a list of steps { op = "…", … }, op one of ' + ", ".join(operations.OPERATIONS)),
+]
 
 
 class ModelSection(Section):
     torch: Spec = Field(description="A function that returns the trained torch.nn.Module.")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments for that function.")
+    arguments: Values = Field(default_factory=dict, description="Keyword arguments for that function.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from _unstorable(self.arguments, "arguments")
 
 
 class TaskSection(Section):
@@ -54,7 +66,7 @@ class TaskSection(Section):
         default=None, description="How a sample is scored; absent only where the object has a score()."
     )
     classes: Annotated[tuple[Text, ...], Field(strict=False)] = Field(default=(), description="Names of the classes.")
-    preprocess: dict[str, Annotated[tuple[dict[str, Any], ...], Field(strict=False)]] = Field(
+    preprocess: Steps = Field(
         default_factory=dict,
         description="Per input, the steps from the raw array to the model's input; run by host and board alike.",
     )
@@ -67,13 +79,14 @@ class TaskSection(Section):
             yield Conflict(
                 ("metric",), "nothing", ", ".join(operations.METRICS), "say how a sample of the arrays is scored"
             )
-        if self.metric is not None and self.labels is None and self.object is None:
+        if self.metric is not None and self.labels is None:
             yield Conflict(("labels",), "nothing", "the name of an array", f"metric '{self.metric}' needs labels")
         for name, steps in self.preprocess.items():
             if name not in self.inputs:
                 yield Conflict(("preprocess",), f"steps for '{name}'", ", ".join(self.inputs), "name an input")
+            key = f"preprocess.{name}"
             for problem in operations.problems([dict(step) for step in steps]):
-                yield Conflict((f"preprocess.{name}",), problem, "the steps of the list", "see README, Preprocessing")
+                yield Conflict((key,), problem, f"steps of {', '.join(operations.OPERATIONS)}", "correct that step")
 
 
 class SplitSection(Section):
@@ -88,7 +101,7 @@ class SplitSection(Section):
 
 
 class SplitsSection(Section):
-    seed: int = Field(default=0, description="Seed of every random choice among samples.")
+    seed: Seed = Field(default=0, description="Seed of every random choice among samples.")
     calibration: SplitSection = Field(description="For quantization ranges and recovery training.")
     selection: SplitSection = Field(description="Chooses among candidates.")
     final: SplitSection = Field(description="Scored once, for the chosen candidate only.")
@@ -107,7 +120,7 @@ class LadderSection(Section):
     rungs: Annotated[tuple[Annotated[str, Choices(RUNGS)], ...], Field(strict=False, min_length=1)] = Field(
         default=RUNGS, description="The rungs that may be tried, in their fixed order."
     )
-    floor_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
+    floor_drop: Annotated[float, Field(ge=0)] = Field(
         description="Greatest drop of the score below the source model's, in the score's unit (0.01: one point)."
     )
     min_gain: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -117,7 +130,7 @@ class LadderSection(Section):
         default="rapid", description="How long each comparison measures; rapid gives p50 and p90 only."
     )
     threads: Count = Field(default=1, description="Threads of the runtime.")
-    seed: int = Field(default=0, description="Seed of training and of the order of queries.")
+    seed: Seed = Field(default=0, description="Seed of training and of the order of queries.")
 
 
 class PruneSection(Section):
@@ -129,20 +142,37 @@ class PruneSection(Section):
     learning_rate: Positive = Field(default=1e-3, description="Learning rate of the recovery.")
     batch: Count = Field(default=64, description="Batch size of the recovery.")
 
+    def conflicts(self) -> Iterator[Conflict]:
+        percent = [round(100 * ratio) for ratio in self.ratios]
+        if any(after <= before for before, after in itertools.pairwise(percent)):
+            mend = "sort them, and leave out what is twice"
+            yield Conflict(("ratios",), show(list(self.ratios)), "each at least 0.01 above the one before", mend)
+
 
 class RunFile(Section):
     """edgeopt.toml, key by key; paths in it are relative to its folder."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), Allowed("letters, digits and . _ -")] = Field(
-        description="Name of the run, of its folder in runs/ and of the bundle."
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100),
+        Allowed("at most 100 letters, digits and . _ -"),
+    ] = Field(description="Name of the run, of its folder in runs/ and of the bundle.")
+    model: ModelSection = Field(description="The trained model.")
+    task: TaskSection = Field(description="The data, and how a sample is prepared and scored.")
+    splits: SplitsSection = Field(description="Three disjoint parts of the data; no group is in two of them.")
+    device: DeviceSection = Field(description="The board.")
+    budget: Budget = Field(
+        default=Budget(),
+        description="Demands; they replace the profile's. The ladder improves the first one given, else latency_p50_s.",
     )
-    model: ModelSection
-    task: TaskSection
-    splits: SplitsSection
-    device: DeviceSection
-    budget: Budget = Field(default=Budget(), description="Demands; they replace the profile's.")
-    ladder: LadderSection
-    prune: PruneSection = Field(default_factory=PruneSection)
+    ladder: LadderSection = Field(description="What may be tried, and how well it must do.")
+    prune: PruneSection = Field(default_factory=PruneSection, description="Structured pruning and its recovery.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        metric, drop = self.task.metric, self.ladder.floor_drop
+        if metric in CLASS_METRICS and drop >= 1:
+            mend = f"write {drop / 100:g} for {drop:g} points" if drop < 100 else "lower it"
+            yield Conflict(("ladder.floor_drop",), show(drop), f"below 1: '{metric}' is a share", mend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +253,12 @@ class Plan:
 
 
 def load(path: Path, profile: str | None = None) -> Plan:
-    """The plan of a run file; `profile` replaces the run file's. Raises ConfigError, PlanError, MissingDependency."""
-    path = path / "edgeopt.toml" if path.is_dir() else path
+    """The plan of a run file, or of a folder's edgeopt.toml; `profile` replaces the run file's.
+
+    Raises ConfigError, PlanError.
+    """
+    if path.is_dir():
+        path = _run_file_in(path)
     run_file = load_toml(path, RunFile)
     folder = path.resolve().parent
     return make(run_file, folder, _profile(profile or run_file.device.profile, Path.cwd() if profile else folder))
@@ -234,19 +268,25 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile) -> Plan:
     """Settle what the run file and the profile demand together. Raises PlanError where they contradict."""
     budgets = _budgets(run_file, board)
     ladder = run_file.ladder
-    runtimes = [name for name in board.runtimes if util.find_spec(f"edgeopt.lower.{name}") is not None]
+    runtimes = [name for name in board.runtimes if name in _lowerings()]
     if not runtimes:
         raise PlanError(
-            f"profile '{board.id}' runs {', '.join(board.runtimes)}; this edgeopt lowers to: tflite. "
-            "Name a profile whose runtimes hold one of them"
+            f"profile '{board.id}' runs {', '.join(board.runtimes)}, but this edgeopt makes artifacts for "
+            f"{', '.join(_lowerings())} only; name a profile whose runtimes hold one of these"
         )
     if "latency_p95_s" in budgets and ladder.mode == "rapid":
+        where = "the run file" if run_file.budget.latency_p95_s is not None else f"profile '{board.id}'"
         raise PlanError(
-            "budget latency_p95_s needs a 95th percentile, which [ladder] mode = 'rapid' does not give; "
+            f"[budget] latency_p95_s of {where} needs a 95th percentile, which [ladder] mode = 'rapid' does not give; "
             "set mode = 'quick' or 'normal', or budget latency_p50_s"
         )
     if "fp32" not in ladder.rungs:
-        raise PlanError("[ladder] rungs must hold 'fp32': every other rung is measured against it")
+        raise PlanError(
+            f"[ladder] rungs = {show(list(ladder.rungs))} must hold 'fp32': every other rung is measured against it; "
+            "add it"
+        )
+    if board.cpu.cores is not None:
+        _require_cores(ladder.threads, board.cpu.cores.value, f"profile '{board.id}'")
     objective = next((OBJECTIVE_OF[name] for name in BUDGETS if name in budgets), "latency_p50_s")
     prune = run_file.prune
     recover = Recover(prune.epochs, prune.learning_rate, prune.batch, ladder.seed)
@@ -270,13 +310,42 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile) -> Plan:
 
 def require_packages(plan: Plan) -> None:
     """Say at once which extras are missing, not after minutes of work. Raises MissingDependency."""
-    needed = {"torch": ("torch", "torch_pruning"), "tflite": ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")}
+    needed = {"torch": ("torch",), "tflite": ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")}
+    if "prune" in plan.rungs:
+        needed["torch"] += ("torch_pruning",)
     for extra in ("torch", plan.runtime):
         for module in needed[extra]:
             if util.find_spec(module) is None:
                 raise MissingDependency(
                     f"optimize needs '{module}', which is not installed: pip install 'edgeopt[{extra}]'"
                 )
+
+
+def require_board(plan: Plan, facts: Mapping[str, Any], address: str) -> None:
+    """What only the board can tell (edgeopt_agent.facts) must allow the plan. Raises PlanError."""
+    _require_cores(plan.threads, facts["cores_allowed"], address)
+
+
+def _require_cores(threads: int, cores: int, where: str) -> None:
+    if threads > cores:
+        raise PlanError(f"[ladder] threads = {threads}, but {where} has {cores} cores; lower threads")
+
+
+def _lowerings() -> list[str]:
+    """Runtimes that artifacts can be made for: the files of lower/, not imported."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("lower"))]))
+
+
+def _run_file_in(folder: Path) -> Path:
+    path = folder / "edgeopt.toml"
+    if path.exists():
+        return path
+    others = sorted(file.name for file in folder.glob("*.toml"))
+    mend = nearest("edgeopt.toml", others) or f"name one of {', '.join(others)}" if others else "name another folder"
+    raise ConfigError(
+        f"{folder}: found no edgeopt.toml in this folder; allowed: a run file, or a folder that holds an "
+        f"edgeopt.toml; {mend} (`edgeopt optimize --explain .` tells what is in one)"
+    )
 
 
 def _profile(name: str, folder: Path) -> DeviceProfile:
@@ -293,9 +362,21 @@ def _budgets(run_file: RunFile, board: DeviceProfile) -> dict[str, float]:
         given = own if own is not None else getattr(board.budget, name)
         if given is not None:
             found[name] = given
-    if run_file.ladder.threads > (board.cpu.cores.value if board.cpu.cores else run_file.ladder.threads):
-        raise ConfigError(
-            f"[ladder] threads = {run_file.ladder.threads}, but profile '{board.id}' has "
-            f"{board.cpu.cores.value if board.cpu.cores else '?'} cores"
+    if found.get("latency_p95_s", math.inf) < found.get("latency_p50_s", 0.0):
+        raise PlanError(
+            f"[budget] latency_p95_s = {found['latency_p95_s']:g} is below latency_p50_s = {found['latency_p50_s']:g}; "
+            f"one is the run file's, one that of profile '{board.id}': state both in the run file"
         )
     return found
+
+
+def _unstorable(value: object, key: str) -> Iterator[Conflict]:
+    """Dates, NaN and infinity: TOML has them, the JSON of plans, bundles and cache keys has not."""
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            yield from _unstorable(part, f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]")
+    elif not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        yield Conflict(
+            (key,), show(value), "text, finite numbers, true, false, and lists and tables of these", "change it"
+        )

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import measure, model
+from . import measure, model, stats
 from .cache import Cache, source_of, versions
 from .device.session import Session
 from .errors import ConfigError, ModelError
@@ -25,7 +26,7 @@ from .ladder import Recipe
 from .lower import TensorSpec
 from .measure import Artifact, Comparison
 from .plan import Lower, Plan, Prune, Recover
-from .task import Array, Samples, TaskObject, check_labels, read_npz, samples_of, split
+from .task import Array, Samples, TaskObject, check_labels, check_outputs, plain_arrays, read_npz, samples_of, split
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Say = Callable[[dict[str, Any]], None]
 
 TORCH_PACKAGES = ("torch", "numpy")
+COOL_DOWN_S = 20.0
 PRUNE_PACKAGES = ("torch", "torch-pruning", "numpy")
 
 
@@ -54,13 +56,25 @@ class Workbench:
     say: Say
     splits: dict[str, Samples]
     graph: str
+    remeasure: bool = False
 
     @functools.cached_property
     def module(self) -> torch.nn.Module:
-        """The user's model, imported now if no stage needed it before."""
+        """The user's model, imported now if no stage needed it before. Raises ModelError if it is another one now."""
         self.say({"event": "stage", "what": "loading the model"})
         section = self.plan.run_file.model
-        return model.load_torch(section.torch, self.plan.folder, section.arguments)
+        module = model.load_torch(section.torch, self.plan.folder, section.arguments)
+        if model.graph_hash(module, self.example) != self.graph:
+            raise ModelError(
+                f"[model] torch = '{section.torch}' gives another model each time it is called, or its files changed "
+                "meanwhile; load trained weights in it, set its seed, or start again"
+            )
+        return module
+
+    @functools.cached_property
+    def example(self) -> tuple[Array, ...]:
+        """One prepared sample per input, (1, ...)."""
+        return self.splits["calibration"].take(np.arange(1)).prepared(self.plan.preprocess)
 
     @functools.cached_property
     def task_object(self) -> Any:
@@ -88,7 +102,8 @@ class Workbench:
         metric = self.plan.run_file.task.metric
         if metric is not None:
             return np.asarray(preprocess.score(metric, outputs, labels))
-        found = np.asarray(self.task_object.score(outputs, labels), dtype=np.float64)
+        with model.user_code(f"score() of [task] object = '{self.plan.run_file.task.object}'"):
+            found = np.asarray(self.task_object.score(outputs, labels), dtype=np.float64)
         if found.shape != (len(outputs[0]),) or not np.isfinite(found).all():
             raise ModelError(
                 f"score() of [task] object gave shape {found.shape}; it must give one finite number for each of the "
@@ -97,11 +112,26 @@ class Workbench:
         return found
 
 
-def open_workbench(plan: Plan, cache: Cache, say: Say) -> Workbench:
-    """Data read and split, and the source model known. Raises ConfigError, ModelError."""
+def open_data(plan: Plan, cache: Cache) -> dict[str, Samples]:
+    """The three splits, read and checked: needs neither board nor model. Raises ConfigError, ModelError."""
+    task = plan.run_file.task
     samples = _samples(plan, cache)
     rows = split(samples, plan.splits, plan.run_file.splits.seed)
     splits = {name: samples.take(indices) for name, indices in rows.items()}
+    for own in splits.values():
+        if task.metric is not None:
+            check_labels(own.labels, task.metric, len(task.classes) or None)
+        own.take(np.arange(min(2, len(own)))).prepared(plan.preprocess)
+    return splits
+
+
+def open_workbench(
+    plan: Plan, splits: dict[str, Samples], cache: Cache, say: Say, remeasure: bool = False
+) -> Workbench:
+    """The data of `open_data`, and the source model known; `remeasure`: no stored comparison is used.
+
+    Raises ConfigError, ModelError, MissingDependency.
+    """
     example = splits["calibration"].take(np.arange(1)).prepared(plan.preprocess)
     section = plan.run_file.model
 
@@ -119,7 +149,7 @@ def open_workbench(plan: Plan, cache: Cache, say: Say) -> Workbench:
         "code": source_of("edgeopt/model.py"),
     }
     graph = (cache.traced("source", inputs, build) / "graph").read_text()
-    return Workbench(plan, cache, say, splits, graph)
+    return Workbench(plan, cache, say, splits, graph, remeasure)
 
 
 def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
@@ -137,9 +167,11 @@ def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
         "code": source_of("edgeopt/model.py"),
     }
     outputs = _load_arrays(bench.cache.stage(f"reference of {name}", inputs, build) / "outputs.npz")
-    metric = bench.plan.run_file.task.metric
-    if metric is not None:
-        check_labels(bench.splits[name].labels, metric, int(np.prod(outputs[0].shape[1:])))
+    task, labels = bench.plan.run_file.task, bench.splits[name].labels
+    if task.metric is not None:
+        check_outputs(outputs, labels, task.metric, len(task.classes))
+    else:
+        bench.scores(outputs, labels)  # a score() that fails does so before anything is converted
     return outputs
 
 
@@ -240,18 +272,24 @@ def measured(bench: Workbench, session: Session, facts: dict[str, Any], artifact
     inputs = {
         **_board_key(session, facts, artifacts),
         "inputs": [hashlib.sha256(data).hexdigest() for data in shards],
-        "mode": bench.plan.mode,
+        "mode": dataclasses.asdict(stats.MODES[bench.plan.mode]),
         "seed": bench.plan.seed,
         "code": source_of("edgeopt/measure.py"),
     }
+    names = ", ".join(artifact.name for artifact in artifacts)
 
     def build(folder: Path) -> None:
-        names = ", ".join(artifact.name for artifact in artifacts)
         bench.say({"event": "stage", "what": f"measuring {names} on {session.address}"})
-        measure.bench(session, artifacts, shards, bench.plan.mode, bench.plan.seed, folder)
+        found = measure.bench(session, artifacts, shards, bench.plan.mode, bench.plan.seed, folder)
+        if disturbed := found.disturbances():
+            bench.say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {COOL_DOWN_S:.0f} s"})
+            time.sleep(COOL_DOWN_S)
+            measure.bench(session, artifacts, shards, bench.plan.mode, bench.plan.seed, folder)
 
-    folder = bench.cache.stage("measured " + " with ".join(a.name for a in artifacts), inputs, build)
-    return Comparison.read(folder)
+    stage = f"measured {names}"
+    if bench.remeasure:
+        bench.cache.forget(stage, inputs)
+    return Comparison.read(bench.cache.stage(stage, inputs, build))
 
 
 def board_outputs(
@@ -287,10 +325,17 @@ def _samples(plan: Plan, cache: Cache) -> Samples:
             raise ConfigError(f"[task] object = '{spec}' returned {type(made).__name__}, which has no arrays() method")
         if task.metric is None and not callable(getattr(made, "score", None)):
             raise ConfigError(f"[task] object = '{spec}' has no score() method, and [task] metric is absent; give one")
-        arrays: dict[str, Any] = {name: np.asarray(array) for name, array in made.arrays().items()}
+        with model.user_code(f"arrays() of [task] object = '{spec}'"):
+            given = made.arrays()
+        arrays: dict[str, Any] = plain_arrays(given, f"arrays() of [task] object = '{spec}'")
         np.savez(folder / "arrays.npz", **arrays)
 
-    inputs = {"object": spec, "folder": str(plan.folder), "versions": versions(["numpy"])}
+    inputs = {
+        "object": spec,
+        "folder": str(plan.folder),
+        "needs_score": task.metric is None,
+        "versions": versions(["numpy"]),
+    }
     folder = cache.traced("task", inputs, build)
     return samples_of(read_npz(folder / "arrays.npz"), task.inputs, task.labels, task.groups, f"'{spec}'")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from edgeopt_agent import preprocess
 from . import measure, stats
 from .bundle import Bundle
 from .device.session import Session
-from .errors import AgentFailure, ConfigError
+from .errors import AgentFailure, ConfigError, IntegrityError
+from .flash import describe
 from .measure import Artifact
 from .task import Array, Samples
 
@@ -48,11 +50,16 @@ def read_pack(bundle: Bundle) -> Pack:
     if evaluation is None:
         raise ConfigError(f"{bundle.path} has no evaluation pack, so it cannot be validated; bundle it with one")
     columns: dict[str, list[Array]] = {}
-    for entry in evaluation.shards:
-        with np.load(io.BytesIO(bundle.blob(entry)), allow_pickle=False) as archive:
-            for name in archive.files:
-                columns.setdefault(name, []).append(archive[name])
-    arrays = {name: np.concatenate(parts, axis=0) for name, parts in columns.items()}
+    try:
+        for entry in evaluation.shards:
+            with np.load(io.BytesIO(bundle.blob(entry)), allow_pickle=False) as archive:
+                for name in archive.files:
+                    columns.setdefault(name, []).append(archive[name])
+        arrays = {name: np.concatenate(parts, axis=0) for name, parts in columns.items()}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"{bundle.path}: its evaluation pack is not arrays of samples ({error})") from error
+    if not {"input0", "source0"} <= set(arrays):
+        raise IntegrityError(f"{bundle.path}: its evaluation pack has {sorted(arrays)}, not input0 and source0")
     inputs = tuple(arrays[f"input{i}"] for i in range(sum(name.startswith("input") for name in arrays)))
     source = tuple(arrays[f"source{i}"] for i in range(sum(name.startswith("source") for name in arrays)))
     samples = Samples(inputs, arrays.get("labels"), arrays.get("groups"))
@@ -113,6 +120,7 @@ def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = 
     `score` replaces the pack's metric (tasks that score in Python). Raises AgentFailure when another release is
     current, ConfigError, IntegrityError, DeviceUnreachable.
     """
+    bundle.check()
     _require_current(session, bundle)
     pack = read_pack(bundle)
     metric = pack.metric
@@ -132,27 +140,38 @@ def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = 
         outputs = measure.outputs(session, artifact, measure.shards(inputs))
         some = measure.shards(inputs.take(np.arange(min(len(inputs), measure.LATENCY_SAMPLES))))
         comparison = measure.bench(session, [artifact], some, mode, 0, Path(folder))
-    final = judge(outputs, pack.source, pack.samples, pack.floor_drop, score, metric in ("top1", "top5"))
+    numbers, lost = _numbers(outputs)
+    final = judge(numbers, pack.source, pack.samples, pack.floor_drop, score, metric in ("top1", "top5"))
     latency, memory = comparison.latency(0), comparison.memory(0)
-    over = _over_budget(bundle, latency, memory, artifact.size_bytes)
-    verdict = "fail" if over else final["verdict"]
+    broken = _over_budget(bundle, latency, memory, artifact.size_bytes)
+    if lost:
+        broken.append(f"{lost} of {len(inputs)} samples gave NaN or infinite outputs, which count as 0 here")
+    verdict = "fail" if broken else final["verdict"]
     return {
         "device": session.address,
         "release": bundle.release,
         "name": bundle.manifest.name,
         "verdict": verdict,
-        "reasons": [*over, f"score: {final['reason']}"],
+        "reasons": [*broken, f"score: {final['reason']}"],
         "final": dict(final, metric=metric),
         "latency": latency,
         "memory": memory,
-        "conditions": {"marks": comparison.conditions(0)["marks"]},
+        "conditions": {"marks": comparison.conditions()["marks"]},
     }
+
+
+def _numbers(outputs: Sequence[Array]) -> tuple[list[Array], int]:
+    """(outputs, each (n, ...), with 0 for what is not finite; how many samples have such values)."""
+    finite = [np.isfinite(output) for output in outputs]
+    whole = np.all([mask.reshape(len(mask), -1).all(axis=1) for mask in finite], axis=0)
+    numbers = [np.where(mask, output, np.zeros_like(output)) for mask, output in zip(finite, outputs, strict=True)]
+    return numbers, int((~whole).sum())
 
 
 def _require_current(session: Session, bundle: Bundle) -> None:
     current = session.status(verify=True)["current"]
     if current is None or current["release"] != bundle.release:
-        there = f"{current['name']} ({current['release'][:12]})" if current else "no release"
+        there = describe(current) if current else "no release"
         raise AgentFailure(
             f"{session.address}: {there} is current, not {bundle.manifest.name} ({bundle.release[:12]}) of "
             f"{bundle.path}; flash that bundle first, or validate with the bundle that is there",
@@ -171,7 +190,7 @@ def _over_budget(bundle: Bundle, latency: dict[str, Any], memory: dict[str, Any]
     }
     over = []
     for name, budget in bundle.manifest.budgets.items():
-        value = found[name]
+        value = found.get(name)
         if value is None:
             over.append(f"{name} could not be measured in this mode, and the budget is {budget:g}")
         elif value > budget:

@@ -28,7 +28,7 @@ KbdInteractiveAuthentication no
 UsePAM no
 StrictModes no
 PermitRootLogin yes
-SetEnv HOME={home}
+SetEnv "HOME={home}"
 LogLevel VERBOSE
 """
 

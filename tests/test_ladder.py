@@ -96,7 +96,10 @@ def test_no_further_pruning_after_a_rejected_one(tmp_path: Path) -> None:
     trials, why = climb(make_plan(tmp_path), found)
     assert [t.recipe.name for t in trials] == ["fp32", "int8", "prune30-int8"]
     assert trials[2].verdict == "rejected"
-    assert "drops by 0.3000 against the source model, beyond the floor of 0.01" in trials[2].reason
+    assert (
+        "drops by 0.3000 against the source model (100.0% of decisions agree), beyond the floor of 0.01"
+        in trials[2].reason
+    )
     assert why == "no rung is left to try"
 
 
@@ -120,11 +123,10 @@ def test_a_missed_budget_climbs_on(tmp_path: Path) -> None:
 
 
 def test_a_gain_that_the_interval_does_not_confirm_is_rejected(tmp_path: Path) -> None:
-    trials, _ = climb(
-        make_plan(tmp_path), [{"ratio": 1, "step": 1}, {"ratio": 0.995, "step": 0.995}, {"ratio": 1, "step": 1}]
-    )
+    found = [{"ratio": 1, "step": 1}, {"ratio": 0.985, "step": 0.985}, *[{"ratio": 1, "step": 1}] * 2]
+    trials, _ = climb(make_plan(tmp_path), found)
     assert trials[1].verdict == "rejected"
-    assert "no gain that its interval confirms" in trials[1].reason
+    assert "no gain of more than 2% that its interval confirms" in trials[1].reason
 
 
 def test_a_better_score_at_the_same_objective_is_kept(tmp_path: Path) -> None:
@@ -162,11 +164,62 @@ def test_whatever_is_measured(tmp_path_factory: pytest.TempPathFactory, data: li
     for t in trials:
         assert t.reason
         assert t.verdict in ("baseline", "kept", "rejected")
-        if t.verdict == "kept":
-            improves = t.step.interval is not None and t.step.interval[1] < 1 and t.drop <= made.floor_drop
-            assert improves or t.score > trials[0].score or t.score > min(x.score for x in trials)
+    for index, t in enumerate(trials[1:], start=1):
+        best = ladder.incumbent(trials[:index])
+        assert t.step.interval is not None
+        gains = t.step.interval[1] < 1 - ladder.MARGIN and t.drop <= made.floor_drop
+        better = t.score > best.score and t.step.interval[1] <= 1 + ladder.MARGIN
+        assert (t.verdict == "kept") == (gains or better)
     chosen = ladder.choose(made, trials)
     if chosen is not None:
         assert chosen.drop <= made.floor_drop
         assert chosen.verdict in ("baseline", "kept")
     assert isinstance(ladder.propose(made, trials), Stop)
+
+
+def test_slower_pruning_does_not_end_the_climb(tmp_path: Path) -> None:
+    """Widths meet the kernels' lanes at some ratios only: 30 % may be no faster, and 50 % much."""
+    found = [
+        {"ratio": 1, "step": 1},
+        {"ratio": 0.5, "step": 0.5},
+        {"ratio": 0.51, "step": 1.02},
+        {"ratio": 0.3, "step": 0.6},
+    ]
+    trials, _ = climb(make_plan(tmp_path), found)
+    assert [t.verdict for t in trials] == ["baseline", "kept", "rejected", "kept"]
+
+
+def test_the_first_to_meet_every_budget_is_kept_and_chosen(tmp_path: Path) -> None:
+    """No faster than int8, but the only one that is small enough."""
+    made = make_plan(tmp_path, budgets={"latency_p50_s": 1.0, "size_bytes": 5e4})
+    found = [{"ratio": 1, "step": 1}, {"ratio": 0.5, "step": 0.5}, {"ratio": 0.5, "step": 1.0, "size": 3e4}]
+    trials, _ = climb(made, [*found, {"ratio": 0.5, "step": 1.0, "size": 2e4}])
+    assert trials[2].verdict == "kept"
+    assert "it meets every budget, int8 does not" in trials[2].reason
+    chosen = ladder.choose(made, trials)
+    assert chosen is not None
+    assert chosen.recipe.name == "prune30-int8"
+
+
+def test_choosing_follows_the_paired_steps_not_ratios_of_different_jobs(tmp_path: Path) -> None:
+    found = [
+        {"ratio": 1, "step": 1},
+        {"ratio": 0.50, "step": 0.5},
+        {"ratio": 0.52, "step": 0.9},
+        {"ratio": 0.53, "step": 0.9},
+    ]
+    made = make_plan(tmp_path)
+    trials, _ = climb(made, found)
+    chosen = ladder.choose(made, trials)
+    assert chosen is not None
+    assert chosen.recipe.name == "prune50-int8"
+
+
+def test_an_invalid_ratio_decides_nothing(tmp_path: Path) -> None:
+    made = make_plan(tmp_path)
+    first, _ = climb(dataclasses.replace(made, rungs=("fp32",)), [{"ratio": 1, "step": 1}])
+    second = trial(Recipe("int8", "int8", ()), ratio=0.5, step=0.5, score=0.99)
+    unsure = dataclasses.replace(second, step=Figure(0.5, None, 3, invalid="n=3 rounds, needs 6"))
+    judged = ladder.judge(made, unsure, first)
+    assert judged.verdict == "rejected"
+    assert judged.reason == "no verdict can rest on its median latency: n=3 rounds, needs 6"

@@ -67,7 +67,8 @@ def test_budgets_lead_to_different_artifacts(tmp_path: Path, watch_data: Path) -
     ratio = pruned["artifact"]["size_bytes"] / int8["artifact"]["size_bytes"]
     assert f"file size is {ratio:.3f} times that of int8" in pruned["reason"]
     assert pruned["score"]["drop"] == pytest.approx(pruned["score"]["reference"] - pruned["score"]["value"])
-    assert f"{abs(pruned['score']['drop']):.4f} against the source model, within the floor" in pruned["reason"]
+    assert f"{abs(pruned['score']['drop']):.4f} against the source model (" in pruned["reason"]
+    assert "within the floor of 0.05" in pruned["reason"]
     assert pruned["ratios"]["latency_p50_s"]["value"] < 1
     assert fp32["verdict"] == "baseline"
     released = bundles.read(tmp_path / "run" / "smartwatch-activity.edgeopt").manifest.files["model.tflite"]
@@ -87,6 +88,14 @@ def test_the_run_folder_holds_what_was_found(small_run: Path) -> None:
     int8 = run["trials"][1]
     assert int8["executed"]["ops"]["QUANTIZE"] == 1
     assert int8["ratios"]["size_bytes"]["value"] < 0.5
+    with np.load(small_run / int8["samples"]) as samples:  # the ratio, computed again from its own job's samples
+        pairs = {name: [samples[f"{name}seconds"], samples[f"{name}block"]] for name in ("", "fp32.")}
+    rounds = [
+        [np.median(seconds[block // 2 == number]) for number in range(block.max() // 2 + 1)]
+        for seconds, block in pairs.values()
+    ]
+    again = np.median(np.array(rounds[0]) / np.array(rounds[1]))
+    assert again == pytest.approx(int8["ratios"]["latency_p50_s"]["value"])
     assert run["final"]["groups"] == 3
     assert run["plan"]["splits"]["final"]["groups"] == [8, 9, 10]
     assert (small_run / "report.html").stat().st_size > 100_000
@@ -186,3 +195,20 @@ def test_no_candidate_fits(watch_folder: Path, tmp_path: Path) -> None:
     assert "over the budget of 1000" in run["sentence"]
     assert not list((tmp_path / "run").glob("*.edgeopt"))
     assert "No candidate fits" in done.stdout
+
+
+def test_a_folder_that_is_not_a_run_is_never_replaced(watch_folder: Path, tmp_path: Path) -> None:
+    before = sorted(watch_folder.iterdir())
+    done = run_cli("optimize", watch_folder, "--root", tmp_path / "board", "--out", watch_folder)
+    assert done.returncode == 2
+    assert f"--out {watch_folder}: something else is there" in done.stderr
+    assert sorted(watch_folder.iterdir()) == before
+
+
+def test_a_factory_that_gives_another_model_each_time_is_refused(watch_folder: Path, tmp_path: Path) -> None:
+    text = (watch_folder / "watch_model.py").read_text()
+    (watch_folder / "watch_model.py").write_text(text.replace("return model.eval()", "return WatchNet().eval()"))
+    done = optimize(watch_folder, tmp_path)
+    assert done.returncode == 6
+    assert "gives another model each time it is called" in done.stderr
+    assert "set its seed" in done.stderr

@@ -69,7 +69,7 @@ def test_a_task_that_scores_in_python(tmp_path: Path) -> None:
     done = run_cli("optimize", project, *root, "--out", tmp_path / "run", "--cache", tmp_path / "cache", "--json")
     assert done.returncode == 0, done.stderr
     run = json.loads(done.stdout)
-    fp32, int8 = run["trials"]
+    fp32, _int8 = run["trials"]
     assert abs(fp32["score"]["drop"]) < 1e-5
     assert fp32["score"]["agreement"] is None  # outputs are no classes
     assert run["final"]["test"] == "paired bootstrap"

@@ -23,7 +23,7 @@ LAYERS = (
     {"cli", "__main__"},
     {"optimize", "stages", "ladder", "flash", "validate", "measure", "report"},
     {"bundle", "compress", "lower", "device"},
-    {"stats", "cache"},
+    {"stats", "cache", "trace"},
     {"plan"},
     {"profile", "model", "task", "config"},
     {"errors"},

@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 
 from . import facts
 from .jobs import Context
-from .wire import RemoteError, field
+from .wire import RemoteError, count, field, seconds
 from .worker import Worker
 
 PROCESSING_QUERIES = 32
@@ -36,12 +36,15 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     """
     artifacts = [artifact_of(context, entry) for entry in field(request, "artifacts", list)]
     shards = [context.blob(sha) for sha in field(request, "shards", list)]
-    rounds = field(request, "rounds", int)
-    cap_s = float(request["cap_seconds"])
-    block_s = float(request["min_seconds"]) / (2 * rounds)
-    block_queries = -(-field(request, "min_queries", int) // (2 * rounds))
-    if not artifacts or rounds < 1:
-        raise RemoteError("bad-request", "a bench needs artifacts and at least one round")
+    rounds, seed = count(request, "rounds"), count(request, "seed")
+    if not artifacts or not rounds:
+        raise RemoteError("bad-request", "a bench needs at least one artifact and one round")
+    cap_s = seconds(request, "cap_seconds")
+    block = {
+        "seconds": seconds(request, "min_seconds") / (2 * rounds),
+        "queries": -(-count(request, "min_queries") // (2 * rounds)),
+        "limit_s": cap_s / (2 * rounds * len(artifacts)),
+    }
     random = 0 if shards else RANDOM_SAMPLES
     if random:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
@@ -51,16 +54,17 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     capped = False
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(artifact)) for artifact in artifacts]
-        loaded = [worker.load(shards, random) for worker in workers]
+        loaded = [worker.load(shards, random=random) for worker in workers]
         for worker in workers:
-            worker.ask("warm_up", 300.0, seed=field(request, "seed", int))
+            worker.ask("warm_up", seed=seed)
         started = time.monotonic()
         for number in range(rounds):
             there = list(range(len(workers)))
             for index in there + there[::-1]:
                 out = os.path.join(context.folder, f"samples-{index}.f64")
                 began = time.monotonic() - started
-                done = workers[index].ask("block", cap_s + 60.0, seconds=block_s, queries=block_queries, out=out)
+                done = workers[index].ask("block", out=out, **block)
+                capped = capped or done["capped"]
                 blocks.append(
                     {"artifact": index, "round": number, "n": done["n"], "began_s": began, "seconds": done["seconds"]}
                 )
@@ -69,7 +73,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             if time.monotonic() - started > cap_s and number + 1 < rounds:
                 capped = True
                 break
-        processing = [worker.ask("processing", 300.0, count=PROCESSING_QUERIES) for worker in workers]
+        processing = [worker.ask("processing", count=PROCESSING_QUERIES) for worker in workers]
     results = [
         dict(loaded[i], **processing[i], memory=memory[i], samples=context.output(f"samples-{i}.f64"))
         for i in range(len(artifacts))
@@ -85,8 +89,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
 
 def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int) -> Dict[str, Any]:
     with Worker(artifact) as worker:
-        worker.load(shards[:1], random)
-        return worker.ask("memory", 300.0, count=MEMORY_QUERIES)
+        worker.load(shards[:1], most=1, random=min(random, 1))
+        return worker.ask("memory", count=MEMORY_QUERIES)
 
 
 def infer(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
@@ -96,6 +100,6 @@ def infer(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     with Worker(artifact) as worker:
         loaded = worker.load([])
         for index, shard in enumerate(shards):
-            worker.ask("infer", 600.0, shard=shard, out=os.path.join(context.folder, f"outputs-{index}.npz"))
+            worker.ask("infer", shard=shard, out=os.path.join(context.folder, f"outputs-{index}.npz"))
             context.progress(index + 1, len(shards), "running the evaluation set")
     return {"executed": loaded["executed"], "outputs": [context.output(f"outputs-{i}.npz") for i in range(len(shards))]}

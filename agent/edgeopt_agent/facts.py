@@ -45,9 +45,22 @@ def parse_meminfo(text: str) -> Dict[str, int]:
     return {name: int(value) * 1024 for name, value in found.items()}
 
 
-def parse_throttled(text: str) -> Dict[str, bool]:
+def parse_oom_kills(text: str) -> Optional[int]:
+    """/proc/vmstat: processes killed since boot because memory ran out; None before Linux 4.13."""
+    found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def oom_kills() -> Optional[int]:
+    return parse_oom_kills(read("/proc/vmstat") or "")
+
+
+def parse_throttled(text: str) -> Optional[Dict[str, bool]]:
     """Raspberry Pi's get_throttled word (hexadecimal): bit 0 undervoltage, 1 frequency capped, 2 throttled, now."""
-    bits = int(text.strip().split("=")[-1], 16)
+    found = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)", text.strip())
+    if found is None:
+        return None
+    bits = int(found[1], 16)
     return {"undervoltage": bool(bits & 1), "frequency_capped": bool(bits & 2), "throttled": bool(bits & 4)}
 
 

@@ -30,10 +30,27 @@ def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.rename(temporary, path)
+    except OSError as error:
+        _forget(temporary)
+        raise OSError(error.errno, error.strerror, path) from error  # a failed write() does not name its file
     except BaseException:
-        os.unlink(temporary)
+        _forget(temporary)
         raise
     fsync_folder(os.path.dirname(path))
+
+
+def sweep_temporaries(folder: str) -> None:
+    """Remove what write_atomic left in `folder` when the power went. Only where no other process writes."""
+    for name in os.listdir(folder):
+        if name.startswith(".new-"):
+            _forget(os.path.join(folder, name))
+
+
+def _forget(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # an interrupt can come after the rename too
 
 
 def write_json(path: str, value: Any) -> None:
@@ -65,7 +82,12 @@ def remote_error(error: OSError, doing: str) -> RemoteError:
 
 
 def check_root(root: str) -> None:
-    """Make `root`, and refuse one that cannot do what atomic activation needs. Raises RemoteError."""
+    """Make `root`, and refuse one that cannot do what atomic activation needs. Raises RemoteError.
+
+    A root with a current release has shown it; there, status must answer on a full or read-only disk too.
+    """
+    if os.path.islink(os.path.join(root, "current")):
+        return
     try:
         os.makedirs(root, exist_ok=True)
         probe = tempfile.mkdtemp(prefix=".probe-", dir=root)

@@ -8,8 +8,9 @@ import statistics
 from typing import Any, Dict, List
 
 from . import preprocess
+from .samples import load_shard
 from .wire import RemoteError
-from .worker import SAMPLE, Worker, load_shard
+from .worker import SAMPLE, Worker
 
 TIMED_QUERIES = 32
 

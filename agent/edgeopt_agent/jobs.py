@@ -15,16 +15,21 @@ import subprocess
 import sys
 import time
 import traceback
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from . import store
 from .files import read_json, remote_error, sha256_file, write_json
-from .wire import RemoteError, is_plain_name
+from .wire import RemoteError, field, is_plain_name
 from .worker import code_path
 
 KEEP_FINISHED = 20
 MAX_EVENT_BYTES = 1 << 20
+START_WAIT_S = 30.0
+TERM_WAIT_S = 5.0
 LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.jobs import work; work(*sys.argv[2:])"
+
+
+_children: List["subprocess.Popen[bytes]"] = []  # jobs of this session, to be reaped when they end
 
 
 class Context:
@@ -54,15 +59,43 @@ class Context:
 def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
     """Start a job, detached from this session; a job that is known already is left as it is."""
     folder = _folder(root, job)
-    if _was_begun(folder):
-        return {"state": state(root, job)}
+    _forget_old(root, job)
     try:
-        _forget_old(root)
         os.makedirs(folder, exist_ok=True)
         alive = os.open(os.path.join(folder, "alive"), os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        write_json(os.path.join(folder, "request.json"), request)
-        with open(os.path.join(folder, "log"), "ab") as log:
+    except OSError as error:
+        raise remote_error(error, f"job {job} cannot be started") from error
+    try:
+        if _may_begin(folder, alive):
+            _launch(root, folder, alive, request)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise remote_error(error, f"job {job} cannot be started") from error
+    finally:
+        os.close(alive)
+    return {"state": state(root, job)}
+
+
+def _may_begin(folder: str, alive: int) -> bool:
+    """Take the job's lock, unless its process was started. Another session may be about to start it, or may be killed
+    before it does: the link was lost, and the host asks a second time."""
+    deadline = time.monotonic() + START_WAIT_S
+    while not os.path.exists(os.path.join(folder, "process.json")):
+        try:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:  # it may have run to its end before the lock was free
+            return not os.path.exists(os.path.join(folder, "process.json"))
+    return False
+
+
+def _launch(root: str, folder: str, alive: int, request: Dict[str, Any]) -> None:
+    write_json(os.path.join(folder, "request.json"), request)
+    with open(os.path.join(folder, "log"), "ab") as log:
+        _children.append(
             subprocess.Popen(
                 [sys.executable, "-c", LAUNCH, code_path(), root, folder],
                 stdin=subprocess.DEVNULL,
@@ -72,16 +105,13 @@ def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
                 pass_fds=(alive,),
                 cwd="/",
             )
-        os.close(alive)
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise remote_error(error, f"job {job} cannot be started") from error
-    return {"state": "running"}
+        )
 
 
 def state(root: str, job: str) -> str:
     """running | done | failed | lost (its process ended without a result)."""
     folder = _existing(root, job)
+    _children[:] = [child for child in _children if child.poll() is None]
     held = _is_held(os.path.join(folder, "alive"))
     result = _result(folder)
     if result is not None:
@@ -95,7 +125,9 @@ def poll(root: str, job: str, offset: int, wait_s: float) -> Dict[str, Any]:
     deadline = time.monotonic() + min(wait_s, 30.0)
     while True:
         now = state(root, job)
-        events, end = _events(os.path.join(folder, "events.jsonl"), offset)
+        events, end, more = _events(os.path.join(folder, "events.jsonl"), offset)
+        if more:
+            now = "running"  # the end is told with the last events, so that nobody stops before them
         if events or now != "running" or time.monotonic() >= deadline:
             result = _result(folder) if now in ("done", "failed") else None
             answer: Dict[str, Any] = {"state": now, "events": events, "offset": end, "result": result}
@@ -119,13 +151,19 @@ def read_file(root: str, job: str, name: str, offset: int, limit: int) -> Any:
 
 def cancel(root: str, job: str) -> Dict[str, Any]:
     """End a running job and its workers; a job that already ended stays as it is."""
-    folder = _existing(root, job)
-    deadline = time.monotonic() + 10.0
-    signalled = False
-    while state(root, job) == "running" and time.monotonic() < deadline:
-        if not signalled and os.path.exists(os.path.join(folder, "process.json")):
-            os.killpg(read_json(os.path.join(folder, "process.json"))["pid"], signal.SIGTERM)
-            signalled = True
+    process = os.path.join(_existing(root, job), "process.json")
+    deadline = time.monotonic() + START_WAIT_S
+    signals = [signal.SIGTERM, signal.SIGKILL]
+    next_signal = 0.0
+    while state(root, job) == "running":
+        if time.monotonic() > deadline:
+            raise RemoteError("crash", f"job {job} cannot be ended: its process neither starts nor dies")
+        if signals and time.monotonic() >= next_signal and os.path.exists(process):
+            try:
+                os.killpg(read_json(process)["pid"], signals.pop(0))
+            except ProcessLookupError:
+                pass  # it ended meanwhile
+            next_signal = time.monotonic() + TERM_WAIT_S
         time.sleep(0.02)
     return {"state": state(root, job)}
 
@@ -139,11 +177,16 @@ def work(root: str, folder: str) -> None:
     write_json(os.path.join(folder, "process.json"), {"pid": os.getpid()})
     context = Context(root, folder)
     try:
-        request = read_json(os.path.join(folder, "request.json"))
-        if request.get("kind") not in kinds:
-            raise RemoteError("bad-request", f"unknown job kind {request.get('kind')!r}; known: {', '.join(kinds)}")
-        with BoardLock(root, context):
-            outcome = {"ok": True, "result": kinds[request["kind"]](context, request)}
+        try:
+            request = read_json(os.path.join(folder, "request.json"))
+            kind = field(request, "kind", str)
+            if kind not in kinds:
+                raise RemoteError("bad-request", f"unknown job kind {kind!r}; known: {', '.join(kinds)}")
+            with BoardLock(root, context):
+                outcome = {"ok": True, "result": kinds[kind](context, request)}
+            json.dumps(outcome, allow_nan=False)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on it has an outcome, which must be written
     except RemoteError as error:
         outcome = _failure(error.kind, str(error))
     except OSError as error:
@@ -197,19 +240,13 @@ def _existing(root: str, job: str) -> str:
     return folder
 
 
-def _was_begun(folder: str) -> bool:
-    """False also for a job whose session was killed between its request and its process."""
-    asked = os.path.exists(os.path.join(folder, "request.json"))
-    return asked and (os.path.exists(os.path.join(folder, "process.json")) or _is_held(os.path.join(folder, "alive")))
-
-
 def _is_held(path: str) -> bool:
     try:
         handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except BlockingIOError:
         return True
@@ -222,26 +259,36 @@ def _result(folder: str) -> Any:
     return read_json(path) if os.path.exists(path) else None
 
 
-def _events(path: str, offset: int) -> Any:
+def _events(path: str, offset: int) -> Tuple[List[Any], int, bool]:
+    """(whole events from byte `offset` on, the byte after them, whether there are more)."""
     if not os.path.exists(path):
-        return [], offset
+        return [], offset, False
     with open(path, "rb") as file:
         file.seek(offset)
         data = file.read(MAX_EVENT_BYTES)
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line.decode("utf-8")) for line in whole.splitlines()], offset + len(whole)
+    events = [json.loads(line.decode("utf-8")) for line in whole.splitlines()]
+    return events, offset + len(whole), len(data) == MAX_EVENT_BYTES
 
 
 def _tail(path: str) -> str:
+    if not os.path.exists(path):
+        return ""
     with open(path, "rb") as file:
-        return file.read()[-2000:].decode("utf-8", "replace")
+        file.seek(max(0, os.path.getsize(path) - 2000))
+        return file.read().decode("utf-8", "replace")
 
 
-def _forget_old(root: str) -> None:
-    """Keep the newest finished jobs only: a board's disk is small."""
-    jobs: List[str] = sorted(
-        (entry.path for entry in os.scandir(os.path.join(root, "jobs")) if entry.is_dir()), key=os.path.getmtime
-    )
-    for folder in jobs[: max(0, len(jobs) - KEEP_FINISHED)]:
+def _forget_old(root: str, job: str) -> None:
+    """Keep the newest finished jobs only, `job` among them: a board's disk is small."""
+    folders = []
+    for name in os.listdir(os.path.join(root, "jobs")):
+        folder = os.path.join(root, "jobs", name)
+        try:
+            if name != job:
+                folders.append((os.stat(folder).st_mtime_ns, folder))
+        except FileNotFoundError:
+            continue  # another session forgot it
+    for _, folder in sorted(folders, reverse=True)[KEEP_FINISHED - 1 :]:
         if not _is_held(os.path.join(folder, "alive")):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)

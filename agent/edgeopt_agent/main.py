@@ -9,11 +9,11 @@ import os
 import sys
 import traceback
 import uuid
-from typing import Any, BinaryIO, Callable, Dict, List, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
 
 from . import facts, jobs, releases, store, wire
 from .files import check_root, remote_error, sha256_file
-from .wire import RemoteError, field
+from .wire import RemoteError, count, field, seconds
 from .worker import code_path
 
 FOLDERS = ("store", "releases", "activations", "jobs")
@@ -45,7 +45,7 @@ def _blob_stat(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 
 def _blob_put(root: str, request: Dict[str, Any], payload: bytes) -> Any:
-    size, offset = field(request, "size_bytes", int), field(request, "offset", int)
+    size, offset = count(request, "size_bytes"), count(request, "offset")
     return store.put(root, field(request, "sha256", str), size, offset, payload)
 
 
@@ -54,11 +54,11 @@ def _job_start(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 
 def _job_poll(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
-    return jobs.poll(root, field(request, "job", str), field(request, "offset", int), float(request.get("wait_s", 0)))
+    return jobs.poll(root, field(request, "job", str), count(request, "offset"), seconds(request, "wait_s"))
 
 
 def _job_file(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
-    offset, limit = field(request, "offset", int), min(field(request, "limit", int), wire.CHUNK_BYTES)
+    offset, limit = count(request, "offset"), min(count(request, "limit"), wire.CHUNK_BYTES)
     size, data = jobs.read_file(root, field(request, "job", str), field(request, "name", str), offset, limit)
     return {"size_bytes": size}, data
 
@@ -93,12 +93,13 @@ OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
 
 def answer(root: str, request: Dict[str, Any], payload: bytes) -> Tuple[Dict[str, Any], bytes]:
     """The reply to one request, errors included."""
-    number = request.get("id")
+    number = None
     trace = ""
     try:
-        if request.get("op") not in OPERATIONS:
-            raise RemoteError("bad-request", f"unknown op {request.get('op')!r}; known: {', '.join(OPERATIONS)}")
-        result = OPERATIONS[request["op"]](root, request, payload)
+        number, op = count(request, "id"), field(request, "op", str)
+        if op not in OPERATIONS:
+            raise RemoteError("bad-request", f"unknown op {op!r}; known: {', '.join(OPERATIONS)}")
+        result = OPERATIONS[op](root, request, payload)
         data = b""
         if isinstance(result, tuple):
             result, data = result
@@ -110,32 +111,43 @@ def answer(root: str, request: Dict[str, Any], payload: bytes) -> Tuple[Dict[str
         kind, message, trace = typed.kind, str(typed), traceback.format_exc()
     except Exception as error:
         kind, message, trace = "crash", f"{type(error).__name__}: {error}", traceback.format_exc()
-    return {"id": number, "ok": False, "error": {"kind": kind, "message": message, "traceback": trace}}, b""
+    return _refusal(number, kind, message, trace), b""
+
+
+def _refusal(number: Any, kind: str, message: str, trace: str = "") -> Dict[str, Any]:
+    return {"id": number, "ok": False, "error": {"kind": kind, "message": message, "traceback": trace}}
 
 
 def serve(root: str, source: BinaryIO, sink: BinaryIO) -> None:
     """Answer requests until the stream ends. A root that cannot be used answers every request with the reason."""
-    sink.write(wire.SENTINEL + b"\n")
+    sink.write(b"\n" + wire.SENTINEL + b"\n")  # a banner may have left its last line open
     sink.flush()
-    refusal = None
-    try:
-        _prepare(root)
-    except RemoteError as error:
-        refusal = {"kind": error.kind, "message": str(error), "traceback": ""}
-    except OSError as error:
-        typed = remote_error(error, f"the board's root '{root}' cannot be prepared")
-        refusal = {"kind": typed.kind, "message": str(typed), "traceback": ""}
+    unusable = _why_unusable(root)
     while True:
         try:
             request, payload = wire.receive(lambda: source.readline(wire.MAX_LINE_BYTES), source.read)
-        except EOFError:
+            if unusable is not None:
+                reply, data = _refusal(request.get("id"), unusable.kind, str(unusable)), b""
+            else:
+                reply, data = answer(root, request, payload)
+            sink.write(wire.encode(reply, data))
+            sink.flush()
+        except (EOFError, BrokenPipeError):
             return
-        if refusal is not None:
-            reply, data = {"id": request.get("id"), "ok": False, "error": refusal}, b""
-        else:
-            reply, data = answer(root, request, payload)
-        sink.write(wire.encode(reply, data))
-        sink.flush()
+        except wire.WireError as error:  # where the next message begins cannot be known
+            sink.write(wire.encode(_refusal(None, "bad-request", str(error))))
+            sink.flush()
+            return
+
+
+def _why_unusable(root: str) -> Optional[RemoteError]:
+    try:
+        _prepare(root)
+    except RemoteError as error:
+        return error
+    except OSError as error:
+        return remote_error(error, f"the board's root '{root}' cannot be prepared")
+    return None
 
 
 def _on_board(root: str, command: str) -> Any:
@@ -161,16 +173,17 @@ def main(arguments: List[str]) -> None:
     parser.add_argument("--root", required=True, help="the board's edgeopt folder")
     chosen = parser.parse_args(arguments)
     root = os.path.abspath(os.path.expanduser(chosen.root))
+    replies = os.fdopen(os.dup(1), "wb")  # what hooks and runtimes print to stdout must not reach the answer
+    os.dup2(2, 1)
     if chosen.command == "serve":
-        replies = os.fdopen(os.dup(1), "wb")  # whatever prints to stdout must not reach the protocol
-        os.dup2(2, 1)
         serve(root, sys.stdin.buffer, replies)
         return
     try:
         outcome = _on_board(root, chosen.command)
-    except RemoteError as error:
+    except (RemoteError, OSError) as error:
         print(f"edgeopt-agent: {error}", file=sys.stderr)
         sys.exit(4)
-    print(json.dumps(outcome, indent=2, sort_keys=True))
+    replies.write(json.dumps(outcome, indent=2, sort_keys=True).encode("utf-8") + b"\n")
+    replies.flush()
     if chosen.command == "rollback" and outcome["state"] != "done":
         sys.exit(4)

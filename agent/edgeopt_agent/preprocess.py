@@ -6,7 +6,8 @@ Scores are per sample and larger is better, so that a drop is always a loss.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Sequence
+import math
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from .wire import RemoteError
 
@@ -77,18 +78,42 @@ OPERATIONS: Dict[str, Callable[..., Any]] = {
     "softmax": _softmax,
     "argmax": _argmax,
 }
-PARAMETERS: Dict[str, Dict[str, type]] = {
-    "normalize": {"mean": list, "std": list, "axis": int},
-    "scale": {"by": float, "offset": float},
-    "transpose": {"axes": list},
-    "expand": {"axis": int},
-    "cast": {"dtype": str},
-    "quantize": {"scale": float, "zero_point": int, "dtype": str},
-    "dequantize": {"scale": float, "zero_point": int},
-    "softmax": {"axis": int},
-    "argmax": {"axis": int},
+PARAMETERS: Dict[str, Dict[str, str]] = {
+    "normalize": {"mean": "numbers", "std": "numbers", "axis": "integer"},
+    "scale": {"by": "number", "offset": "number"},
+    "transpose": {"axes": "integers"},
+    "expand": {"axis": "integer"},
+    "cast": {"dtype": "type"},
+    "quantize": {"scale": "positive number", "zero_point": "integer", "dtype": "small integer type"},
+    "dequantize": {"scale": "positive number", "zero_point": "integer"},
+    "softmax": {"axis": "integer"},
+    "argmax": {"axis": "integer"},
 }
 INT_TYPES = ("int8", "uint8", "int16")
+TYPES = (*INT_TYPES, "bool", "int32", "int64", "float16", "float32", "float64")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(holds(item) for item in value)
+
+
+KINDS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
+    "integer": (_is_integer, "an integer"),
+    "number": (_is_number, "a finite number"),
+    "positive number": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
+    "integers": (lambda value: _is_list(value, _is_integer), "a list of integers"),
+    "numbers": (lambda value: _is_list(value, _is_number), "a list of finite numbers"),
+    "type": (lambda value: value in TYPES, f"one of {', '.join(TYPES)}"),
+    "small integer type": (lambda value: value in INT_TYPES, f"one of {', '.join(INT_TYPES)}"),
+}
 
 
 def problems(steps: Any) -> List[str]:
@@ -98,32 +123,47 @@ def problems(steps: Any) -> List[str]:
     found = []
     for index, step in enumerate(steps):
         name = step.get("op") if isinstance(step, dict) else None
-        if name not in OPERATIONS:
+        if not isinstance(name, str) or name not in OPERATIONS:
             found.append(f"step {index}: unknown op {name!r}; allowed: {', '.join(OPERATIONS)}")
-            continue
-        wanted = PARAMETERS[name]
-        for key in sorted(set(step) - set(wanted) - {"op"}):
-            found.append(f"step {index} ({name}): unknown key '{key}'; allowed: {', '.join(wanted)}")
-        for key, kind in wanted.items():
-            value = step.get(key)
-            accepted = (int, float) if kind is float else kind
-            if not isinstance(value, accepted) or isinstance(value, bool):
-                found.append(f"step {index} ({name}): '{key}' must be {kind.__name__}, not {value!r}")
-        if name == "normalize" and 0.0 in (step.get("std") or []):
-            found.append(f"step {index} (normalize): 'std' must not hold 0")
-        if name == "quantize" and step.get("dtype") not in INT_TYPES:
-            found.append(f"step {index} (quantize): 'dtype' must be one of {', '.join(INT_TYPES)}")
+        else:
+            found += [f"step {index} ({name}): {problem}" for problem in _step_problems(step, PARAMETERS[name])]
     return found
 
 
+def _step_problems(step: Dict[str, Any], wanted: Dict[str, str]) -> List[str]:
+    found = [f"unknown key {key!r}; allowed: {', '.join(wanted)}" for key in step if key != "op" and key not in wanted]
+    for key, kind in wanted.items():
+        is_right, words = KINDS[kind]
+        if key not in step:
+            found.append(f"'{key}' is missing; it must be {words}")
+        elif not is_right(step[key]):
+            found.append(f"'{key}' must be {words}, not {step[key]!r}")
+    if found:
+        return found
+    if step["op"] == "normalize" and 0 in step["std"]:
+        return ["'std' must not hold 0"]
+    if step["op"] == "normalize" and len({1, len(step["mean"]), len(step["std"])}) > 2:
+        return [f"'mean' has {len(step['mean'])} numbers and 'std' {len(step['std'])}; they must be as many"]
+    if step["op"] == "transpose" and sorted(step["axes"]) != list(range(len(step["axes"]))):
+        return [f"'axes' must name each axis from 0 on once, not {step['axes']!r}"]
+    return []
+
+
 def apply(steps: Sequence[Dict[str, Any]], array: Any) -> Any:
-    """`array` (n, ...) after every step in order. Raises RemoteError('bad-request') for steps off the list."""
+    """`array` (n, ...) after every step in order. Raises RemoteError('bad-request') for steps off the list, and for
+    those that the array does not fit."""
     wrong = problems(list(steps))
     if wrong:
         raise RemoteError("bad-request", "preprocess: " + "; ".join(wrong))
-    for step in steps:
+    for index, step in enumerate(steps):
         parameters = {key: value for key, value in step.items() if key != "op"}
-        array = OPERATIONS[step["op"]](array, **parameters)
+        try:
+            array = OPERATIONS[step["op"]](array, **parameters)
+        except (ValueError, IndexError, TypeError) as error:
+            raise RemoteError(
+                "bad-request",
+                f"preprocess: step {index} ({step['op']}) does not fit {array.dtype.name} {list(array.shape)}: {error}",
+            ) from error
     return array
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import time
 from typing import Any, Dict, List, Optional
 
 from . import facts, health, store
-from .files import fsync_folder, read_json, sha256_file, write_atomic, write_json
+from .files import fsync_folder, read_json, sha256_file, sweep_temporaries, write_atomic, write_json
 from .jobs import Context
 from .wire import RemoteError, field, is_plain_name, is_sha256
 from .worker import code_path
@@ -27,29 +28,34 @@ from .worker import code_path
 KEEP_PREVIOUS = 2
 HOOK_TIMEOUT_S = 60.0
 RECENT_S = 3600.0  # blobs this young may belong to an upload under way
+NOT_CONFIRMED = "not confirmed"
 
 
 def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
-    """Check a release, write it, try it, and make it current. Raises RemoteError; then the current one is untouched."""
+    """Check a release, write it, try it, and make it current.
+
+    Raises RemoteError; the current release is then untouched, except where the error says that the new one is current.
+    """
     root, text = context.root, field(request, "manifest", str)
     release = hashlib.sha256(text.encode("utf-8")).hexdigest()
     if release != field(request, "release", str):
         raise RemoteError("integrity", "the manifest does not have the hash that the host announced")
     manifest = json.loads(text)
     recover(root)
-    _sweep(root)
-    context.progress(1, 4, "checking hashes")
+    context.progress(0, 3, "checking hashes")
     paths = {name: store.whole(root, entry["sha256"]) for name, entry in manifest["files"].items()}
-    context.progress(2, 4, "health check")
+    context.progress(1, 3, "health check")
     checked = health.check(manifest, paths, context.folder)
-    context.progress(3, 4, "activating")
+    context.progress(2, 3, "activating")
     _write_release(root, release, text, manifest)
     confirm_s = manifest["policy"].get("confirm_within_s")
-    record = _switch(context, release, "flash", follows=current_number(root), confirm_within_s=confirm_s)
-    context.progress(4, 4, "activated")
+    record = _switch(root, release, "flash", _return_from(root, release), confirm_s)
     if confirm_s is not None:
         _await_confirmation(context, record, confirm_s)
-    _collect_garbage(root)
+    try:
+        _collect_garbage(root)
+    except OSError as error:
+        print(f"what nothing uses stays until the next flash: {error}", file=sys.stderr)
     return {"activation": record, "health": checked}
 
 
@@ -63,13 +69,15 @@ def rollback(context: Context) -> Dict[str, Any]:
     release = before["release"]
     manifest, paths = verified(root, release)
     checked = health.check(manifest, paths, context.folder)
-    record = _switch(context, release, "rollback", follows=before["previous_activation"])
+    record = _switch(root, release, "rollback", before["previous_activation"])
     return {"activation": record, "health": checked, "from": now["release"]}
 
 
 def rollback_job(context: Context, _request: Dict[str, Any]) -> Dict[str, Any]:
-    recover(context.root)
-    _sweep(context.root)
+    now = current_record(context.root)
+    back = recover(context.root)
+    if now is not None and back is not None:  # an overdue return is what was asked for; one step back, not two
+        return {"activation": back, "health": None, "from": now["release"]}
     return rollback(context)
 
 
@@ -96,16 +104,22 @@ def recover(root: str) -> Optional[Dict[str, Any]]:
     before = _record(root, record["previous_activation"]) if record["previous_activation"] else None
     if before is None:
         return None  # the first release has nothing to return to, and a board keeps its one release
-    verified(root, before["release"])
-    context = Context(root, root)
-    return _switch(context, before["release"], "not confirmed", follows=before["previous_activation"])
+    try:
+        verified(root, before["release"])
+    except RemoteError as error:
+        print(f"the current release was not confirmed, but stays: {error}", file=sys.stderr)
+        return None
+    return _switch(root, before["release"], NOT_CONFIRMED, before["previous_activation"])
 
 
 def status(root: str, verify: bool) -> Dict[str, Any]:
     """Which release is current and which one a rollback returns to; with `verify`, every hash is computed again."""
-    record = current_record(root)
-    if record is None:
+    number = current_number(root)
+    if number is None:
         return {"root": root, "current": None, "previous": None}
+    record = _record(root, number)
+    if record is None:
+        return {"root": root, "current": _unreadable(number), "previous": None}
     before = _record(root, record["previous_activation"]) if record["previous_activation"] else None
     return {
         "root": root,
@@ -154,8 +168,27 @@ def _activation(root: str, number: int) -> str:
 
 
 def _record(root: str, number: int) -> Optional[Dict[str, Any]]:
-    path = os.path.join(_activation(root, number), "record.json")
-    return read_json(path) if os.path.exists(path) else None
+    """None when it is missing or damaged: nothing is known then, and a flash mends it."""
+    try:
+        record: Dict[str, Any] = read_json(os.path.join(_activation(root, number), "record.json"))
+        return record
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _return_from(root: str, release: str) -> Optional[int]:
+    """The activation that a rollback from `release` leads to, once it is current; flashed again, the same as before."""
+    record = current_record(root)
+    if record is not None and record["release"] == release:
+        previous: Optional[int] = record["previous_activation"]
+        return previous
+    return current_number(root)
+
+
+def _unreadable(number: int) -> Dict[str, Any]:
+    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name")
+    problem = f"the record of activation {number} is missing or damaged; flash again"
+    return dict(dict.fromkeys(known), number=number, whole=False, problem=problem, confirmed=True)
 
 
 def _summary(root: str, record: Dict[str, Any], verify: bool) -> Dict[str, Any]:
@@ -163,11 +196,11 @@ def _summary(root: str, record: Dict[str, Any], verify: bool) -> Dict[str, Any]:
     summary = dict(record, whole=None, problem=None, name=None)
     path = os.path.join(root, "releases", record["release"], "manifest.json")
     try:
+        manifest = read_json(path)
+        summary["name"], summary["runtime"] = manifest["name"], manifest["artifact"]["runtime"]
         if verify:
             verified(root, record["release"])
             summary["whole"] = True
-        manifest = read_json(path)
-        summary["name"], summary["runtime"] = manifest["name"], manifest["artifact"]["runtime"]
     except (RemoteError, OSError, ValueError, KeyError) as error:
         summary["whole"], summary["problem"] = False, str(error)
     return summary
@@ -177,19 +210,45 @@ def _write_release(root: str, release: str, text: str, manifest: Dict[str, Any])
     """Each file appears by rename, so a half-written release is completed by the next flash."""
     folder = os.path.join(root, "releases", release)
     os.makedirs(folder, exist_ok=True)
+    sweep_temporaries(folder)
     for name, entry in manifest["files"].items():
         if not is_plain_name(name) or name == "manifest.json":
             raise RemoteError("bad-request", f"not a file name: {name!r}")
         _replace_symlink(os.path.join("..", "..", "store", entry["sha256"]), os.path.join(folder, name))
     write_atomic(os.path.join(folder, "manifest.json"), text.encode("utf-8"))
     fsync_folder(os.path.dirname(folder))
+    fsync_folder(os.path.join(root, "store"))  # an upload may have been cut between its rename and its fsync
 
 
 def _switch(
-    context: Context, release: str, why: str, follows: Optional[int], confirm_within_s: Optional[float] = None
+    root: str, release: str, why: str, follows: Optional[int], confirm_within_s: Optional[float] = None
 ) -> Dict[str, Any]:
-    """The change itself, between the owner's pause and resume hooks. `follows`: what a rollback returns to."""
-    root = context.root
+    """The change between the owner's pause and resume hooks; `follows`: the activation that a rollback returns to.
+
+    When pausing or the change fails, the application is resumed with what is current. A release that nobody confirmed
+    is left whatever its hooks say: they may be what is broken.
+    """
+    must = why != NOT_CONFIRMED
+    try:
+        failure = _hook(root, "pause", release)
+        if failure and must:
+            raise RemoteError("hook", failure)
+        record = _make_current(root, release, why, follows, confirm_within_s)
+    except BaseException:
+        now = current_record(root)
+        _hook(root, "resume", now["release"] if now else "")
+        raise
+    _log(root, record)
+    failure = _hook(root, "resume", release)
+    if failure and must:
+        raise RemoteError("hook", f"release {release[:12]} is current, but {failure}: the application may stand still")
+    return record
+
+
+def _make_current(
+    root: str, release: str, why: str, follows: Optional[int], confirm_within_s: Optional[float]
+) -> Dict[str, Any]:
+    """Write an activation beside the current one, then point `current` to it."""
     number = (current_number(root) or 0) + 1
     record = {
         "number": number,
@@ -199,18 +258,15 @@ def _switch(
         "activated_at": time.time(),
         "confirm_by": _confirm_by(confirm_within_s),
     }
-    _hook(root, "pause", release)
-    try:
-        _write_entry(root)
-        folder = _activation(root, number)
-        os.makedirs(folder)
-        _replace_symlink(os.path.join("..", "..", "releases", release), os.path.join(folder, "release"))
-        write_json(os.path.join(folder, "record.json"), record)
-        fsync_folder(os.path.dirname(folder))
-        _replace_symlink(os.path.join("activations", str(number)), os.path.join(root, "current"))
-    finally:
-        _hook(root, "resume", release)
-    _log(root, record)
+    _sweep(root)
+    _write_entry(root)
+    folder = _activation(root, number)
+    os.mkdir(folder)
+    _replace_symlink(os.path.join("..", "..", "releases", release), os.path.join(folder, "release"))
+    write_json(os.path.join(folder, "record.json"), record)
+    fsync_folder(os.path.dirname(folder))
+    fsync_folder(root)  # store, releases, activations and bin may be new themselves
+    _replace_symlink(os.path.join("activations", str(number)), os.path.join(root, "current"))
     return record
 
 
@@ -223,12 +279,15 @@ def _confirm_by(seconds: Optional[float]) -> Optional[Dict[str, Any]]:
 
 def _await_confirmation(context: Context, record: Dict[str, Any], seconds: float) -> None:
     context.emit({"event": "waiting", "what": f"the application must confirm within {seconds:g} s"})
-    deadline = time.monotonic() + seconds
+    due = record["confirm_by"]["monotonic_s"]
     while not is_confirmed(context.root, record):
-        if time.monotonic() >= deadline + 0.1:
-            back = recover(context.root)
-            went = "the old release is current again" if back else "there is no older release to return to"
-            raise RemoteError("health", f"nobody confirmed the new release within {seconds:g} s; {went}")
+        over = time.monotonic() >= due
+        if recover(context.root) is not None:
+            raise RemoteError("health", f"nobody confirmed the new release within {seconds:g} s; the old one is back")
+        if over and not is_confirmed(context.root, record):
+            raise RemoteError(
+                "health", f"nobody confirmed the new release within {seconds:g} s, and there is no whole older one"
+            )
         time.sleep(0.05)
 
 
@@ -244,31 +303,44 @@ def _replace_symlink(target: str, path: str) -> None:
 def _write_entry(root: str) -> None:
     """bin/edgeopt-agent: rollback and status work on the board without a host."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.main import main; main(sys.argv[2:])"
-    text = f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' '{code_path()}' \"$@\" --root '{root}'\n"
+    python, archive, folder = map(shlex.quote, (sys.executable, code_path(), root))
+    text = f"#!/bin/sh\nexec {python} -c '{code}' {archive} \"$@\" --root {folder}\n"
     path = os.path.join(root, "bin", "edgeopt-agent")
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    sweep_temporaries(os.path.dirname(path))
     if facts.read(path) != text.strip():
         write_atomic(path, text.encode("utf-8"), mode=0o755)
 
 
-def _hook(root: str, name: str, release: str) -> None:
+def _hook(root: str, name: str, release: str) -> Optional[str]:
+    """Run the owner's program, where there is one; what went wrong, or None. The job's log has it too."""
     path = os.path.join(root, "hooks", name)
     if not os.access(path, os.X_OK):
-        return
+        return None
     environment = dict(os.environ, EDGEOPT_ROOT=root, EDGEOPT_RELEASE=release)
     try:
         done = subprocess.run([path], env=environment, timeout=HOOK_TIMEOUT_S, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RemoteError("hook", f"hook {path} failed: {error}") from error
-    if done.returncode != 0:
-        raise RemoteError("hook", f"hook {path} ended with exit code {done.returncode}; see the job's log")
+        failure = f"ended with exit code {done.returncode}" if done.returncode else None
+    except subprocess.TimeoutExpired:
+        failure = f"did not end within {HOOK_TIMEOUT_S:g} s and was killed"
+    except OSError as error:
+        failure = f"cannot be started ({error.strerror}); has it a first line like #!/bin/sh?"
+    if failure is None:
+        return None
+    failure = f"the hook {path} {failure}"
+    print(failure, file=sys.stderr)
+    return failure
 
 
 def _log(root: str, record: Dict[str, Any]) -> None:
-    with open(os.path.join(root, "log.jsonl"), "ab") as file:
-        file.write(json.dumps(record, sort_keys=True).encode("utf-8") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """History for people; a disk that is too full for it does not undo what was done."""
+    try:
+        with open(os.path.join(root, "log.jsonl"), "ab") as file:
+            file.write(json.dumps(record, sort_keys=True).encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        print(f"log.jsonl lacks activation {record['number']}: {error}", file=sys.stderr)
 
 
 def _chain(root: str, keep: int) -> List[Dict[str, Any]]:
@@ -285,8 +357,13 @@ def _chain(root: str, keep: int) -> List[Dict[str, Any]]:
 
 
 def _sweep(root: str) -> None:
-    """Remove activations that never became current: a power cut left them."""
+    """Remove what a power cut left: activations that never became current, and probes of the root.
+
+    Where a release is current nobody probes any more (files.check_root)."""
     now = current_number(root) or 0
+    for name in os.listdir(root) if now else []:
+        if name.startswith(".probe-"):
+            shutil.rmtree(os.path.join(root, name))
     for name in os.listdir(os.path.join(root, "activations")):
         if not name.isdigit() or int(name) > now:
             shutil.rmtree(os.path.join(root, "activations", name))
@@ -305,7 +382,10 @@ def _collect_garbage(root: str) -> None:
             shutil.rmtree(os.path.join(root, "releases", name))
     used = set()
     for release in releases:
-        manifest = read_json(os.path.join(root, "releases", release, "manifest.json"))
+        try:
+            manifest = read_json(os.path.join(root, "releases", release, "manifest.json"))
+        except ValueError:
+            return  # damaged: nobody knows which blobs it needs, so all stay
         used |= {entry["sha256"] for entry in manifest["files"].values()}
     for entry in os.scandir(os.path.join(root, "store")):
         if entry.name not in used and time.time() - entry.stat().st_mtime > RECENT_S:

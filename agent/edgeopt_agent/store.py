@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from typing import Any, Dict
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator
 
 from .files import fsync_folder, remote_error, sha256_file
 from .wire import RemoteError, is_sha256
@@ -31,21 +33,33 @@ def stat(root: str, sha256: str) -> Dict[str, Any]:
 
 
 def put(root: str, sha256: str, size_bytes: int, offset: int, data: bytes) -> Dict[str, Any]:
-    """Append `data` at `offset`. Raises RemoteError: no-space before a byte is written, integrity when it ends wrong."""
+    """Append `data` at `offset`. Raises RemoteError: no-space before a byte is written, integrity if it ends wrong."""
+    with _one_writer(root):
+        return _append(root, sha256, size_bytes, offset, data)
+
+
+@contextmanager
+def _one_writer(root: str) -> Iterator[None]:
+    """Two hosts may send the same blob at the same time; the lock is gone with its process."""
+    handle = os.open(os.path.join(root, "store.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _append(root: str, sha256: str, size_bytes: int, offset: int, data: bytes) -> Dict[str, Any]:
     path, partial = path_of(root, sha256), _partial(root, sha256)
     have = os.path.getsize(partial) if os.path.exists(partial) else 0
     if offset != have:
-        return {"have": have, "whole": False}
-    disk = os.statvfs(os.path.dirname(path))
-    free = disk.f_bavail * disk.f_frsize
-    if size_bytes - offset + SPARE_BYTES > free:
+        return stat(root, sha256)
+    try:
+        require_room(root, size_bytes - offset)
+    except RemoteError:
         if os.path.exists(partial):
             os.unlink(partial)
-        raise RemoteError(
-            "no-space",
-            f"{os.path.dirname(path)} has {free} bytes free; {size_bytes - offset} are still to come and "
-            f"{SPARE_BYTES} must stay free; free some space there, or give another --root",
-        )
+        raise
     try:
         with open(partial, "ab") as file:
             file.write(data)
@@ -62,6 +76,18 @@ def put(root: str, sha256: str, size_bytes: int, offset: int, data: bytes) -> Di
     os.rename(partial, path)
     fsync_folder(os.path.dirname(path))
     return {"have": have, "whole": True}
+
+
+def require_room(root: str, size_bytes: int) -> None:
+    """Raises RemoteError('no-space') unless `size_bytes` fit under `root` and SPARE_BYTES stay free."""
+    disk = os.statvfs(root)
+    free = disk.f_bavail * disk.f_frsize
+    if size_bytes + SPARE_BYTES > free:
+        raise RemoteError(
+            "no-space",
+            f"{root} has {free} bytes free; {size_bytes} are still to come and {SPARE_BYTES} must stay free; "
+            "free some space there, or give another --root",
+        )
 
 
 def whole(root: str, sha256: Any) -> str:

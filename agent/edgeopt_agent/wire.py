@@ -1,7 +1,7 @@
 """The contract between host and board: framing, operations, error kinds. Units are SI and stand in the names.
 
 Framing: every message is one JSON object on one line. A message whose `bytes` is n is followed by n raw bytes.
-The agent first prints SENTINEL, so that login banners and noisy shells before it are skipped.
+The agent first prints SENTINEL on a line of its own, so that login banners and noisy shells before it are skipped.
 
 Request   {"id": 7, "op": "blob.put", ...}
 Reply     {"id": 7, "ok": true, "result": {...}}  or  {"id": 7, "ok": false, "error": {"kind", "message", "traceback"}}
@@ -22,6 +22,7 @@ Job requests carry `kind`: bench | infer | activate | rollback.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Callable, Dict, Tuple
 
@@ -62,6 +63,7 @@ class RemoteError(Exception):
 
 def encode(message: Dict[str, Any], payload: bytes = b"") -> bytes:
     """One message as bytes. NaN and infinity are refused: JSON has none."""
+    assert "bytes" not in message, "'bytes' announces the payload"
     if payload:
         message = dict(message, bytes=len(payload))
     return json.dumps(message, separators=(",", ":"), allow_nan=False).encode("utf-8") + b"\n" + payload
@@ -70,7 +72,7 @@ def encode(message: Dict[str, Any], payload: bytes = b"") -> bytes:
 def decode(line: bytes) -> Dict[str, Any]:
     """The object on one line. Raises WireError."""
     try:
-        message = json.loads(line.decode("utf-8"))
+        message = json.loads(line.decode("utf-8"), parse_constant=_refuse)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise WireError(f"not a JSON line: {line[:80]!r}") from error
     if not isinstance(message, dict):
@@ -102,6 +104,26 @@ def field(message: Dict[str, Any], name: str, kind: type) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise RemoteError("bad-request", f"'{name}' must be {kind.__name__}, not {value!r}")
     return value
+
+
+def count(message: Dict[str, Any], name: str) -> int:
+    """A required integer of a request, 0 or more. Raises RemoteError('bad-request')."""
+    value: int = field(message, name, int)
+    if value < 0:
+        raise RemoteError("bad-request", f"'{name}' must be 0 or more, not {value!r}")
+    return value
+
+
+def seconds(message: Dict[str, Any], name: str) -> float:
+    """A required duration of a request. Raises RemoteError('bad-request')."""
+    value = message.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise RemoteError("bad-request", f"'{name}' must be a number of seconds, not {value!r}")
+    return float(value)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def is_sha256(text: Any) -> bool:

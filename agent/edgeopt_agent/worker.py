@@ -9,19 +9,25 @@ import json
 import os
 import random
 import select
+import signal
 import struct
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
 
-from . import preprocess, runtimes
+from . import facts, preprocess, runtimes
+from .samples import load_shard, random_samples, read_samples, split_samples
 from .wire import RemoteError
 
 SAMPLE = struct.Struct("<dd")  # copy_s, invoke_s of one query
-BLOCK_WARM_UP = 3  # queries run before each timed block: another process had the caches
-FIRST_WARM_UP = 10
-LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.worker import serve; serve()"
+BLOCK_WARM_UP, BLOCK_WARM_UP_S = 3, 1.0  # queries before each timed block: another process had the caches
+FIRST_WARM_UP, FIRST_WARM_UP_S = 10, 10.0
+UNTIMED_LIMIT_S = 60.0  # for memory and processing of slow models; one query is run in any case
+BEAT_S = 5.0
+SILENCE_S = 300.0  # the longest that one query may take
+PR_SET_PDEATHSIG = 1
+LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.worker import serve; serve(int(sys.argv[2]))"
 
 
 def code_path() -> str:
@@ -34,21 +40,24 @@ class Worker:
 
     def __init__(self, artifact: Dict[str, Any]) -> None:
         self._artifact = artifact
+        self._buffer = b""
+        self._oom_kills = facts.oom_kills()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, code_path()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", LAUNCH, code_path(), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
 
-    def ask(self, op: str, timeout_s: float, **parameters: Any) -> Dict[str, Any]:
-        """The child's answer. Raises RemoteError for its errors, its death and its silence."""
-        stdin, stdout = self._process.stdin, self._process.stdout
+    def ask(self, op: str, timeout_s: float = SILENCE_S, **parameters: Any) -> Dict[str, Any]:
+        """The child's answer. Raises RemoteError for its errors, its death and `timeout_s` of silence."""
+        stdin = self._process.stdin
         assert stdin is not None
-        assert stdout is not None
         try:
             stdin.write(json.dumps(dict(parameters, op=op)).encode("utf-8") + b"\n")
             stdin.flush()
-            if not select.select([stdout], [], [], timeout_s)[0]:
-                raise RemoteError("runtime", f"the worker did not finish '{op}' within {timeout_s:.0f} s")
-            line = stdout.readline()
+            line = self._read_line(op, timeout_s)
+            while line == b"\n":  # a sign of life
+                line = self._read_line(op, timeout_s)
         except BrokenPipeError:
             line = b""
         if not line:
@@ -59,13 +68,31 @@ class Worker:
         result: Dict[str, Any] = answer["result"]
         return result
 
-    def load(self, shards: List[str], random: int = 0) -> Dict[str, Any]:
-        """Load the artifact and prepare the samples of `shards`, or so many random ones (already in its layout)."""
-        return self.ask("load", 300.0, artifact=self._artifact, shards=shards, random=random)
+    def load(self, shards: List[str], most: Optional[int] = None, random: int = 0) -> Dict[str, Any]:
+        """Load the artifact, and the first `most` samples (None: all) or so many random ones, already in its layout."""
+        return self.ask("load", artifact=self._artifact, shards=shards, most=most, random=random)
+
+    def _read_line(self, op: str, timeout_s: float) -> bytes:
+        assert self._process.stdout is not None
+        handle = self._process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            if not select.select([handle], [], [], timeout_s)[0]:
+                raise RemoteError("runtime", f"the worker gave no sign of life for {timeout_s:g} s during '{op}'")
+            data = os.read(handle, 1 << 16)
+            if not data:
+                return b""
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line + b"\n"
 
     def _death(self) -> str:
-        code = self._process.wait(timeout=10)
-        if code == -9:
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "it closed its output"
+        if code == -signal.SIGKILL:
+            if facts.oom_kills() != self._oom_kills:
+                return "the kernel killed it because memory ran out; the model needs more than this board has free"
             return "killed by signal 9; the board may be out of memory"
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}; see the job's log"
 
@@ -86,53 +113,48 @@ class Worker:
         self.close()
 
 
-def load_shard(path: str) -> Tuple[List[Any], Optional[Any], Dict[str, Any]]:
-    """An .npz of input0, input1, … and perhaps labels: (inputs, labels, everything). Pickles are refused."""
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    inputs = [arrays[f"input{i}"] for i in range(sum(name.startswith("input") for name in arrays))]
-    return inputs, arrays.get("labels"), arrays
-
-
 class Runner:
-    """The child's side: a loaded artifact and its prepared inputs."""
+    """The child's side: a loaded artifact and its prepared inputs. `beat` is called before every query."""
 
-    def __init__(self, artifact: Dict[str, Any], shards: List[str], random_count: int = 0) -> None:
+    def __init__(
+        self,
+        artifact: Dict[str, Any],
+        shards: List[str],
+        most: Optional[int],
+        random: int,
+        beat: Callable[[], None],
+    ) -> None:
+        require_numpy()
         runtime = runtimes.load(artifact["runtime"])
-        self.artifact = artifact
-        self.bare_rss_bytes = self._import(runtime)
+        runtime.require()
+        self.beat = beat
+        self.raw = read_samples(shards, most)
+        reset_peak()  # what follows is the model's
+        self.bare_rss_bytes = memory_status().get("VmRSS")
         started = time.perf_counter()
         self.session = runtime.load(artifact["path"], artifact["threads"])
         self.load_s = time.perf_counter() - started
-        self.raw = [sample for shard in shards for sample in split_samples(load_shard(shard)[0])]
-        if random_count:
-            self.raw = split_samples(random_inputs(self.session.inputs, random_count))
+        self.steps: List[Any] = artifact["preprocess"] or [[] for _ in self.session.inputs]
+        if random:
+            self.raw = random_samples(self.session.inputs, random)
         self.prepared = [self.prepare(sample) for sample in self.raw]
         self.first_inference_s = self.query(self.prepared[0])[1] if self.prepared else None
         self.order = list(range(len(self.prepared)))
         self.position = 0
-
-    @staticmethod
-    def _import(runtime: Any) -> Optional[int]:
-        """Import the runtime without a model; the resident bytes after it, with the peak counter reset."""
-        if runtime.__name__.endswith("tflite"):
-            runtime._interpreter_class()
-        import numpy  # noqa: F401
-
-        reset_peak()
-        return memory_status().get("VmRSS")
 
     def prepare(self, sample: List[Any]) -> List[Any]:
         """A sample (1, ...) per input, preprocessed and checked against what the artifact takes."""
         import numpy as np
 
         wanted = self.session.inputs
-        if len(sample) != len(wanted):
-            raise RemoteError("bad-request", f"the artifact takes {len(wanted)} inputs, the samples have {len(sample)}")
+        if len(sample) != len(wanted) or len(self.steps) != len(wanted):
+            raise RemoteError(
+                "bad-request",
+                f"the artifact takes {len(wanted)} inputs; the samples have {len(sample)}, preprocessing has "
+                f"{len(self.steps)}",
+            )
         ready = []
-        for array, steps, tensor in zip(sample, self.artifact["preprocess"] or [[]] * len(wanted), wanted):
+        for array, steps, tensor in zip(sample, self.steps, wanted):
             array = np.ascontiguousarray(preprocess.apply(steps, array))
             if list(array.shape) != tensor["shape"] or array.dtype.name != tensor["dtype"]:
                 raise RemoteError(
@@ -145,6 +167,7 @@ class Runner:
 
     def query(self, arrays: List[Any]) -> Tuple[float, float]:
         """Seconds of the copy in and of invoke alone."""
+        self.beat()
         clock = time.perf_counter
         start = clock()
         self.session.set_inputs(arrays)
@@ -152,27 +175,37 @@ class Runner:
         self.session.invoke()
         return copied - start, clock() - copied
 
-    def warm_up(self, count: int) -> None:
+    def warm_up(self, count: int, limit_s: float) -> None:
+        end = time.perf_counter() + limit_s
         for _ in range(count):
             self.query(self.prepared[self.order[self.position % len(self.order)]])
+            if time.perf_counter() > end:
+                return
 
-    def block(self, seconds: float, queries: int, out: str) -> Dict[str, Any]:
-        """Query until both `seconds` and `queries` are reached; samples are appended to the file `out`."""
-        self.warm_up(BLOCK_WARM_UP)
+    def block(self, seconds: float, queries: int, out: str, limit_s: Optional[float] = None) -> Dict[str, Any]:
+        """Query until both `seconds` and `queries` are reached, or `limit_s`; samples are appended to `out`."""
+        self.warm_up(BLOCK_WARM_UP, BLOCK_WARM_UP_S)
         samples: List[Tuple[float, float]] = []
+        elapsed = 0.0
         started = time.perf_counter()
-        while len(samples) < queries or time.perf_counter() - started < seconds:
+        while len(samples) < queries or elapsed < seconds:
+            if samples and limit_s is not None and elapsed > limit_s:
+                break
             samples.append(self.query(self.prepared[self.order[self.position % len(self.order)]]))
             self.position += 1
-        elapsed = time.perf_counter() - started
+            elapsed = time.perf_counter() - started
         with open(out, "ab") as file:
             file.write(b"".join(SAMPLE.pack(*sample) for sample in samples))
-        return {"n": len(samples), "seconds": elapsed}
+        return {"n": len(samples), "seconds": elapsed, "capped": len(samples) < queries}
 
     def processing(self, count: int) -> Dict[str, List[float]]:
-        """Seconds of preparing a sample and of fetching the outputs, `count` times each."""
-        pre, post = [], []
+        """Seconds of preparing a sample and of fetching the outputs, up to `count` times each."""
+        pre: List[float] = []
+        post: List[float] = []
+        end = time.perf_counter() + UNTIMED_LIMIT_S
         for i in range(count):
+            if pre and time.perf_counter() > end:
+                break
             started = time.perf_counter()
             arrays = self.prepare(self.raw[i % len(self.raw)])
             pre.append(time.perf_counter() - started)
@@ -193,34 +226,21 @@ class Runner:
         return [np.concatenate(column, axis=0) for column in zip(*rows)]
 
     def memory(self, count: int) -> Dict[str, Any]:
-        self.warm_up(count)
+        self.warm_up(count, UNTIMED_LIMIT_S)
         peak = memory_status().get("VmHWM")
         above = peak - self.bare_rss_bytes if peak is not None and self.bare_rss_bytes is not None else None
         return {"peak_rss_bytes": peak, "above_runtime_bytes": above}
 
 
-def random_inputs(tensors: List[Dict[str, Any]], count: int) -> List[Any]:
-    """Uniform numbers of mean 0 and variance 1, or over an integer type's range: (count, ...) per tensor, always the
-    same. Without numpy.random, whose memory would count as the model's."""
-    import numpy as np
-
-    source = random.Random(0)
-    arrays = []
-    for tensor in tensors:
-        shape, dtype = [count] + tensor["shape"][1:], np.dtype(tensor["dtype"])
-        size = int(np.prod(shape))
-        bits = np.frombuffer(source.getrandbits(32 * size).to_bytes(4 * size, "little"), dtype=np.uint32)
-        if dtype.kind == "f":
-            values = (bits / 2.0**31 - 1.0) * 3.0**0.5
-        else:
-            limits = np.iinfo(dtype)
-            values = bits.astype(np.int64) % (min(limits.max, 2**31) - max(limits.min, -(2**31))) + limits.min
-        arrays.append(values.astype(dtype).reshape(shape))
-    return arrays
-
-
-def split_samples(inputs: List[Any]) -> List[List[Any]]:
-    return [[array[i : i + 1] for array in inputs] for i in range(len(inputs[0]))] if inputs else []
+def require_numpy() -> None:
+    try:
+        import numpy  # noqa: F401
+    except ImportError as error:
+        raise RemoteError(
+            "missing-runtime",
+            f"numpy cannot be imported by {sys.executable} ({error}); install it for this Python (numpy<2 beside "
+            "tflite-runtime), or name another Python with --board-python",
+        ) from error
 
 
 def memory_status() -> Dict[str, int]:
@@ -244,7 +264,7 @@ def reset_peak() -> None:
 
 
 def _load(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
-    runner = Runner(request["artifact"], request["shards"], request["random"])
+    runner = Runner(request["artifact"], request["shards"], request["most"], request["random"], beat=state["beat"])
     state["runner"] = runner
     return {
         "load_s": runner.load_s,
@@ -257,12 +277,14 @@ def _load(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
 
 def _warm_up(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
     random.Random(request["seed"]).shuffle(state["runner"].order)
-    state["runner"].warm_up(FIRST_WARM_UP)
+    state["runner"].warm_up(FIRST_WARM_UP, FIRST_WARM_UP_S)
     return {}
 
 
 def _block(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
-    result: Dict[str, Any] = state["runner"].block(request["seconds"], request["queries"], request["out"])
+    result: Dict[str, Any] = state["runner"].block(
+        request["seconds"], request["queries"], request["out"], request.get("limit_s")
+    )
     return result
 
 
@@ -296,17 +318,46 @@ ANSWERS = {
 }
 
 
-def serve() -> None:
+class Beat:
+    """A blank line every few seconds tells the parent that a long operation goes on."""
+
+    def __init__(self, replies: BinaryIO) -> None:
+        self._replies = replies
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last > BEAT_S:
+            self._last = time.monotonic()
+            self._replies.write(b"\n")
+            self._replies.flush()
+
+
+def die_with(parent: int) -> None:
+    """A job that is killed must not leave its worker behind, beside the next measurement."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (ImportError, OSError, AttributeError) as error:
+        print(f"this worker outlives a killed job until its next question ({error})", file=sys.stderr)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def serve(parent: int) -> None:
     """Answer until stdin ends."""
+    die_with(parent)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    state: Dict[str, Any] = {}
+    state: Dict[str, Any] = {"beat": Beat(replies)}
     for line in sys.stdin.buffer:
         request = json.loads(line.decode("utf-8"))
         try:
             answer = {"result": ANSWERS[request["op"]](state, request)}
         except RemoteError as error:
             answer = {"error": {"kind": error.kind, "message": str(error)}}
+        except MemoryError:
+            answer = {"error": {"kind": "runtime", "message": f"memory ran out during '{request['op']}'"}}
         except Exception as error:
             import traceback
 

@@ -65,10 +65,9 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
-        _fail("interrupted; the same command continues where it was", INTERRUPTED, "interrupted", as_json)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues where it was", INTERRUPTED, "interrupted", as_json)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        goes_on = "; the same command continues where it was" if "optimize" in sys.argv[1:2] else ""
+        _fail(f"interrupted{goes_on}", INTERRUPTED, "interrupted", as_json)
     except click.ClickException as error:
         error.show()
         _fail(None, 2, type(error).__name__, as_json, error.format_message())

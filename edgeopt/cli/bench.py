@@ -21,7 +21,9 @@ def _options(command: Any) -> Any:
     for option in (
         json_option,
         click.option("--seed", default=0, show_default=True, help="Seed of the order of queries."),
-        click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the runtime."),
+        click.option(
+            "--threads", type=click.IntRange(1), help="Threads of the runtime; default: the bundle's, else 1."
+        ),
         click.option("--random", "use_random", is_flag=True, help="Random tensors instead of real inputs; marked so."),
         click.option(
             "--inputs",
@@ -68,7 +70,7 @@ def compare(first: Path, second: Path, where: Where, as_json: bool, **how: Any) 
 
 
 def _measure(
-    paths: list[Path], where: Where, inputs: Path | None, use_random: bool, mode: str, threads: int, seed: int
+    paths: list[Path], where: Where, inputs: Path | None, use_random: bool, mode: str, threads: int | None, seed: int
 ) -> dict[str, Any]:
     from .. import measure
 
@@ -87,32 +89,32 @@ def _measure(
 
 
 def _load(
-    paths: list[Path], inputs: Path | None, use_random: bool, threads: int, folder: Path
+    paths: list[Path], inputs: Path | None, use_random: bool, threads: int | None, folder: Path
 ) -> tuple[list[Artifact], list[bytes]]:
     """The artifacts, and the shards of real inputs (none for random tensors)."""
     from .. import measure
     from ..task import Samples, read_npz
 
-    artifacts, own = [], []
-    for number, path in enumerate(paths):
-        artifact, health = _artifact(path, threads, folder / str(number))
-        artifacts.append(artifact)
-        own += [health] if health else []
+    loaded = [_artifact(path, threads, folder / str(number)) for number, path in enumerate(paths)]
+    artifacts, own = [artifact for artifact, _ in loaded], [health for _, health in loaded]
     if use_random:
         return artifacts, []
     if inputs is not None:
-        arrays = tuple(read_npz(inputs).values())
-        if len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
+        arrays = tuple(read_npz(inputs, "--inputs").values())
+        if len({len(array) if array.ndim else 0 for array in arrays}) != 1 or not len(arrays[0]):
             raise ConfigError(f"--inputs {inputs}: every array needs the same number of samples, at least one")
         return artifacts, measure.shards(Samples(arrays, None, None))
-    if len(own) == len(paths) and len(set(own)) >= 1:
-        return artifacts, own[:1]
-    raise ConfigError(
-        f"{paths[0]}: a model file brings no inputs; give real ones with --inputs FILE.npz, or say --random"
-    )
+    if None in own:
+        bare = paths[own.index(None)]
+        raise ConfigError(f"{bare}: a model file brings no inputs; give real ones with --inputs FILE.npz, or --random")
+    if len(set(own)) > 1:
+        raise ConfigError(
+            "the bundles bring different inputs; give one set for both with --inputs FILE.npz, or --random"
+        )
+    return artifacts, [health for health in own[:1] if health]
 
 
-def _artifact(path: Path, threads: int, folder: Path) -> tuple[Artifact, bytes | None]:
+def _artifact(path: Path, threads: int | None, folder: Path) -> tuple[Artifact, bytes | None]:
     """(artifact, the health shard of a bundle)."""
     from .. import bundle
     from ..measure import Artifact
@@ -123,13 +125,13 @@ def _artifact(path: Path, threads: int, folder: Path) -> tuple[Artifact, bytes |
         folder.mkdir()
         model = folder / entry.file
         model.write_bytes(opened.blob(opened.manifest.files[entry.file]))
-        artifact = Artifact.of_file(model, entry.runtime, entry.threads, entry.preprocess, path.stem)
+        artifact = Artifact.of_file(model, entry.runtime, threads or entry.threads, entry.preprocess, path.stem)
         return artifact, opened.blob(opened.manifest.files[opened.manifest.health.file])
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: neither a bundle (.edgeopt) nor a model: {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    return Artifact.of_file(path, SUFFIXES[path.suffix], threads, [], path.stem), None
+    return Artifact.of_file(path, SUFFIXES[path.suffix], threads or 1, [], path.stem), None
 
 
 def _document(
@@ -137,7 +139,7 @@ def _document(
 ) -> dict[str, Any]:
     results = []
     for index, artifact in enumerate(artifacts):
-        marks = comparison.conditions(index)["marks"] + (["random inputs"] if is_random else [])
+        marks = comparison.conditions()["marks"] + (["random inputs"] if is_random else [])
         results.append(
             {
                 "name": artifact.name,

@@ -11,7 +11,7 @@ from .common import Display, Where, json_option, print_json, undecided_option, v
 
 
 @click.command()
-@click.argument("run_file", type=click.Path(path_type=Path))
+@click.argument("run_file", type=click.Path(path_type=Path), default=Path())
 @click.option("--device", help="Address of the board; default: the run file's.")
 @click.option("--profile", help="Profile of the board; default: the run file's.")
 @click.option("--root", help="edgeopt's folder on the board; default: the run file's, else the profile's.")
@@ -22,6 +22,7 @@ from .common import Display, Where, json_option, print_json, undecided_option, v
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Stage cache; default: $EDGEOPT_CACHE or ~/.cache/edgeopt."
 )
+@click.option("--remeasure", is_flag=True, help="Measure again, though earlier comparisons on this board are stored.")
 @click.option("--show-plan", is_flag=True, help="Print the plan and stop.")
 @click.option("--explain", is_flag=True, help="Print what a run file may hold, key by key, and stop.")
 @undecided_option
@@ -32,11 +33,12 @@ def optimize(
     cache: Path | None,
     show_plan: bool,
     explain: bool,
+    remeasure: bool,
     allow_undecided: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Climb the ladder for RUN_FILE (an edgeopt.toml, or its folder) on the board, and write runs/<name>/.
+    """Climb the ladder for RUN_FILE (an edgeopt.toml, or its folder; default: this one) and write runs/<name>/.
 
     A run that was interrupted continues when it is started again.
 
@@ -54,7 +56,7 @@ def optimize(
         print_json(made.to_json())
         return 0
     out = out or Path("runs") / made.name
-    document = _run(made, out, cache, options)
+    document = _run(made, out, cache, remeasure, options)
     if as_json:
         print_json(document)
     else:
@@ -62,10 +64,9 @@ def optimize(
     return verdict_code(document["verdict"], allow_undecided)
 
 
-def _run(made: Any, out: Path, cache: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dict[str, Any]) -> dict[str, Any]:
     from .. import cache as caches
     from .. import optimize as job
-    from ..report import html
 
     section, folder = made.run_file.device, made.folder
 
@@ -83,12 +84,14 @@ def _run(made: Any, out: Path, cache: Path | None, options: dict[str, Any]) -> d
         options["known_hosts"] or beside(section.known_hosts),
     )
     with Display() as display:
-        session, python = where.open(display)
-        with session:
-            store = caches.Cache(cache or caches.default_root())
-            document = job.optimize(made, session, python, store, out.resolve(), display.event)
-    html.write(document, out)
+        store = caches.Cache(cache or caches.default_root(), waiting(display))
+        document = job.optimize(made, lambda: where.open(display), store, out.resolve(), display.event, remeasure)
     return document
+
+
+def waiting(display: Display) -> Any:
+    """What the cache tells when another run is building the same stage."""
+    return lambda name: display.event({"event": "waiting", "what": f"{name}: another run is at it; waiting for it"})
 
 
 def _show(document: dict[str, Any], out: Path) -> None:

@@ -81,6 +81,7 @@ def validate(
     from .. import bundle as bundles
     from .. import flash as releases
     from .. import validate as job
+    from ..errors import AgentFailure
 
     opened = bundles.read(bundle)
     score = _score_of(run_file) if run_file else None
@@ -90,7 +91,10 @@ def validate(
             found = job.validate(session, opened, mode, score)
             found["rollback"] = None
             if found["verdict"] == "fail" and rollback_on_fail:
-                found["rollback"] = releases.rollback(session)
+                try:
+                    found["rollback"] = releases.rollback(session)
+                except AgentFailure as error:  # the verdict was asked for first, and it stands
+                    found["rollback"] = {"error": str(error)}
     if as_json:
         print_json(found)
     else:
@@ -127,20 +131,28 @@ def rollback(where: Where, as_json: bool) -> int:
 def status(where: Where, as_json: bool) -> int:
     """Which release is current on a board, whether every byte of it is whole, and what a rollback returns to.
 
+    Exit code 5 when either of the two is damaged.
+
     \b
     Example:
       edgeopt status --device ssh://pi@raspberrypi --profile raspberry-pi-4
     """
+    from ..errors import IntegrityError
+
     with Display() as display:
         session, _ = where.open(display)
         with session:
             found = dict(session.status(verify=True), device=session.address)
+    entries = {title: found[title] for title in ("current", "previous")}
     if as_json:
         print_json(found)
-        return 0
-    for title, entry in (("current", found["current"]), ("previous", found["previous"])):
-        click.echo(f"{title:<9} {_release(entry)}")
-    return 0
+    else:
+        for title, entry in entries.items():
+            click.echo(f"{title:<9} {_release(entry)}")
+        if found["recovered"]:
+            click.echo("nobody confirmed the release before in time, so the board went back to this one")
+    whole = all(entry["whole"] for entry in entries.values() if entry is not None)
+    return 0 if whole else IntegrityError.exit_code
 
 
 def _score_of(run_file: Path) -> Any:
@@ -152,7 +164,10 @@ def _score_of(run_file: Path) -> Any:
     spec = made.run_file.task.object
     if spec is None:
         raise ConfigError(f"--run-file {run_file}: it has no [task] object, so no score() in Python")
-    return model.call_factory(spec, made.folder, {}, "[task] object").score
+    found = model.call_factory(spec, made.folder, {}, "[task] object")
+    if not callable(getattr(found, "score", None)):
+        raise ConfigError(f"--run-file {run_file}: [task] object = '{spec}' has no score() method")
+    return found.score
 
 
 def _health(found: dict[str, Any], of: int) -> str:
@@ -166,6 +181,8 @@ def _release(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return "none"
     whole = {True: "whole", False: f"DAMAGED: {entry['problem']}", None: "not checked"}[entry["whole"]]
+    if entry["release"] is None:
+        return whole
     at = datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds")
     confirmed = "" if entry.get("confirmed", True) else ", not confirmed yet"
     return f"{entry['name'] or '?'} {entry['release'][:12]}, by {entry['why']} at {at}, {whole}{confirmed}"
@@ -177,5 +194,7 @@ def _show_validation(found: dict[str, Any]) -> None:
     from ..report import measured
 
     measured.render_validation(found, Console())
-    if found["rollback"]:
-        click.echo(f"rolled back to {found['rollback']['activation']['release'][:12]}")
+    back = found["rollback"]
+    if back:
+        said = f"not rolled back: {back['error']}" if "error" in back else None
+        click.echo(said or f"rolled back to {back['activation']['release'][:12]}")

@@ -30,9 +30,9 @@ class LocalPipe:
         try:
             while view:
                 if not select.select([], [self._stdin], [], timeout_s)[1]:
-                    raise DeviceUnreachable(f"local: the agent took no data for {timeout_s:.0f} s")
+                    raise DeviceUnreachable(f"local: the agent took no data for {timeout_s:g} s")
                 view = view[os.write(self._stdin.fileno(), view[: select.PIPE_BUF]) :]
-        except (BrokenPipeError, ValueError) as error:
+        except BrokenPipeError as error:
             raise DeviceUnreachable("local: the agent's session ended") from error
 
     def finish_input(self) -> None:
@@ -40,7 +40,7 @@ class LocalPipe:
 
     def read(self, limit: int, timeout_s: float) -> bytes:
         if not select.select([self._stdout], [], [], timeout_s)[0]:
-            raise DeviceUnreachable(f"local: the agent was silent for {timeout_s:.0f} s")
+            raise DeviceUnreachable(f"local: the agent was silent for {timeout_s:g} s")
         return os.read(self._stdout.fileno(), limit)
 
     def end(self, timeout_s: float) -> tuple[int | None, str]:

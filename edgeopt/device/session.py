@@ -13,13 +13,14 @@ from typing import Any
 
 from edgeopt_agent import wire
 
-from ..errors import AgentFailure, DeviceUnreachable, IntegrityError, ProtocolError
+from ..errors import AgentFailure, DeviceUnreachable, EdgeoptError, IntegrityError, ProtocolError
 from . import Pipe, Transport
 from .archive import agent_archive
 
 NO_AGENT = b"edgeopt-no-agent"
 REPLY_TIMEOUT_S = 60.0
 POLL_S = 5.0
+CANCEL_PATIENCE_S = 5.0
 BANNER_LINES = 500
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
@@ -43,17 +44,31 @@ class Session:
     """A conversation with the agent on one board. Every operation may be repeated, so a lost link costs only time.
 
     `patience_s`: how long a link that was lost in the middle may stay lost before DeviceUnreachable is raised.
+    `reply_s`: how long the board may be silent before the link counts as lost.
     """
 
-    def __init__(self, transport: Transport, place: Placement, patience_s: float = 120.0, on_event: Event = ignore):
+    def __init__(
+        self,
+        transport: Transport,
+        place: Placement,
+        patience_s: float = 120.0,
+        on_event: Event = ignore,
+        reply_s: float = REPLY_TIMEOUT_S,
+    ) -> None:
         self._transport = transport
         self._place = place
         self._patience_s = patience_s
+        self._reply_s = reply_s
         self._on_event = on_event
         self._pipe: Pipe | None = None
         self._buffer = b""
         self._number = 0
-        self.hello = self._connect()
+        try:
+            self.hello = self._connect()
+        except BaseException:
+            self._drop()
+            self._transport.close()
+            raise
 
     @property
     def address(self) -> str:
@@ -68,7 +83,7 @@ class Session:
         self._drop()
         self._transport.close()
 
-    def request(self, op: str, payload: bytes = b"", timeout_s: float = REPLY_TIMEOUT_S, **fields: Any) -> Any:
+    def request(self, op: str, payload: bytes = b"", timeout_s: float | None = None, **fields: Any) -> Any:
         """The result of one operation; with a payload in the reply, (result, bytes).
 
         Raises AgentFailure (the board's side said no), ProtocolError, DeviceUnreachable.
@@ -79,13 +94,13 @@ class Session:
             try:
                 if self._pipe is None:
                     self.hello = self._connect()
-                return self._exchange(op, payload, timeout_s, fields)
+                return self._exchange(op, payload, timeout_s or self._reply_s, fields)
             except DeviceUnreachable as error:
                 self._drop()
-                lost_at = lost_at or time.monotonic()
+                lost_at = time.monotonic() if lost_at is None else lost_at
                 if time.monotonic() - lost_at > self._patience_s:
                     raise DeviceUnreachable(
-                        f"{error}; gave up after {self._patience_s:.0f} s. Work that was started on the board goes on "
+                        f"{error}; gave up after {self._patience_s:g} s. Work that was started on the board goes on "
                         "there; run the same command again when the board can be reached"
                     ) from error
                 self._on_event({"event": "waiting", "what": f"link lost ({error}); trying again"})
@@ -147,13 +162,20 @@ class Session:
                     )
         except KeyboardInterrupt:
             self._drop()  # the interrupt may have cut a message in two
-            self._patience_s = min(self._patience_s, 5.0)
-            self.request("job.cancel", job=job)
+            self._cancel(job)
             raise
+
+    def _cancel(self, job: str) -> None:
+        self._patience_s = min(self._patience_s, CANCEL_PATIENCE_S)
+        try:
+            self.request("job.cancel", job=job)
+        except EdgeoptError as error:
+            if not (isinstance(error, AgentFailure) and error.kind == "not-found"):  # interrupted before it was started
+                self._on_event({"event": "waiting", "what": f"job {job} may still be running on the board: {error}"})
 
     def fetch(self, job: str, entry: dict[str, Any]) -> bytes:
         """A file that a job wrote, checked by its hash."""
-        data = b""
+        data = bytearray()
         while len(data) < entry["size_bytes"]:
             _, chunk = self.request("job.file", job=job, name=entry["name"], offset=len(data), limit=wire.CHUNK_BYTES)
             if not chunk:
@@ -164,7 +186,7 @@ class Session:
             )
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise IntegrityError(f"{self.address}: file {entry['name']} of job {job} does not have its announced hash")
-        return data
+        return bytes(data)
 
     def _outcome(self, job: str, now: dict[str, Any]) -> dict[str, Any]:
         if now["state"] == "lost":
@@ -191,7 +213,7 @@ class Session:
             if attempt == 1:
                 raise AgentFailure(f"{self.address}: the agent was sent to {self._place.root}/agent but is not there")
             self._bring(archive, sha256)
-        hello: dict[str, Any] = self._exchange("hello", b"", REPLY_TIMEOUT_S, {})
+        hello: dict[str, Any] = self._exchange("hello", b"", self._reply_s, {})
         if hello["wire"] != wire.VERSION or hello["agent_sha256"] != sha256:
             raise ProtocolError(
                 f"{self.address} answers with wire {hello['wire']}, agent {hello['agent_sha256']}; "
@@ -205,11 +227,14 @@ class Session:
         python, root = shlex.quote(self._place.python), shlex.quote(self._place.root)
         self._pipe = self._transport.open(
             f'if [ -f {archive} ] && [ "$(sha256sum < {archive} | cut -c1-64)" = {sha256} ]; '
-            f"then exec {python} {archive} serve --root {root}; else echo {NO_AGENT.decode()}; fi"
+            f"then exec {python} {archive} serve --root {root}; "
+            # where its Python is missing, nothing is left on the board
+            f"elif command -v {python} >/dev/null; then echo; echo {NO_AGENT.decode()}; else exec {python}; fi"
         )
         self._buffer = b""
+        said = b""
         for _ in range(BANNER_LINES):
-            line = self._read_line(REPLY_TIMEOUT_S)
+            line = self._read_line(self._reply_s)
             if line.strip() == wire.SENTINEL:
                 return True
             if line.strip() == NO_AGENT:
@@ -220,12 +245,14 @@ class Session:
                 self._drop()
                 if code == 255 or code is None:
                     raise DeviceUnreachable(f"{self.address}: the link was lost while the agent started")
+                words = stderr or said.decode("utf-8", "replace").strip() or "no message"
                 raise AgentFailure(
                     f"{self.address}: the agent does not start with '{self._place.python}' (exit code {code}): "
-                    f"{stderr or 'no message'}; it needs Python 3.8 or later there: set python in the profile's "
+                    f"{words}; it needs Python 3.8 or later there: set python in the profile's "
                     "[board], or --board-python",
                     kind="no-python",
                 )
+            said = (said + line)[-400:]
         raise ProtocolError(f"{self.address}: {BANNER_LINES} lines came before the agent's first word; is it a shell?")
 
     def _bring(self, archive: bytes, sha256: str) -> None:
@@ -237,14 +264,14 @@ class Session:
         )
         try:
             try:
-                pipe.write(archive, REPLY_TIMEOUT_S)
+                pipe.write(archive, self._reply_s)
                 pipe.finish_input()
-                while pipe.read(4096, REPLY_TIMEOUT_S):
+                while pipe.read(4096, self._reply_s):
                     pass
             except DeviceUnreachable:
                 if pipe.end(1.0)[0] is None:
                     raise
-            code, stderr = pipe.end(REPLY_TIMEOUT_S)
+            code, stderr = pipe.end(self._reply_s)
         finally:
             pipe.close()
         if code is None:
@@ -268,9 +295,9 @@ class Session:
         except wire.WireError as error:
             self._drop()
             raise ProtocolError(f"{self.address}: {error}") from error
-        if reply.get("id") != self._number:
+        if reply.get("id") != self._number or not ("error" in reply or "result" in reply):
             self._drop()
-            raise ProtocolError(f"{self.address}: reply {reply.get('id')} to request {self._number}")
+            raise ProtocolError(f"{self.address}: not a reply to request {self._number}: {str(reply)[:200]}")
         if not reply["ok"]:
             raise self._failure(reply["error"])
         return (reply["result"], data) if op == "job.file" else reply["result"]
@@ -280,11 +307,10 @@ class Session:
         while b"\n" not in self._buffer and len(self._buffer) < wire.MAX_LINE_BYTES:
             data = self._pipe.read(65536, timeout_s)
             if not data:
-                line, self._buffer = self._buffer, b""
-                return line
+                break
             self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line + b"\n"
+        line, end, self._buffer = self._buffer.partition(b"\n")
+        return line + end
 
     def _read_exactly(self, size: int, timeout_s: float) -> bytes:
         assert self._pipe is not None

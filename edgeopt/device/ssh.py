@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import logging
 import shlex
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 15.0
 KEEPALIVE_S = 5
 STDERR_BYTES = 2000
+
+logging.getLogger("paramiko").addHandler(logging.NullHandler())  # our errors say what failed; its tracebacks frighten
 
 
 def fingerprint(key: Any) -> str:
@@ -54,7 +59,7 @@ class SshPipe:
         try:
             self._channel.sendall(data)
         except TimeoutError as error:
-            raise DeviceUnreachable(f"{self._address} took no data for {timeout_s:.0f} s") from error
+            raise DeviceUnreachable(f"{self._address} took no data for {timeout_s:g} s") from error
         except OSError as error:
             raise DeviceUnreachable(f"{self._address}: the link was lost ({error})") from error
 
@@ -67,7 +72,7 @@ class SshPipe:
             data: bytes = self._channel.recv(limit)
             return data
         except TimeoutError as error:
-            raise DeviceUnreachable(f"{self._address} was silent for {timeout_s:.0f} s") from error
+            raise DeviceUnreachable(f"{self._address} was silent for {timeout_s:g} s") from error
         except OSError as error:
             raise DeviceUnreachable(f"{self._address}: the link was lost ({error})") from error
 
@@ -84,9 +89,12 @@ class SshPipe:
 
 
 class SshTransport:
-    def __init__(self, address: Address) -> None:
+    """`timeout_s`: how long connecting, and starting a command, may take."""
+
+    def __init__(self, address: Address, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self.address = address.text
         self._target = address
+        self._timeout_s = timeout_s
         self._client: paramiko.SSHClient | None = None
 
     def open(self, command: str) -> SshPipe:
@@ -100,9 +108,9 @@ class SshTransport:
             transport = client.get_transport()
         assert transport is not None
         try:
-            channel = transport.open_session(timeout=CONNECT_TIMEOUT_S)
-            channel.settimeout(CONNECT_TIMEOUT_S)
-            channel.exec_command(f"exec /bin/sh -c {shlex.quote(command)}")
+            channel = transport.open_session(timeout=self._timeout_s)
+            with _closed_after(channel, self._timeout_s):
+                channel.exec_command(f"exec /bin/sh -c {shlex.quote(command)}")
         except (paramiko.SSHException, OSError, EOFError) as error:
             self.close()
             raise DeviceUnreachable(f"{self.address}: no command can be started ({error})") from error
@@ -120,24 +128,36 @@ class SshTransport:
         known_hosts = target.known_hosts or Path("~/.ssh/known_hosts").expanduser()
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(_reject_unknown(known_hosts, target))
-        if known_hosts.exists():
-            client.load_host_keys(str(known_hosts))
-        elif target.known_hosts is not None:
-            raise ConfigError(f"--known-hosts {known_hosts}: no such file")
-        if target.identity is not None and not target.identity.exists():
-            raise ConfigError(f"--identity {target.identity}: no such file; name a private key")
+        if known_hosts.exists() or target.known_hosts is not None:
+            _load_host_keys(client, known_hosts)
+        key = _private_key(target.identity) if target.identity is not None else None
+        try:
+            self._handshake(client, key, known_hosts)
+        except BaseException:
+            client.close()
+            raise
+        transport = client.get_transport()
+        assert transport is not None
+        transport.set_keepalive(KEEPALIVE_S)
+        self._client = client
+        return client
+
+    def _handshake(self, client: paramiko.SSHClient, key: Any, known_hosts: Path) -> None:
+        import paramiko
+
+        target = self._target
         try:
             client.connect(
                 target.host or "",
                 port=target.port,
                 username=target.user,
-                key_filename=str(target.identity) if target.identity else None,
-                look_for_keys=target.identity is None,
-                allow_agent=target.identity is None,
-                timeout=CONNECT_TIMEOUT_S,
-                banner_timeout=CONNECT_TIMEOUT_S,
-                auth_timeout=CONNECT_TIMEOUT_S,
-                channel_timeout=CONNECT_TIMEOUT_S,
+                pkey=key,
+                look_for_keys=key is None,
+                allow_agent=key is None,
+                timeout=self._timeout_s,
+                banner_timeout=self._timeout_s,
+                auth_timeout=self._timeout_s,
+                channel_timeout=self._timeout_s,
             )
         except paramiko.BadHostKeyException as error:
             raise IntegrityError(
@@ -155,11 +175,47 @@ class SshTransport:
                 f"{target.text} cannot be reached: {error or type(error).__name__}; is the board on, on this network, "
                 "and listening on that port?"
             ) from error
-        transport = client.get_transport()
-        assert transport is not None
-        transport.set_keepalive(KEEPALIVE_S)
-        self._client = client
-        return client
+
+
+@contextlib.contextmanager
+def _closed_after(channel: paramiko.Channel, timeout_s: float) -> Iterator[None]:
+    """paramiko waits for the answer to exec without an end of its own; a closed channel ends it."""
+    timer = threading.Timer(timeout_s, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _load_host_keys(client: paramiko.SSHClient, known_hosts: Path) -> None:
+    from paramiko.hostkeys import InvalidHostKey
+
+    try:
+        client.load_host_keys(str(known_hosts))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"--known-hosts {known_hosts}: no such file; name one that holds the board's host key"
+        ) from error
+    except (OSError, ValueError, InvalidHostKey) as error:
+        raise ConfigError(f"--known-hosts {known_hosts} cannot be read as a known_hosts file: {error}") from error
+
+
+def _private_key(identity: Path) -> paramiko.PKey:
+    import paramiko
+
+    try:
+        return paramiko.PKey.from_path(identity)
+    except FileNotFoundError as error:
+        raise ConfigError(f"--identity {identity}: no such file; name a private key") from error
+    except (paramiko.PasswordRequiredException, TypeError) as error:
+        raise ConfigError(
+            f"--identity {identity} is protected by a passphrase: load it with `ssh-add {identity}` and leave "
+            "--identity out, so that the ssh agent is asked"
+        ) from error
+    except (OSError, ValueError, paramiko.SSHException, paramiko.pkey.UnknownKeyType) as error:
+        raise ConfigError(f"--identity {identity} is not a private key that can be read: {error}") from error
 
 
 def _host_entry(target: Address) -> str:

@@ -3,10 +3,11 @@
 A runtime module has
   PACKAGES            distributions that can serve it, best first
   available()         {"package", "version"} of the one installed for this Python, else None; imports nothing heavy
+  require()           imports it, without a model; raises RemoteError('missing-runtime')
   load(path, threads) a Session, after which `Session.inputs` and `.outputs` describe the tensors
 and its Session has
   inputs, outputs     lists of {"name", "shape", "dtype"}
-  set_inputs(arrays)  copies; invoke() runs; get_outputs() returns copies
+  set_inputs(arrays)  copies them in; invoke() runs; get_outputs() returns copies
   executed()          what the runtime says it runs: threads, operator counts, delegates
 """
 

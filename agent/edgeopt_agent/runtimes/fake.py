@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -13,8 +14,15 @@ def available() -> Optional[Dict[str, str]]:
     return {"package": "fake", "version": "0"}
 
 
+def require() -> None:
+    """There is nothing to import."""
+
+
 class Session:
-    """{"shape": [1, 4], "invoke_s": 0.001, "allocate_bytes": 0, "gain": 1.0}: the output is the input times gain."""
+    """{"shape": [1, 4], "invoke_s": 0.001, "allocate_bytes": 0, "gain": 1.0, "prints": ""}: output = input x gain.
+
+    `prints` goes to file descriptor 1 at every invoke, as runtimes written in C do.
+    """
 
     def __init__(self, path: str, threads: int) -> None:
         with open(path) as file:
@@ -23,12 +31,15 @@ class Session:
         self._ballast = b"x" * self._model.get("allocate_bytes", 0)
         tensor = {"name": "x", "shape": self._model["shape"], "dtype": "float32"}
         self.inputs, self.outputs = [tensor], [dict(tensor, name="y")]
+        self._prints = self._model.get("prints", "").encode("utf-8")
         self._value: List[Any] = []
 
     def set_inputs(self, arrays: Sequence[Any]) -> None:
         self._value = [array * self._model.get("gain", 1.0) for array in arrays]
 
     def invoke(self) -> None:
+        if self._prints:
+            os.write(1, self._prints)
         end = time.perf_counter() + self._model.get("invoke_s", 0.0)
         while time.perf_counter() < end:
             pass

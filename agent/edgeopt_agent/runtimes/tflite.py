@@ -16,6 +16,10 @@ def available() -> Optional[Dict[str, str]]:
     return installed(PACKAGES)
 
 
+def require() -> None:
+    _interpreter_class()
+
+
 def _interpreter_class() -> Any:
     found = available()
     if found is None:

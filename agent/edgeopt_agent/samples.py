@@ -1,0 +1,58 @@
+"""Samples as a worker takes them: read from shards, or made up. Each array of a sample has its batch axis of 1."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Dict, List, Optional, Tuple
+
+PIECE = 4096  # numbers made at a time: what making them takes would count as the model's memory, too
+
+
+def load_shard(path: str) -> Tuple[List[Any], Optional[Any], Dict[str, Any]]:
+    """An .npz of input0, input1, … and perhaps labels: (inputs, labels, everything). Pickles are refused."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    inputs = [arrays[f"input{i}"] for i in range(sum(name.startswith("input") for name in arrays))]
+    return inputs, arrays.get("labels"), arrays
+
+
+def random_samples(tensors: List[Dict[str, Any]], count: int) -> List[List[Any]]:
+    """`count` samples in the artifact's own shapes, always the same: floats of mean 0 and variance 1, bytes over their
+    range, other integers (they may be indices) below 100. Without numpy.random, for the same reason as PIECE."""
+    import numpy as np
+
+    source = random.Random(0)
+    samples = []
+    for _ in range(count):
+        sample = []
+        for tensor in tensors:
+            array = np.empty(tensor["shape"], tensor["dtype"])
+            flat = array.reshape(-1)
+            for start in range(0, flat.size, PIECE):
+                size = min(PIECE, flat.size - start)
+                bits = np.frombuffer(source.getrandbits(32 * size).to_bytes(4 * size, "little"), dtype=np.uint32)
+                flat[start : start + size] = _values(bits, array.dtype)
+            sample.append(array)
+        samples.append(sample)
+    return samples
+
+
+def _values(bits: Any, dtype: Any) -> Any:
+    if dtype.kind == "f":
+        return (bits / 2.0**31 - 1.0) * 3.0**0.5
+    below = 2 if dtype.kind == "b" else 256 if dtype.itemsize == 1 else 100
+    return (bits % below).astype(dtype)
+
+
+def split_samples(inputs: List[Any]) -> List[List[Any]]:
+    return [[array[i : i + 1] for array in inputs] for i in range(len(inputs[0]))] if inputs else []
+
+
+def read_samples(shards: List[str], most: Optional[int]) -> List[List[Any]]:
+    """The samples of all shards; the first `most` as copies, so that the rest does not stay in memory."""
+    samples: List[List[Any]] = []
+    for shard in shards:
+        samples += split_samples(load_shard(shard)[0])
+    return samples if most is None else [[array.copy() for array in sample] for sample in samples[:most]]
