@@ -157,3 +157,16 @@ def ssh_board(tmp_path: Path) -> Iterator[SshBoard]:
     options = [*server.options, "--root", str(root), "--board-python", sys.executable]
     yield SshBoard(server, options, root)
     server.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Figures that tests found out, shown without -s."""
+    said = [
+        value
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "said"
+    ]
+    for line in dict.fromkeys(map(str, said)):
+        terminalreporter.write_line(line)

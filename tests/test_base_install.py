@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,10 @@ def run(base: Path, *arguments: object, code: int = 0) -> str:
     return done.stdout
 
 
-def test_it_is_small(base: Path) -> None:
+def test_it_is_small(base: Path, record_property: Callable[[str, object], None]) -> None:
     (site_packages,) = (base / "lib").glob("python*/site-packages")
     found = size_of(site_packages)
-    print(f"base install: {found / 1e6:.1f} MB")
+    record_property("said", f"base install: {found / 1e6:.1f} MB")
     assert found <= LIMIT_BYTES
     assert not {"torch", "scipy", "ai_edge_litert", "openvino"} & set(os.listdir(site_packages))
 

@@ -13,7 +13,6 @@ from .common import (
     Where,
     device_options,
     json_option,
-    mode_option,
     print_json,
     undecided_option,
     verdict_code,
@@ -57,7 +56,11 @@ def flash(bundle: Path, where: Where, as_json: bool) -> int:
 
 @click.command()
 @bundle_argument
-@mode_option
+@click.option(
+    "--mode",
+    type=click.Choice(["rapid", "quick", "normal"]),
+    help="How long to measure latency, as in bench; default: rapid, or quick where a budget needs p95.",
+)
 @click.option("--rollback-on-fail", is_flag=True, help="Return to the earlier release when the verdict is fail.")
 @click.option("--run-file", type=click.Path(path_type=Path), help="For tasks that score in Python: their edgeopt.toml.")
 @device_options
@@ -66,7 +69,7 @@ def flash(bundle: Path, where: Where, as_json: bool) -> int:
 def validate(
     bundle: Path,
     where: Where,
-    mode: str,
+    mode: str | None,
     rollback_on_fail: bool,
     run_file: Path | None,
     allow_undecided: bool,
@@ -84,11 +87,12 @@ def validate(
     from ..errors import AgentFailure
 
     opened = bundles.read(bundle)
+    chosen_mode = job.mode_for(opened, mode)
     score = _score_of(run_file) if run_file else None
     with Display() as display:
         session, _ = where.open(display, opened.manifest.root, opened.manifest.python)
         with session:
-            found = job.validate(session, opened, mode, score)
+            found = job.validate(session, opened, chosen_mode, score)
             found["rollback"] = None
             if found["verdict"] == "fail" and rollback_on_fail:
                 try:

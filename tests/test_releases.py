@@ -1,0 +1,231 @@
+"""Flash, rollback and status on real boards' folders; damage, garbage, clocks and two hosts at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from board_folder import Board, tree
+from bundle_variants import next_version
+from conftest import EDGEOPT, SshBoard, run_cli
+
+from edgeopt import bundle as bundles
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path / "board")
+
+
+@pytest.fixture(scope="session")
+def versions(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bundles.Bundle]:
+    """Five releases with blobs of their own."""
+    folder = tmp_path_factory.mktemp("versions")
+    return [next_version(bundle_file, folder / f"{number}.edgeopt", number) for number in range(5)]
+
+
+def test_flashing_what_is_current_changes_nothing(board: Board, versions: list[bundles.Bundle]) -> None:
+    first = json.loads(board.run("flash", versions[0].path, "--json").stdout)
+    assert (first["already"], first["release"], first["activation"]["number"]) == (False, versions[0].release, 1)
+    assert first["health"]["correct"] >= versions[0].manifest.health.least_correct
+    before = tree(board.root, without=())
+    again = board.flash(versions[0])
+    assert "nothing was changed" in again.stdout
+    assert tree(board.root, without=()) == before
+
+
+def test_rollback_returns_and_ends(board: Board, versions: list[bundles.Bundle]) -> None:
+    one, two, three = versions[:3]
+    for bundle in (one, two, three):
+        board.flash(bundle)
+    assert board.current() == (three.release, two.release)
+    done = json.loads(board.run("rollback", "--json").stdout)
+    assert (done["activation"]["release"], done["from"]) == (two.release, three.release)
+    assert board.current() == (two.release, one.release)
+    board.run("rollback")
+    assert board.current() == (one.release, None)
+    refused = board.run("rollback", code=4)
+    assert "no earlier release" in refused.stderr
+    as_json = json.loads(board.run("rollback", "--json", code=4).stdout)
+    assert as_json["exit_code"] == 4
+    assert board.current() == (one.release, None)
+    board.flash(three)
+    assert board.current() == (three.release, one.release)
+    history = [json.loads(line)["why"] for line in (board.root / "log.jsonl").read_text().splitlines()]
+    assert history == ["flash", "flash", "flash", "rollback", "rollback", "flash"]
+
+
+def test_an_empty_board_has_no_release(board: Board) -> None:
+    assert board.run("status").stdout.split() == ["current", "none", "previous", "none"]
+    assert "no earlier release" in board.run("rollback", code=4).stderr
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def blob_of(board: Board, bundle: bundles.Bundle, name: str) -> Path:
+    return board.root / "store" / bundle.manifest.files[name].sha256
+
+
+@pytest.mark.parametrize(
+    ("hit", "named"),
+    [
+        (lambda board, bundle: damage(blob_of(board, bundle, "model.tflite")), "model.tflite"),
+        (lambda board, bundle: blob_of(board, bundle, "health.npz").unlink(), "health.npz"),
+        (lambda board, bundle: damage(board.root / "releases" / bundle.release / "manifest.json"), "manifest"),
+        (lambda board, bundle: shutil.rmtree(board.root / "releases" / bundle.release), "manifest"),
+        (lambda board, _: (board.root / "current" / "record.json").write_bytes(b"{"), "record"),
+        (lambda board, _: (board.root / "current" / "record.json").unlink(), "record"),
+    ],
+    ids=["blob", "lost blob", "manifest", "lost release", "record", "lost record"],
+)
+def test_status_names_the_damage_and_the_next_flash_mends_it(
+    board: Board, versions: list[bundles.Bundle], hit: Callable[[Board, bundles.Bundle], None], named: str
+) -> None:
+    one, two = versions[:2]
+    board.flash(one)
+    board.flash(two)
+    hit(board, two)
+    said = board.run("status", code=5).stdout
+    assert "DAMAGED" in said
+    assert named in said
+    found = board.status(code=5)
+    assert found["current"]["whole"] is False
+    assert named in found["current"]["problem"]
+    board.flash(two)
+    found = board.status()
+    assert (found["current"]["release"], found["current"]["whole"]) == (two.release, True)
+    if named != "record":  # the record was the only place that told what came before
+        assert found["previous"]["release"] == one.release
+
+
+def test_a_damaged_predecessor_is_said_and_not_returned_to(board: Board, versions: list[bundles.Bundle]) -> None:
+    board.flash(versions[0])
+    board.flash(versions[1])
+    damage(blob_of(board, versions[0], "model.tflite"))
+    assert "previous  smartwatch-activity" in board.run("status", code=5).stdout
+    refused = board.run("rollback", code=4)
+    assert "model.tflite" in refused.stderr
+    assert board.status(code=5)["current"]["release"] == versions[1].release
+    board.flash(versions[2])
+    assert board.current() == (versions[2].release, versions[1].release)
+
+
+def test_the_board_answers_without_a_host(tmp_path: Path, versions: list[bundles.Bundle]) -> None:
+    board = Board(tmp_path / "it's a board")
+    board.flash(versions[0])
+    refused = board.agent("rollback")
+    assert refused.returncode == 4
+    assert "no earlier release" in refused.stdout + refused.stderr
+    board.flash(versions[1])
+    assert json.loads(board.agent("status").stdout)["current"]["release"] == versions[1].release
+    assert board.agent("rollback").returncode == 0
+    assert json.loads(board.agent("status").stdout)["current"]["release"] == versions[0].release
+    assert board.current() == (versions[0].release, None)
+
+
+def test_over_ssh(ssh_board: SshBoard, versions: list[bundles.Bundle]) -> None:
+    for bundle in versions[:2]:
+        done = run_cli("flash", bundle.path, "--json", *ssh_board.options)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["activation"]["release"] == bundle.release
+    assert run_cli("rollback", *ssh_board.options).returncode == 0
+    found = json.loads(run_cli("status", "--json", *ssh_board.options).stdout)
+    assert (found["current"]["release"], found["current"]["whole"]) == (versions[0].release, True)
+    assert run_cli("rollback", *ssh_board.options).returncode == 4
+
+
+def test_what_nothing_uses_is_deleted(board: Board, versions: list[bundles.Bundle]) -> None:
+    for bundle in versions[:4]:
+        board.flash(bundle)
+    kept = {bundle.release for bundle in versions[1:4]}
+    assert {path.name for path in (board.root / "releases").iterdir()} == kept
+    assert sorted(path.name for path in (board.root / "activations").iterdir()) == ["2", "3", "4"]
+    blobs = {path.name for path in (board.root / "store").iterdir()}
+    assert blobs == {entry.sha256 for bundle in versions[:4] for entry in bundle.manifest.files.values()}  # still young
+    for path in (board.root / "store").iterdir():
+        os.utime(path, (time.time() - 7200, time.time() - 7200))
+    left = board.root / "bin" / ".new-left"
+    (board.root / ".probe-left").mkdir()
+    left.write_bytes(b"x")
+    board.flash(versions[4])
+    used = {entry.sha256 for bundle in versions[2:] for entry in bundle.manifest.files.values()}
+    assert {path.name for path in (board.root / "store").iterdir()} == used
+    assert not left.exists()
+    assert not (board.root / ".probe-left").exists()
+    board.run("rollback")
+    board.run("rollback")
+    assert board.current() == (versions[2].release, None)
+
+
+@pytest.mark.parametrize("jump_s", [-3e8, 3e8], ids=["back", "forward"])
+def test_a_clock_that_jumps_costs_no_release(board: Board, versions: list[bundles.Bundle], jump_s: float) -> None:
+    """As if all of this had been written before the board's clock was set."""
+    board.flash(versions[0])
+    board.flash(versions[1])
+    then = time.time() - jump_s
+    for path in board.root.rglob("*"):
+        os.utime(path, (then, then), follow_symlinks=False)
+    board.flash(versions[2])
+    assert board.current() == (versions[2].release, versions[1].release)
+    board.run("rollback")
+    board.run("rollback")
+    assert board.current() == (versions[0].release, None)
+
+
+UPLOAD = """
+import sys
+from edgeopt_agent import store
+root, sha256, path = sys.argv[1:]
+data = open(path, "rb").read()
+held = {"have": 0, "whole": False}
+while not held["whole"]:
+    chunk = data[held["have"] : held["have"] + 4096]
+    held = store.put(root, sha256, len(data), held["have"], chunk)
+"""
+
+
+def test_uploads_of_the_same_blob_at_the_same_time_end_whole(tmp_path: Path) -> None:
+    data = os.urandom(1 << 20)
+    sha256 = hashlib.sha256(data).hexdigest()
+    (tmp_path / "data").write_bytes(data)
+    (tmp_path / "store").mkdir()
+    command = [sys.executable, "-c", UPLOAD, str(tmp_path), sha256, str(tmp_path / "data")]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [sha256]
+    assert (tmp_path / "store" / sha256).read_bytes() == data
+
+
+def test_two_flashes_at_the_same_time(board: Board, versions: list[bundles.Bundle]) -> None:
+    """Two hosts with two bundles, and each of them twice: every upload ends whole, the releases follow one another."""
+    chosen = [versions[0], versions[1], versions[0], versions[1]]
+    started = [
+        subprocess.Popen(
+            [str(EDGEOPT), "flash", str(bundle.path), *board.where],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for bundle in chosen
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    current, previous = board.current()
+    assert current in {bundle.release for bundle in versions[:2]}
+    assert previous in {bundle.release for bundle in versions[:2]}
+    assert list((board.root / "store").glob("*.part")) == []
