@@ -13,8 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from edgeopt import bundle as bundles
+
+# No test judges an absolute time, a property's neither.
+settings.register_profile("edgeopt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edgeopt")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLE = REPOSITORY / "examples" / "smartwatch-activity"

@@ -23,6 +23,7 @@ from .wire import RemoteError, field, is_plain_name
 from .worker import code_path
 
 KEEP_FINISHED = 20
+RECORDS_BYTES = 64 << 10  # what a job must be able to write: its events, its end, and a new activation
 MAX_EVENT_BYTES = 1 << 20
 START_WAIT_S = 30.0
 TERM_WAIT_S = 5.0
@@ -60,6 +61,7 @@ def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
     """Start a job, detached from this session; a job that is known already is left as it is."""
     folder = _folder(root, job)
     _forget_old(root, job)
+    store.require_room(root, 0, RECORDS_BYTES)
     try:
         os.makedirs(folder, exist_ok=True)
         alive = os.open(os.path.join(folder, "alive"), os.O_RDWR | os.O_CREAT, 0o644)
@@ -190,7 +192,7 @@ def work(root: str, folder: str) -> None:
     except RemoteError as error:
         outcome = _failure(error.kind, str(error))
     except OSError as error:
-        typed = remote_error(error, f"job {os.path.basename(folder)} failed")
+        typed = remote_error(error, f"job {os.path.basename(folder)} under {root} failed")
         outcome = _failure(typed.kind, str(typed), traceback.format_exc())
     except BaseException as error:
         outcome = _failure("crash", f"{type(error).__name__}: {error}", traceback.format_exc())

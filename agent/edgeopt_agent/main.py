@@ -73,8 +73,10 @@ def _status(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
     """Status, after an overdue return to the old release; while a job works, the job sees to that itself."""
-    with jobs.BoardLock(root) as held:
-        recovered = releases.recover(root) if held else None
+    recovered = None
+    if os.access(root, os.W_OK):  # a root that cannot be written can still be looked at
+        with jobs.BoardLock(root) as held:
+            recovered = releases.recover(root) if held else None
     return dict(releases.status(root, verify), recovered=recovered)
 
 
@@ -187,3 +189,7 @@ def main(arguments: List[str]) -> None:
     replies.flush()
     if chosen.command == "rollback" and outcome["state"] != "done":
         sys.exit(4)
+    if chosen.command == "status" and any(
+        outcome[name] and not outcome[name]["whole"] for name in ("current", "previous")
+    ):
+        sys.exit(5)

@@ -78,14 +78,14 @@ def _append(root: str, sha256: str, size_bytes: int, offset: int, data: bytes) -
     return {"have": have, "whole": True}
 
 
-def require_room(root: str, size_bytes: int) -> None:
-    """Raises RemoteError('no-space') unless `size_bytes` fit under `root` and SPARE_BYTES stay free."""
+def require_room(root: str, size_bytes: int, spare_bytes: int = SPARE_BYTES) -> None:
+    """Raises RemoteError('no-space') unless `size_bytes` fit under `root` and `spare_bytes` stay free."""
     disk = os.statvfs(root)
     free = disk.f_bavail * disk.f_frsize
-    if size_bytes + SPARE_BYTES > free:
+    if size_bytes + spare_bytes > free:
         raise RemoteError(
             "no-space",
-            f"{root} has {free} bytes free; {size_bytes} are still to come and {SPARE_BYTES} must stay free; "
+            f"{root} has {free} bytes free; {size_bytes} are still to come and {spare_bytes} must stay free; "
             "free some space there, or give another --root",
         )
 

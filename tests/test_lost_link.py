@@ -1,0 +1,231 @@
+"""The server's session process is killed in the middle: the job goes on, an upload continues at its byte."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from boards import (
+    dense_bundle,
+    dense_tflite,
+    events,
+    in_background,
+    is_alive,
+    job_folders,
+    kill,
+    long_bench,
+    progress_of,
+    ssh_sessions,
+    until,
+    workers_of,
+)
+from conftest import EDGEOPT, SshBoard
+from edgeopt_agent import wire
+
+from edgeopt.device import open_transport, parse_address
+from edgeopt.device.session import Placement, Session
+
+BIG = {"inputs": 1024, "outputs": 10_000}  # 41 MB of weights
+ENOUGH_BYTES = 8 << 20
+
+
+def cut(board: SshBoard) -> int:
+    """Kill the processes that serve connections of the board's sshd; how many they were."""
+    serving = ssh_sessions(board.server.pid)
+    for pid in serving:
+        kill(pid)
+    return len(serving)
+
+
+def start_cli(*arguments: object) -> subprocess.Popen[str]:
+    command = [str(EDGEOPT), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    """(the JSON document, stderr) of a command that must succeed."""
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return json.loads(stdout), stderr
+
+
+def process_of(job: Path) -> int:
+    pid: int = json.loads((job / "process.json").read_text())["pid"]
+    return pid
+
+
+@pytest.fixture
+def session(ssh_board: SshBoard) -> Iterator[Session]:
+    server = ssh_board.server
+    transport = open_transport(parse_address(server.address, server.identity, server.known_hosts))
+    with Session(transport, Placement(str(ssh_board.root), sys.executable)) as opened:
+        yield opened
+
+
+def test_a_bench_goes_on_while_the_link_is_cut_twice(ssh_board: SshBoard, session: Session) -> None:
+    thread, outcome = in_background(session, long_bench(session, seconds=4.0))
+    job = until(lambda: progress_of(ssh_board.root), "the middle of the job")
+    process = process_of(job)
+    for rounds in (2, 6):
+        until(lambda n=rounds: len(events(job)) >= n, f"round {rounds}")
+        assert cut(ssh_board) >= 1
+        assert is_alive(process)
+    thread.join(60)
+    name, result = outcome[0]
+    assert [folder.name for folder in job_folders(ssh_board.root)] == [name]
+    assert process_of(job) == process
+    assert [(block["round"], block["artifact"]) for block in result["blocks"]] == [
+        (number, 0) for number in range(10) for _ in range(2)
+    ]
+    pairs = np.frombuffer(session.fetch(name, result["artifacts"][0]["samples"])).reshape(-1, 2)
+    assert len(pairs) == sum(block["n"] for block in result["blocks"])
+
+
+def test_bench_command_ends_well_when_the_link_is_cut(ssh_board: SshBoard, tmp_path: Path) -> None:
+    model = tmp_path / "dense.tflite"
+    model.write_bytes(dense_tflite())
+    command = start_cli("bench", model, "--random", "--json", *ssh_board.options)
+    job = until(lambda: progress_of(ssh_board.root), "the middle of the job")
+    process = process_of(job)
+    assert cut(ssh_board) >= 1
+    assert is_alive(process)
+    document, stderr = finish(command)
+    assert "link lost" in stderr
+    assert job_folders(ssh_board.root) == [job]
+    assert process_of(job) == process
+    assert [event["done"] for event in events(job)] == list(range(1, 13))
+    result = json.loads((job / "result.json").read_text())["result"]
+    assert len(result["blocks"]) == 24
+    measured = (job / "samples-0.f64").stat().st_size // 16
+    assert document["results"][0]["latency"]["n"] == measured == sum(block["n"] for block in result["blocks"])
+    assert measured >= 64
+
+
+def recording_python(folder: Path) -> Path:
+    """A Python for the board that keeps what each agent session was sent."""
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\ntee "{folder}/session-$(date +%s%N)" | {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+def puts(recorded: Path) -> list[dict[str, Any]]:
+    """The whole blob.put requests that one agent session received."""
+    stream = io.BytesIO(recorded.read_bytes())
+    found = []
+    while True:
+        try:
+            message, _ = wire.receive(stream.readline, stream.read)
+        except EOFError:
+            return found
+        found += [message] if message["op"] == "blob.put" else []
+
+
+def cut_in_mid_upload(board: SshBoard, size: int) -> tuple[Path, int, int]:
+    """(partial blob, its inode, bytes held) when the session that was sending it is dead."""
+    store = board.root / "store"
+    partial = until(
+        lambda: next((p for p in store.glob("*.part") if p.stat().st_size > ENOUGH_BYTES), None), "the upload's middle"
+    )
+    inode = partial.stat().st_ino
+    assert cut(board) >= 1
+    held = partial.stat().st_size
+    assert ENOUGH_BYTES < held < size
+    return partial, inode, held
+
+
+def check_continued(recorded: Path, data: bytes, partial: Path, inode: int, held: int) -> None:
+    first, second = (
+        [put for put in puts(session) if put["size_bytes"] == len(data)]
+        for session in sorted(recorded.glob("session-*"))
+    )
+    assert first[0]["offset"] == 0
+    # One chunk may be asked again, because its answer was lost, and one may have come after `held` was read.
+    assert abs(second[0]["offset"] - held) <= wire.CHUNK_BYTES, "the upload did not continue at its byte"
+    offsets = [put["offset"] for put in second]
+    assert offsets == list(range(offsets[0], len(data), wire.CHUNK_BYTES))
+    whole = partial.with_suffix("")
+    assert whole.stat().st_ino == inode
+    assert whole.read_bytes() == data
+    assert not partial.exists()
+
+
+def test_bench_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, tmp_path: Path) -> None:
+    model = tmp_path / "big.tflite"
+    model.write_bytes(dense_tflite(**BIG))
+    recorded = tmp_path / "recorded"
+    recorded.mkdir()
+    options = [*ssh_board.options, "--board-python", recording_python(recorded)]
+    command = start_cli("bench", model, "--random", "--json", *options)
+    where = cut_in_mid_upload(ssh_board, model.stat().st_size)
+    document, stderr = finish(command)
+    assert "link lost" in stderr
+    check_continued(recorded, model.read_bytes(), *where)
+    assert document["results"][0]["latency"]["n"] >= 64
+    assert len(job_folders(ssh_board.root)) == 1
+
+
+def test_flash_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, tmp_path: Path) -> None:
+    bundle = tmp_path / "big.edgeopt"
+    dense_bundle(bundle, **BIG)
+    data = dense_tflite(**BIG)
+    recorded = tmp_path / "recorded"
+    recorded.mkdir()
+    options = [*ssh_board.options, "--board-python", recording_python(recorded)]
+    command = start_cli("flash", bundle, "--json", *options)
+    where = cut_in_mid_upload(ssh_board, len(data))
+    document, _ = finish(command)
+    check_continued(recorded, data, *where)
+    assert not document["already"]
+    status, _ = finish(start_cli("status", "--json", *ssh_board.options))
+    assert status["current"]["release"] == document["release"]
+    assert status["current"]["whole"] is True
+
+
+@pytest.mark.parametrize("where", ["local", "ssh"])
+def test_ctrl_c_in_a_bench_cancels_its_job_and_workers(
+    request: pytest.FixtureRequest, tmp_path: Path, where: str
+) -> None:
+    model = tmp_path / "dense.tflite"
+    model.write_bytes(dense_tflite())
+    root = tmp_path / "local-root"
+    options: list[object] = ["--root", root]
+    if where == "ssh":
+        board = request.getfixturevalue("ssh_board")
+        options, root = board.options, board.root
+    command = start_cli("bench", model, "--random", "--mode", "quick", *options)
+    job = until(lambda: progress_of(root), "the middle of the job")
+    workers = workers_of(job)
+    os.kill(command.pid, signal.SIGINT)
+    _, stderr = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert "Traceback" not in stderr
+    assert json.loads((job / "result.json").read_text())["error"]["kind"] == "cancelled"
+    until(lambda: not any(map(is_alive, workers)), "the end of the workers", 5)
+
+
+def test_ctrl_c_in_an_upload_leaves_what_arrived_for_the_next_try(ssh_board: SshBoard, tmp_path: Path) -> None:
+    model = tmp_path / "big.tflite"
+    model.write_bytes(dense_tflite(**BIG))
+    command = start_cli("bench", model, "--random", *ssh_board.options)
+    store = ssh_board.root / "store"
+    partial = until(
+        lambda: next((p for p in store.glob("*.part") if p.stat().st_size > ENOUGH_BYTES), None), "the upload's middle"
+    )
+    os.kill(command.pid, signal.SIGINT)
+    _, stderr = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert "Traceback" not in stderr
+    inode = partial.stat().st_ino
+    assert job_folders(ssh_board.root) == []
+    finish(start_cli("bench", model, "--random", "--json", *ssh_board.options))
+    assert partial.with_suffix("").stat().st_ino == inode

@@ -1,0 +1,159 @@
+"""Every runtime file keeps the contract of edgeopt_agent/runtimes, and the facts of recorded boards are read right."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from boards import (
+    dense_tflite,
+    fake_model,
+)
+from edgeopt_agent import facts, runtimes, wire
+
+RECORDED = Path(__file__).parent / "recorded"
+
+ALL_RUNTIMES = sorted(module.name for module in pkgutil.iter_modules(runtimes.__path__))
+MODELS = {"fake": fake_model(gain=2.0), "tflite": dense_tflite()}  # each takes (1, 4) float32
+
+
+@pytest.mark.parametrize("name", ALL_RUNTIMES)
+def test_a_runtime_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    adapter = runtimes.load(name)
+    assert isinstance(adapter.PACKAGES, tuple)
+    assert all(isinstance(package, str) for package in adapter.PACKAGES)
+    found = adapter.available()
+    if found is None:
+        with pytest.raises(wire.RemoteError, match=name) as caught:
+            adapter.require()
+        assert caught.value.kind == "missing-runtime"
+        pytest.skip(f"none of {adapter.PACKAGES} is installed")
+    assert set(found) == {"package", "version"}
+    assert name == "fake" or found["package"] in adapter.PACKAGES
+    adapter.require()
+    assert name in MODELS, f"add a small model for runtime '{name}' to MODELS"
+    path = tmp_path / "model"
+    path.write_bytes(MODELS[name])
+    session = adapter.load(str(path), 1)
+    for tensor in (*session.inputs, *session.outputs):
+        assert set(tensor) == {"name", "shape", "dtype"}
+        assert isinstance(tensor["name"], str)
+        assert all(isinstance(size, int) for size in tensor["shape"])
+        assert np.dtype(tensor["dtype"]).name == tensor["dtype"]
+    given = np.array([[1, 2, 3, 4]], dtype=np.float32)
+    session.set_inputs([given])
+    given[:] = 0  # set_inputs copies
+    session.invoke()
+    first = session.get_outputs()
+    before = [output.copy() for output in first]
+    session.set_inputs([np.ones((1, 4), np.float32)])
+    session.invoke()
+    for kept, copy, tensor in zip(first, before, session.outputs, strict=True):
+        np.testing.assert_array_equal(kept, copy)  # get_outputs returns copies
+        assert copy.any()
+        assert list(copy.shape) == tensor["shape"]
+        assert copy.dtype.name == tensor["dtype"]
+    executed = session.executed()
+    assert executed["threads"] == 1
+    assert executed["ops"]
+    json.dumps([executed, session.inputs, session.outputs], allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ALL_RUNTIMES)
+def test_a_runtime_says_what_is_wrong_with_a_model(name: str, tmp_path: Path) -> None:
+    if name == "fake" or runtimes.load(name).available() is None:
+        pytest.skip("nothing to load with")
+    path = tmp_path / "model"
+    path.write_bytes(MODELS[name][: len(MODELS[name]) // 2])
+    with pytest.raises(wire.RemoteError, match=f"{name} cannot load the model"):
+        runtimes.load(name).load(str(path), 1)
+
+
+def test_looking_for_runtimes_imports_none() -> None:
+    code = "import sys; from edgeopt_agent import facts; facts.collect(); print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "edgeopt_agent.runtimes.tflite" in loaded
+    assert not {"numpy", "ai_edge_litert", "tflite_runtime"} & set(loaded)
+
+
+# Facts: parsers over texts recorded from real boards
+
+
+def recorded(name: str) -> str:
+    return (RECORDED / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "cpuinfo-raspberry-pi-4-64bit.txt",
+            {
+                "cpu_model": "Arm implementer 0x41 part 0xd08",
+                "cpu_features": ["asimd"],
+                "board_model": "Raspberry Pi 4 Model B Rev 1.4",
+                "serial": "10000000abcdef01",
+            },
+        ),
+        (
+            "cpuinfo-raspberry-pi-4-32bit.txt",
+            {
+                "cpu_model": "ARMv7 Processor rev 3 (v7l)",
+                "cpu_features": ["neon"],
+                "board_model": "Raspberry Pi 4 Model B Rev 1.1",
+                "serial": "10000000abcdef01",
+            },
+        ),
+        (
+            "cpuinfo-x86-64-server.txt",
+            {
+                "cpu_model": "Intel(R) Xeon(R) Processor",
+                "cpu_features": ["amx_int8", "avx2", "avx512_vnni", "avx_vnni"],
+                "board_model": None,
+                "serial": None,
+            },
+        ),
+    ],
+)
+def test_cpuinfo(name: str, expected: dict[str, Any]) -> None:
+    assert facts.parse_cpuinfo(recorded(name)) == expected
+
+
+def test_cpuinfo_of_nothing_is_unknown() -> None:
+    assert facts.parse_cpuinfo("") == {"cpu_model": None, "cpu_features": [], "board_model": None, "serial": None}
+
+
+def test_meminfo() -> None:
+    found = facts.parse_meminfo(recorded("meminfo-x86-64-server.txt"))
+    assert found == {"MemTotal": 24684096 * 1024, "MemAvailable": 23819868 * 1024}
+    assert facts.parse_meminfo("") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "now"),
+    [
+        ("0", (False, False, False)),
+        ("50005\n", (True, False, True)),
+        ("throttled=0x50000", (False, False, False)),
+        ("0x80006", (False, True, True)),
+    ],
+)
+def test_throttled(text: str, now: tuple[bool, bool, bool]) -> None:
+    found = facts.parse_throttled(text)
+    assert found is not None
+    assert (found["undervoltage"], found["frequency_capped"], found["throttled"]) == now
+
+
+def test_throttled_nonsense_is_unknown() -> None:
+    assert facts.parse_throttled("VCHI initialization failed") is None
+
+
+def test_oom_kills() -> None:
+    assert facts.parse_oom_kills("pgfault 12\noom_kill 3\nnuma_hit 4\n") == 3
+    assert facts.parse_oom_kills("pgfault 12\n") is None
