@@ -178,6 +178,8 @@ def test_a_read_only_root_is_said_and_nothing_changes(tmp_path: Path, versions: 
             assert str(target.root) in refused.stderr
             assert "writable" in refused.stderr
             assert "--root" in refused.stderr
+        looked_at = board.status()["current"]  # it can still be looked at
+        assert (looked_at["release"], looked_at["whole"]) == (versions[0].release, True)
         assert tree(disk, without=()) == before
 
 
