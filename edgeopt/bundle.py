@@ -164,7 +164,9 @@ def _member(path: Path, name: str, limit_bytes: int) -> bytes:
     except KeyError as error:
         raise IntegrityError(f"{path} is a zip without {name}, so not a whole bundle; get it again") from error
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise IntegrityError(f"{path} is not a whole bundle ({error}); it may be cut short: get it again") from error
+        raise IntegrityError(
+            f"{path} is not a whole bundle ({error}): another kind of file, or cut short; get it again"
+        ) from error
 
 
 def _check_consistent(path: Path, manifest: Manifest) -> None:

@@ -1,17 +1,20 @@
 """This machine as a board behind SSH: an OpenSSH server on loopback with keys of its own, gone when it is closed.
 
-For demos and tests; no file outside its own folder is touched. As a program it serves until Ctrl-C:
+For demos and tests; no file outside its own folder is touched. As a program it serves until Ctrl-C or SIGTERM:
     python examples/loopback_board.py
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -104,8 +107,15 @@ def _free_port() -> int:
         return port
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server and its keys go then too
     with loopback_board() as served:
         print("edgeopt status " + " ".join(served.options) + f" --root {served.home}/edgeopt", flush=True)
+        print(f"stop: Ctrl-C, or kill {os.getpid()}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(24 * 3600)
+
+
+if __name__ == "__main__":
+    main()

@@ -72,12 +72,12 @@ def session(ssh_board: SshBoard) -> Iterator[Session]:
 
 
 def test_a_bench_goes_on_while_the_link_is_cut_twice(ssh_board: SshBoard, session: Session) -> None:
-    thread, outcome = in_background(session, long_bench(session, seconds=4.0))
+    thread, outcome = in_background(session, long_bench(session, seconds=10.0))
     job = until(lambda: progress_of(ssh_board.root), "the middle of the job")
     process = process_of(job)
     for rounds in (2, 6):
         until(lambda n=rounds: len(events(job)) >= n, f"round {rounds}")
-        assert cut(ssh_board) >= 1
+        until(lambda: cut(ssh_board), "a session to cut")  # the host may still be on its way back from the first cut
         assert is_alive(process)
     thread.join(60)
     name, result = outcome[0]

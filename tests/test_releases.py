@@ -64,7 +64,9 @@ def test_rollback_returns_and_ends(board: Board, versions: list[bundles.Bundle])
 
 
 def test_an_empty_board_has_no_release(board: Board) -> None:
-    assert board.run("status").stdout.split() == ["current", "none", "previous", "none"]
+    said = board.run("status").stdout
+    assert said.split("\n", 1)[0] == f"board     this machine, {board.root}"
+    assert said.split()[-4:] == ["current", "none", "previous", "none"]
     assert "no earlier release" in board.run("rollback", code=4).stderr
 
 

@@ -81,7 +81,7 @@ def test_an_unknown_host_key_is_refused_with_its_fingerprint(cli: Run, loopback:
     known.touch()
     done = status(cli, loopback, known_hosts=known)
     shown = fingerprint(loopback.folder / "host_key.pub")
-    mend = f"ssh-keyscan -p {loopback.port} 127.0.0.1 >> {known}"
+    mend = f"ssh-keyscan -t ed25519 -p {loopback.port} 127.0.0.1 >> {known}"
     refused(done, 5, "its host key is unknown", shown, mend, "nothing was sent")
     subprocess.run(mend, shell=True, check=True, capture_output=True)
     assert status(cli, loopback, known_hosts=known).returncode == 0

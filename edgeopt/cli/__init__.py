@@ -54,8 +54,9 @@ def cli() -> None:
       edgeopt flash runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@raspberrypi
 
     \b
-    Exit codes: 0 pass, 2 usage or configuration, 3 board unreachable, 4 the board's side failed, 5 integrity,
-    6 model, plan or missing package, 10 verdict fail, 11 verdict undecided, 70 our fault, 130 interrupted.
+    Exit codes: 0 pass, 2 usage or configuration, 3 board unreachable, 4 the board's side refused or failed,
+    5 integrity or host key, 6 model, plan or missing package, 10 verdict fail, 11 verdict undecided,
+    70 our fault, 130 interrupted.
     """
 
 

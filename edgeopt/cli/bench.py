@@ -37,7 +37,7 @@ def _options(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(short_help="Latency and memory of one model on a board.")
 @click.argument("model", type=click.Path(path_type=Path))
 @_options
 def bench(model: Path, where: Where, as_json: bool, **how: Any) -> int:
@@ -53,7 +53,7 @@ def bench(model: Path, where: Where, as_json: bool, **how: Any) -> int:
     return 0
 
 
-@click.command()
+@click.command(short_help="Two models in one job, in alternating blocks.")
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @_options

@@ -32,7 +32,7 @@ mode_option = click.option(
     type=click.Choice(["rapid", "quick", "normal"]),
     default="rapid",
     show_default=True,
-    help="rapid: 64 queries and 6 s each, p50 and p90 only; quick: 256 and 10 s; normal: 1,024 and 60 s.",
+    help="At least, each: rapid 64 queries and 6 s (p50 and p90 only), quick 256 and 10 s, normal 1,024 and 60 s.",
 )
 
 
@@ -41,8 +41,8 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("--device", default="local", show_default=True, help='"local" or "ssh://[user@]host[:port]".')
     @click.option("--profile", help="Profile of the board: a name from `edgeopt profiles list`, or a .toml.")
-    @click.option("--root", help="edgeopt's folder on the board; default: the profile's or the bundle's.")
-    @click.option("--board-python", help="The board's Python; default: the profile's or the bundle's.")
+    @click.option("--root", help="edgeopt's folder there; default: the profile's, else a given bundle's.")
+    @click.option("--board-python", help="The board's Python; default: the profile's, else a given bundle's.")
     @click.option("--identity", type=click.Path(path_type=Path), help="Private key file for ssh.")
     @click.option("--known-hosts", type=click.Path(path_type=Path), help="Default: ~/.ssh/known_hosts.")
     @functools.wraps(command)

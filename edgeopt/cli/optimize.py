@@ -10,7 +10,7 @@ import click
 from .common import Display, Where, json_option, print_json, undecided_option, verdict_code
 
 
-@click.command()
+@click.command(short_help="Find the best artifact of a model for a board.")
 @click.argument("run_file", type=click.Path(path_type=Path), default=Path())
 @click.option("--device", help="Address of the board; default: the run file's.")
 @click.option("--profile", help="Profile of the board; default: the run file's.")

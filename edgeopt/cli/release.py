@@ -21,7 +21,7 @@ from .common import (
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
-@click.command()
+@click.command(short_help="Make a bundle's release current on a board.")
 @bundle_argument
 @device_options
 @json_option
@@ -54,7 +54,7 @@ def flash(bundle: Path, where: Where, as_json: bool) -> int:
     return 0
 
 
-@click.command()
+@click.command(short_help="Judge the current release: accuracy, latency, budgets.")
 @bundle_argument
 @click.option(
     "--mode",
@@ -106,7 +106,7 @@ def validate(
     return verdict_code(found["verdict"], allow_undecided)
 
 
-@click.command()
+@click.command(short_help="Return to the release before.")
 @device_options
 @json_option
 def rollback(where: Where, as_json: bool) -> int:
@@ -129,7 +129,7 @@ def rollback(where: Where, as_json: bool) -> int:
     return 0
 
 
-@click.command()
+@click.command(short_help="What is current, whole, and to be returned to.")
 @device_options
 @json_option
 def status(where: Where, as_json: bool) -> int:
@@ -151,6 +151,8 @@ def status(where: Where, as_json: bool) -> int:
     if as_json:
         print_json(found)
     else:
+        place = "this machine" if found["device"] == "local" else found["device"]
+        click.echo(f"{'board':<9} {place}, {found['root']}")
         for title, entry in entries.items():
             click.echo(f"{title:<9} {_release(entry)}")
         if found["recovered"]:

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from .common import json_option, print_json
 
 
-@click.command()
+@click.command(short_help="What a run found, and its page again.")
 @click.argument("run", type=click.Path(path_type=Path))
 @json_option
 def report(run: Path, as_json: bool) -> int:

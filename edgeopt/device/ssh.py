@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import logging
+import re
 import shlex
 import socket
 import threading
@@ -172,21 +173,31 @@ class SshTransport:
             ) from error
         except (paramiko.SSHException, OSError, EOFError, socket.gaierror) as error:
             raise DeviceUnreachable(
-                f"{target.text} cannot be reached: {error or type(error).__name__}; is the board on, on this network, "
-                "and listening on that port?"
+                f"{target.text} cannot be reached: {_words(error)}; is the board on, on this network, and listening on "
+                "that port?"
             ) from error
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong, without the number that Python puts before it."""
+    return re.sub(r"^\[Errno [^\]]*\] ", "", str(error)) or type(error).__name__
 
 
 @contextlib.contextmanager
 def _closed_after(channel: paramiko.Channel, timeout_s: float) -> Iterator[None]:
     """paramiko waits for the answer to exec without an end of its own; a closed channel ends it."""
-    timer = threading.Timer(timeout_s, channel.close)
+    timer = threading.Timer(timeout_s, _close, [channel])
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _close(channel: paramiko.Channel) -> None:
+    with contextlib.suppress(EOFError, OSError):  # the connection under it may be gone already
+        channel.close()
 
 
 def _load_host_keys(client: paramiko.SSHClient, known_hosts: Path) -> None:
@@ -218,6 +229,11 @@ def _private_key(identity: Path) -> paramiko.PKey:
         raise ConfigError(f"--identity {identity} is not a private key that can be read: {error}") from error
 
 
+def _kind(key: Any) -> str:
+    """The key's type as ssh-keyscan takes it: ed25519, ecdsa, rsa."""
+    return str(key.get_name()).removeprefix("ssh-").partition("-")[0]
+
+
 def _host_entry(target: Address) -> str:
     return str(target.host) if target.port == 22 else f"'[{target.host}]:{target.port}'"
 
@@ -231,7 +247,7 @@ def _reject_unknown(known_hosts: Path, target: Address) -> Any:
                 f"{target.text}: its host key is unknown: the board shows {fingerprint(key)}, and {known_hosts} has "
                 f"no key for {_host_entry(target)}. Compare the fingerprint with the board's own "
                 "(`ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` there), then add it with "
-                f"`ssh-keyscan -p {target.port} {target.host} >> {known_hosts}`; nothing was sent"
+                f"`ssh-keyscan -t {_kind(key)} -p {target.port} {target.host} >> {known_hosts}`; nothing was sent"
             )
 
     return RejectUnknown()

@@ -48,7 +48,8 @@ def render_validation(found: dict[str, Any], console: Console) -> None:
         ("score on the board", units.score(final["value"], metric, final["interval"])),
         ("source model", units.score(final["reference"], metric)),
         ("drop", units.drop(final["drop"], metric, final["drop_interval"]) + f", n={units.count(final['n'])}"),
-        ("agreement", units.share(final["agreement"])),
+        ("drop allowed", units.drop(final["floor_drop"], metric)),
+        ("same answer as the source model", units.share(final["agreement"])),
         ("latency p50", units.figure(latency["p50_s"], "s")),
         ("latency p90", units.figure(latency["p90_s"], "s")),
         ("memory above the runtime", units.quantity((found["memory"] or {}).get("above_runtime_bytes"), "bytes")),
@@ -67,7 +68,7 @@ def _rows(results: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         *rows,
         ("queries", [units.count(r["latency"]["n"]) for r in results]),
         ("mean", [units.figure(r["latency"]["mean_s"], "s") for r in results]),
-        ("copy in (median)", [units.figure(r["latency"]["copy_s"], "s") for r in results]),
+        ("copying the input", [units.figure(r["latency"]["copy_s"], "s") for r in results]),
         ("load", [units.quantity(r["load_s"], "s") for r in results]),
         ("first inference", [units.quantity(r["first_inference_s"], "s") for r in results]),
         (
