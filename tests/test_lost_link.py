@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -130,16 +131,17 @@ def puts(recorded: Path) -> list[dict[str, Any]]:
         found += [message] if message["op"] == "blob.put" else []
 
 
-def cut_in_mid_upload(board: SshBoard, size: int) -> tuple[Path, int, int]:
-    """(partial blob, its inode, bytes held) when the session that was sending it is dead."""
-    store = board.root / "store"
-    partial = until(
-        lambda: next((p for p in store.glob("*.part") if p.stat().st_size > ENOUGH_BYTES), None), "the upload's middle"
-    )
-    inode = partial.stat().st_ino
-    assert cut(board) >= 1
+def cut_in_mid_upload(board: SshBoard, data: bytes) -> tuple[Path, int, int]:
+    """(partial blob, its inode, bytes held) when the session that was sending `data` is dead."""
+    partial = board.root / "store" / f"{hashlib.sha256(data).hexdigest()}.part"
+    until(partial.exists, "the upload")
+    serving, inode = ssh_sessions(board.server.pid), partial.stat().st_ino
+    until(lambda: partial.stat().st_size > ENOUGH_BYTES, "the upload's middle")
+    for pid in serving:  # looked up before: a search through /proc now could come too late
+        kill(pid)
     held = partial.stat().st_size
-    assert ENOUGH_BYTES < held < size
+    assert serving
+    assert ENOUGH_BYTES < held < len(data)
     return partial, inode, held
 
 
@@ -166,7 +168,7 @@ def test_bench_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, t
     recorded.mkdir()
     options = [*ssh_board.options, "--board-python", recording_python(recorded)]
     command = start_cli("bench", model, "--random", "--json", *options)
-    where = cut_in_mid_upload(ssh_board, model.stat().st_size)
+    where = cut_in_mid_upload(ssh_board, model.read_bytes())
     document, stderr = finish(command)
     assert "link lost" in stderr
     check_continued(recorded, model.read_bytes(), *where)
@@ -182,7 +184,7 @@ def test_flash_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, t
     recorded.mkdir()
     options = [*ssh_board.options, "--board-python", recording_python(recorded)]
     command = start_cli("flash", bundle, "--json", *options)
-    where = cut_in_mid_upload(ssh_board, len(data))
+    where = cut_in_mid_upload(ssh_board, data)
     document, _ = finish(command)
     check_continued(recorded, data, *where)
     assert not document["already"]

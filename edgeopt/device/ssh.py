@@ -49,7 +49,7 @@ class SshPipe:
                 data = self._channel.recv_stderr(4096)
             except TimeoutError:
                 continue
-            except OSError:
+            except (OSError, EOFError):
                 return
             if not data:
                 return
@@ -61,11 +61,14 @@ class SshPipe:
             self._channel.sendall(data)
         except TimeoutError as error:
             raise DeviceUnreachable(f"{self._address} took no data for {timeout_s:g} s") from error
-        except OSError as error:
-            raise DeviceUnreachable(f"{self._address}: the link was lost ({error})") from error
+        except (OSError, EOFError) as error:
+            raise DeviceUnreachable(f"{self._address}: the link was lost ({_words(error)})") from error
 
     def finish_input(self) -> None:
-        self._channel.shutdown_write()
+        try:
+            self._channel.shutdown_write()
+        except (OSError, EOFError) as error:
+            raise DeviceUnreachable(f"{self._address}: the link was lost ({_words(error)})") from error
 
     def read(self, limit: int, timeout_s: float) -> bytes:
         self._channel.settimeout(timeout_s)
@@ -74,8 +77,8 @@ class SshPipe:
             return data
         except TimeoutError as error:
             raise DeviceUnreachable(f"{self._address} was silent for {timeout_s:g} s") from error
-        except OSError as error:
-            raise DeviceUnreachable(f"{self._address}: the link was lost ({error})") from error
+        except (OSError, EOFError) as error:
+            raise DeviceUnreachable(f"{self._address}: the link was lost ({_words(error)})") from error
 
     def end(self, timeout_s: float) -> tuple[int | None, str]:
         deadline = time.monotonic() + timeout_s
@@ -86,7 +89,7 @@ class SshPipe:
         return None if code == -1 else code, self._stderr.decode("utf-8", "replace").strip()
 
     def close(self) -> None:
-        self._channel.close()
+        _close(self._channel)
 
 
 class SshTransport:
