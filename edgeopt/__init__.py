@@ -8,7 +8,7 @@ The map, in processing order:
     lower/                 to a runtime's artifact; file name = runtime name
     device/, measure       the agent on the board: raw samples; stats turns them into figures with their validity
     ladder                 propose, judge, choose; stages runs a recipe's steps through the cache
-    optimize               the whole: climb, score the chosen candidate once, bundle
+    trial, pack, optimize  one trial; the chosen candidate as a bundle; the whole climb
     bundle, flash, validate   one file by hash; atomic, reversible; checked on the board
     report/, cli/          what people see
 """

@@ -111,8 +111,17 @@ def graph_hash(module: torch.nn.Module, example: Sequence[Array]) -> str:
     return digest.hexdigest()
 
 
-def run_torch(module: torch.nn.Module, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """Outputs, each (n, ...), of prepared inputs, each (n, ...). Raises ModelError for NaN and infinity too."""
+def untold(_done: int, _total: int) -> None:
+    """For callers that show no progress."""
+
+
+def run_torch(
+    module: torch.nn.Module, inputs: Sequence[Array], progress: Callable[[int, int], None] = untold
+) -> tuple[Array, ...]:
+    """Outputs, each (n, ...), of prepared inputs, each (n, ...). `progress` is told samples done and their number.
+
+    Raises ModelError for NaN and infinity too.
+    """
     import torch
 
     columns: list[list[Array]] = []
@@ -125,6 +134,7 @@ def run_torch(module: torch.nn.Module, inputs: Sequence[Array]) -> tuple[Array, 
             with user_code(what, MEND_INPUTS):
                 result = module(*batch)
             columns.append(_answers(result, rows.stop - rows.start))
+            progress(rows.stop, count)
     try:
         outputs = tuple(np.concatenate(column, axis=0) for column in zip(*columns, strict=True))
     except ValueError as error:

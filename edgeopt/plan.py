@@ -241,6 +241,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as run.json keeps it, printable before work starts."""
         return {
+            "name": self.name,
             "profile": self.profile.dump(),
             "run_file": self.run_file.model_dump(mode="json"),
             **{

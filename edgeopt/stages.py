@@ -157,8 +157,10 @@ def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
     prepared = bench.prepared(name)
 
     def build(folder: Path) -> None:
-        bench.say({"event": "stage", "what": f"running the source model on the {name} split"})
-        _save_arrays(folder / "outputs.npz", model.run_torch(bench.module, prepared))
+        what = f"running the source model on the {name} split"
+        bench.progress(what)
+        outputs = model.run_torch(bench.module, prepared, lambda done, total: bench.progress(what, done, total))
+        _save_arrays(folder / "outputs.npz", outputs)
 
     inputs = {
         "graph": bench.graph,

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loopback_board import LoopbackBoard
 
+from edgeopt.device import Address, parse_address
 from edgeopt.device.local import LocalTransport
 from edgeopt.device.session import Placement, Session
 
@@ -84,6 +86,10 @@ def long_bench(session: Session, seconds: float = 30.0) -> dict[str, Any]:
 
 def local_session(root: Path, python: str | None = None, **how: Any) -> Session:
     return Session(LocalTransport(), Placement(str(root), python or sys.executable), **how)
+
+
+def ssh_address(server: LoopbackBoard) -> Address:
+    return parse_address(server.address, server.identity, server.known_hosts)
 
 
 def in_background(session: Session, request: dict[str, Any]) -> tuple[threading.Thread, list[Any]]:

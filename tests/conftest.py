@@ -11,11 +11,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from edgeopt import bundle as bundles
+
+if TYPE_CHECKING:
+    from board_folder import Board
+    from loopback_board import LoopbackBoard
+
+    from edgeopt.device.session import Session
 
 # No test judges an absolute time, a property's neither.
 settings.register_profile("edgeopt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -162,6 +169,48 @@ def ssh_board(tmp_path: Path) -> Iterator[SshBoard]:
     options = [*server.options, "--root", str(root), "--board-python", sys.executable]
     yield SshBoard(server, options, root)
     server.close()
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    """This machine as a board, with a folder of its own."""
+    from board_folder import Board
+
+    return Board(tmp_path / "board")
+
+
+@pytest.fixture(scope="session")
+def versions(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bundles.Bundle]:
+    """Five releases with blobs of their own."""
+    from bundle_variants import next_version
+
+    folder = tmp_path_factory.mktemp("versions")
+    return [next_version(bundle_file, folder / f"{number}.edgeopt", number) for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackBoard]:
+    """A real OpenSSH server, for the tests of one file."""
+    from loopback_board import LoopbackBoard
+
+    server = LoopbackBoard(tmp_path_factory.mktemp("loopback") / "sshd")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder of `session`'s board."""
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def session(root: Path) -> Iterator[Session]:
+    """A conversation with the agent on this machine."""
+    from boards import local_session
+
+    with local_session(root) as opened:
+        yield opened
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -39,17 +39,6 @@ MAX_ARCHIVE_BYTES = 60 * 1024
 OLD_PYTHONS = ("3.8", "3.9")
 
 
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    with local_session(tmp_path / "root") as opened:
-        yield opened
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
-
-
 # The archive
 
 

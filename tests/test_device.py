@@ -20,11 +20,12 @@ from boards import (
     kill,
     open_files,
     samples,
+    ssh_address,
     until,
 )
 from loopback_board import LoopbackBoard
 
-from edgeopt.device import Address, Pipe, Transport, open_transport, parse_address
+from edgeopt.device import Pipe, Transport, open_transport, parse_address
 from edgeopt.device.session import Placement, Session
 from edgeopt.errors import AgentFailure, DeviceUnreachable
 
@@ -35,17 +36,6 @@ class Board:
 
     open: Callable[[], Transport]
     server: LoopbackBoard | None
-
-
-@pytest.fixture(scope="module")
-def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackBoard]:
-    server = LoopbackBoard(tmp_path_factory.mktemp("loopback") / "sshd")
-    yield server
-    server.close()
-
-
-def ssh_address(server: LoopbackBoard) -> Address:
-    return parse_address(server.address, server.identity, server.known_hosts)
 
 
 @pytest.fixture(params=["local", "ssh"])

@@ -12,25 +12,12 @@ from pathlib import Path
 
 import pytest
 from board_folder import Board
-from bundle_variants import next_version, variant
+from bundle_variants import variant
 from conftest import EDGEOPT
 from edgeopt_agent import jobs, releases
 from edgeopt_agent.wire import RemoteError
 
 from edgeopt import bundle as bundles
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
-
-
-@pytest.fixture(scope="session")
-def versions(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bundles.Bundle]:
-    """Five releases with blobs of their own."""
-    folder = tmp_path_factory.mktemp("versions")
-    return [next_version(bundle_file, folder / f"{number}.edgeopt", number) for number in range(5)]
-
 
 NOTE = '#!/bin/sh\necho "${0##*/} $EDGEOPT_RELEASE $(readlink "$EDGEOPT_ROOT/current")" >> "$EDGEOPT_ROOT/noted"\n'
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,6 @@ from edgeopt_agent import jobs
 
 from edgeopt.device.session import Session
 from edgeopt.errors import AgentFailure, IntegrityError
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
-    with local_session(tmp_path / "root") as opened:
-        yield opened
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "root"
 
 
 def test_a_job_survives_its_session_and_every_event_arrives_once(root: Path) -> None:

@@ -142,13 +142,17 @@ def holds(whole: Any, part: Any) -> bool:
 def test_show_plan_prints_all_that_is_settled_and_does_nothing(tmp_path: Path) -> None:
     chosen = made(tmp_path, budget(size_bytes=50_000))
     before = sorted(tmp_path.rglob("*"))
-    done = run_cli("optimize", tmp_path, "--show-plan", cwd=tmp_path)
+    done = run_cli("optimize", tmp_path, "--show-plan", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown == json.loads(json.dumps(chosen.to_json()))
     assert (shown["objective"], shown["budgets"]) == ("size_bytes", {"size_bytes": 50_000})
     assert shown["profile"]["id"] == "bench"
     assert holds(shown["run_file"], tomllib.loads((tmp_path / "edgeopt.toml").read_text()))
+    screen = run_cli("optimize", tmp_path, "--show-plan", cwd=tmp_path)
+    assert screen.returncode == 0, screen.stderr
+    assert "file size at most 50.0 kB" in screen.stdout
+    assert "neither data, model nor board" in " ".join(screen.stdout.split())
     assert sorted(tmp_path.rglob("*")) == before
 
 

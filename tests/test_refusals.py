@@ -14,22 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from board_folder import Board, tree
-from bundle_variants import changed_arrays, next_version, variant
+from bundle_variants import changed_arrays, variant
 from conftest import run_cli
 
 from edgeopt import bundle as bundles
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
-
-
-@pytest.fixture(scope="session")
-def versions(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bundles.Bundle]:
-    """Five releases with blobs of their own."""
-    folder = tmp_path_factory.mktemp("versions")
-    return [next_version(bundle_file, folder / f"{number}.edgeopt", number) for number in range(5)]
 
 
 def wrong_outputs(arrays: dict[str, Any]) -> None:

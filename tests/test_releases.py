@@ -14,22 +14,9 @@ from pathlib import Path
 
 import pytest
 from board_folder import Board, tree
-from bundle_variants import next_version
 from conftest import EDGEOPT, SshBoard, run_cli
 
 from edgeopt import bundle as bundles
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path / "board")
-
-
-@pytest.fixture(scope="session")
-def versions(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bundles.Bundle]:
-    """Five releases with blobs of their own."""
-    folder = tmp_path_factory.mktemp("versions")
-    return [next_version(bundle_file, folder / f"{number}.edgeopt", number) for number in range(5)]
 
 
 def test_flashing_what_is_current_changes_nothing(board: Board, versions: list[bundles.Bundle]) -> None:

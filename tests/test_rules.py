@@ -21,7 +21,7 @@ from edgeopt.cli import COMMANDS, cli
 # From what people touch down to what nothing may depend on; a module imports its own layer and those below.
 LAYERS = (
     {"cli", "__main__"},
-    {"optimize", "stages", "ladder", "flash", "validate", "measure", "report"},
+    {"optimize", "pack", "trial", "stages", "ladder", "flash", "validate", "measure", "report"},
     {"bundle", "compress", "lower", "device"},
     {"stats", "cache", "trace"},
     {"plan"},

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import paramiko
@@ -17,28 +16,17 @@ import pytest
 from boards import (
     open_files,
     pyenv_python,
+    ssh_address,
     ssh_sessions,
     until,
 )
 from conftest import Run
 from loopback_board import LoopbackBoard
 
-from edgeopt.device import Address, parse_address
+from edgeopt.device import Address
 from edgeopt.device.session import Placement, Session
 from edgeopt.device.ssh import SshTransport
 from edgeopt.errors import DeviceUnreachable, IntegrityError
-
-
-@pytest.fixture(scope="module")
-def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackBoard]:
-    server = LoopbackBoard(tmp_path_factory.mktemp("loopback") / "sshd")
-    yield server
-    server.close()
-
-
-def ssh_address(server: LoopbackBoard) -> Address:
-    return parse_address(server.address, server.identity, server.known_hosts)
-
 
 # What SSH refuses, through the installed command
 

@@ -47,6 +47,10 @@ class Context:
     def progress(self, done: int, total: int, what: str) -> None:
         self.emit({"event": "progress", "done": done, "of": total, "what": what})
 
+    def stage(self, what: str) -> None:
+        """Something that cannot be counted begins; it goes on until the next event."""
+        self.emit({"event": "stage", "what": what})
+
     def blob(self, sha256: Any) -> str:
         """The path of a blob, whose hash is checked before it is used."""
         return store.whole(self.root, sha256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
@@ -40,6 +41,16 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"{__name__}.{COMMANDS[name]}")
         command: click.Command = getattr(module, name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            mend = f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(COMMANDS)}."
+            raise click.UsageError(f"{error.message} {mend}", ctx) from None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

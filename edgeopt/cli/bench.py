@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .common import Display, Where, device_options, json_option, mode_option, print_json
+from .common import Where, device_options, json_option, mode_option, print_json
+from .display import Display
 
 if TYPE_CHECKING:
     from ..measure import Artifact, Comparison
@@ -76,7 +77,8 @@ def _measure(
 
     if inputs is not None and use_random:
         raise ConfigError("--inputs and --random contradict each other; give one")
-    with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text, Display() as display:
+    subject = f"{', '.join(path.name for path in paths)} on {where.device}"
+    with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text, Display(subject) as display:
         folder = Path(text)
         artifacts, shards = _load(paths, inputs, use_random, threads, folder)
         session, python = where.open(display)

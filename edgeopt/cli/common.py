@@ -1,14 +1,12 @@
-"""What several commands share: the device options, the session they open, progress on stderr, JSON on stdout."""
+"""What several commands share: the device options, the session they open, JSON on stdout."""
 
 from __future__ import annotations
 
 import functools
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,9 +16,9 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from ..device.session import Session
     from ..profile import DeviceProfile
+    from .display import Display
 
 VERDICT_CODES = {"pass": 0, "fail": 10, "undecided": 11}
-PLAIN_INTERVAL_S = 2.0
 LOCAL_ROOT = Path("~/.local/state/edgeopt")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -73,6 +71,7 @@ class Where:
         identity: Path | None,
         known_hosts: Path | None,
     ) -> None:
+        self.device = device
         self._address = device, identity, known_hosts
         self._profile, self._root, self._python = profile, root, python
 
@@ -102,72 +101,6 @@ class Where:
         chosen_python = self._python or (board.python if board else python) or "python3"
         place = Placement(chosen_root, chosen_python)
         return Session(open_transport(address), place, on_event=display.event), chosen_python
-
-
-class Display:
-    """Progress on stderr: a bar with the time left on a terminal, a line every two seconds elsewhere."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._console = Console(stderr=True, highlight=False)
-        self._bar: Any = None
-        self._task: Any = None
-        self._what = ""
-        self._began = self._printed = 0.0
-
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end_bar()
-
-    def event(self, event: dict[str, Any]) -> None:
-        """Show one event of a session, a job or a stage."""
-        if event["event"] == "progress":
-            self._progress(event["what"], event["done"], event["of"])
-        else:
-            self._end_bar()
-            self._console.print(f"{event['what']}", markup=False)
-
-    def _progress(self, what: str, done: int, total: int) -> None:
-        family = what.split(" (")[0]
-        if family != self._what:
-            self._end_bar()
-            self._what, self._began, self._printed = family, time.monotonic(), time.monotonic()
-        if self._console.is_terminal:
-            self._terminal_progress(what, done, total)
-        elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
-            self._printed = time.monotonic()
-            left = (time.monotonic() - self._began) / done * (total - done) if done else None
-            self._console.print(
-                f"{what}: {done}/{total}" + (f", about {left:.0f} s left" if left else ""), markup=False
-            )
-
-    def _terminal_progress(self, what: str, done: int, total: int) -> None:
-        from rich.markup import escape
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(escape(what), total=total)
-            self._bar.start()
-        self._bar.update(self._task, description=escape(what), completed=done, total=total)
-
-    def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        self._what = ""
 
 
 def print_json(document: Any) -> None:

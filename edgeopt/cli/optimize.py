@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from .common import Display, Where, json_option, print_json, undecided_option, verdict_code
+from .common import Where, json_option, print_json, undecided_option, verdict_code
+from .display import Display
 
 
 @click.command(short_help="Find the best artifact of a model for a board.")
@@ -23,7 +24,7 @@ from .common import Display, Where, json_option, print_json, undecided_option, v
     "--cache", type=click.Path(path_type=Path), help="Stage cache; default: $EDGEOPT_CACHE or ~/.cache/edgeopt."
 )
 @click.option("--remeasure", is_flag=True, help="Measure again, though earlier comparisons on this board are stored.")
-@click.option("--show-plan", is_flag=True, help="Print the plan and stop.")
+@click.option("--show-plan", is_flag=True, help="Print what is fixed before work starts, and stop.")
 @click.option("--explain", is_flag=True, help="Print what a run file may hold, key by key, and stop.")
 @undecided_option
 @json_option
@@ -53,7 +54,7 @@ def optimize(
         return 0
     made = plan.load(run_file, options["profile"])
     if show_plan:
-        print_json(made.to_json())
+        print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
         return 0
     out = out or Path("runs") / made.name
     document = _run(made, out, cache, remeasure, options)
@@ -83,8 +84,9 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
         options["identity"] or beside(section.identity),
         options["known_hosts"] or beside(section.known_hosts),
     )
-    with Display() as display:
-        store = caches.Cache(cache or caches.default_root(), waiting(display))
+    cache = cache or caches.default_root()
+    with Display(f"{made.name} on {address}", cache) as display:
+        store = caches.Cache(cache, waiting(display))
         document = job.optimize(made, lambda: where.open(display), store, out.resolve(), display.event, remeasure)
     return document
 
@@ -92,6 +94,14 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
 def waiting(display: Display) -> Any:
     """What the cache tells when another run is building the same stage."""
     return lambda name: display.event({"event": "waiting", "what": f"{name}: another run is at it; waiting for it"})
+
+
+def _show_plan(made: Any, device: str | None) -> None:
+    from rich.console import Console
+
+    from ..report import terminal
+
+    terminal.render_plan(made.to_json(), device or made.run_file.device.address, Console())
 
 
 def _show(document: dict[str, Any], out: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from .common import (
-    Display,
     Where,
     device_options,
     json_option,
@@ -17,6 +16,7 @@ from .common import (
     undecided_option,
     verdict_code,
 )
+from .display import Display
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -38,7 +38,7 @@ def flash(bundle: Path, where: Where, as_json: bool) -> int:
     from .. import flash as job
 
     opened = bundles.read(bundle)
-    with Display() as display:
+    with Display(f"{opened.manifest.name} on {where.device}") as display:
         session, python = where.open(display, opened.manifest.root, opened.manifest.python)
         with session:
             done = job.flash(session, opened, python)
@@ -89,7 +89,7 @@ def validate(
     opened = bundles.read(bundle)
     chosen_mode = job.mode_for(opened, mode)
     score = _score_of(run_file) if run_file else None
-    with Display() as display:
+    with Display(f"{opened.manifest.name} on {where.device}") as display:
         session, _ = where.open(display, opened.manifest.root, opened.manifest.python)
         with session:
             found = job.validate(session, opened, chosen_mode, score)
@@ -118,7 +118,7 @@ def rollback(where: Where, as_json: bool) -> int:
     """
     from .. import flash as job
 
-    with Display() as display:
+    with Display(where.device) as display:
         session, _ = where.open(display)
         with session:
             done = job.rollback(session)
@@ -143,7 +143,7 @@ def status(where: Where, as_json: bool) -> int:
     """
     from ..errors import IntegrityError
 
-    with Display() as display:
+    with Display(where.device) as display:
         session, _ = where.open(display)
         with session:
             found = dict(session.status(verify=True), device=session.address)

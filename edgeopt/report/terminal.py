@@ -63,6 +63,40 @@ def render(run: dict[str, Any], console: Console, run_dir: Path | None = None) -
     console.print(Text("bundle  " + (f"{at}{units.text(bundle)}" if bundle else "none was made")), soft_wrap=True)
 
 
+def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
+    """What is fixed before work starts, on one screen. plan: `Plan.to_json`."""
+    run_file, profile = part(plan, "run_file"), part(plan, "profile")
+    task, ladder = part(run_file, "task"), part(run_file, "ladder")
+    metric = str(plan["metric"])
+    budgets = [f"{units.label(key)} at most {units.by_key(key, value)}" for key, value in plan["budgets"].items()]
+    splits = [
+        f"{name}: {_split_words(section)}"
+        for name, section in part(run_file, "splits").items()
+        if isinstance(section, dict)
+    ]
+    lines = {
+        "run": plan["name"],
+        "model": part(run_file, "model")["torch"],
+        "data": f"{task['arrays'] or task['object']}, inputs {', '.join(task['inputs'])}, scored by {metric}",
+        "splits": "; ".join(splits),
+        "board": f"{profile['name']} at {address}",
+        "budgets": "; ".join(budgets) or "none",
+        "improves": units.label(plan["objective"]),
+        "floor": f"a drop of at most {units.drop(plan['floor_drop'], metric)} below the source model",
+        "rungs": f"{', '.join(plan['rungs'])} on {plan['runtime']}, {plan['threads']} threads",
+        "stops": f"when every budget is met and a rung promises less than {units.share(ladder['min_gain'])}",
+        "measures": f"mode {plan['mode']}, seed {plan['seed']}",
+    }
+    console.print(_grid([(Text(name, "bold"), Text(units.text(line, 600))) for name, line in lines.items()]))
+    console.print(Text("Nothing has been checked but the run file and the profile: neither data, model nor board."))
+
+
+def _split_words(section: dict[str, Any]) -> str:
+    groups = f"groups {', '.join(map(str, section['groups']))}" if section["groups"] else ""
+    count = f"at most {units.count(section['count'])} samples" if section["count"] else ""
+    return ", ".join(filter(None, (groups, count)))
+
+
 def chosen_trial(run: dict[str, Any]) -> dict[str, Any] | None:
     """The trial that the run chose, or None."""
     named = (trial for trial in run.get("trials") or [] if trial and trial.get("name") == run.get("chosen"))

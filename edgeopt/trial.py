@@ -1,0 +1,170 @@
+"""One trial: a recipe's artifact is made, run on the board beside its rivals, and what was found is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import ladder, stages, validate
+from .device.session import Session
+from .errors import AgentFailure, ModelError, PlanError
+from .ladder import Recipe, Trial
+from .measure import Artifact, Comparison
+from .plan import Plan
+from .stages import Workbench
+from .stats import Figure
+from .task import CLASS_METRICS, Array
+
+
+@dataclasses.dataclass
+class Run:
+    """One optimize on one board; `scratch` becomes runs/<name>/ when it is complete."""
+
+    bench: Workbench
+    session: Session
+    facts: dict[str, Any]
+    scratch: Path
+    sources: dict[str, tuple[Array, ...]]
+    artifacts: dict[str, Artifact]
+    outputs: dict[str, tuple[Array, ...]]
+
+    @property
+    def plan(self) -> Plan:
+        return self.bench.plan
+
+
+def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
+    """Make the candidate, run it on the board beside the baseline and the best so far, and write down what was found.
+
+    A candidate that cannot be made or gives NaN is a failed trial; a baseline that fails ends the run.
+    """
+    try:
+        artifact, notes = stages.artifact(run.bench, recipe)
+        run.artifacts[recipe.name] = artifact
+        run.outputs[recipe.name] = stages.board_outputs(run.bench, run.session, run.facts, artifact, "selection")
+    except (ModelError, PlanError, AgentFailure) as error:
+        if not trials or (isinstance(error, AgentFailure) and error.kind != "runtime"):
+            raise
+        return _failed(recipe, str(error))
+    rivals = [recipe.name]
+    if trials:
+        rivals = list(dict.fromkeys([trials[0].recipe.name, ladder.incumbent(trials).recipe.name, recipe.name]))
+    together = [run.artifacts[name] for name in rivals]
+    comparison = stages.measured(run.bench, run.session, run.facts, together)
+    return _trial(run, recipe, notes, comparison, together)
+
+
+def _failed(recipe: Recipe, why: str) -> Trial:
+    nothing = Figure(None, None, 0, invalid="not measured: the candidate failed")
+    record = {
+        **_record(recipe),
+        **dict.fromkeys(("artifact", "score", "latency", "load_s", "first_inference_s", "memory", "energy", "samples")),
+        "ratios": {},
+        "step": None,
+        "executed": None,
+        "conditions": {"marks": []},
+        "notes": {},
+    }
+    return Trial(recipe, {}, nothing, nothing, float("-inf"), float("inf"), None, record, "failed", why)
+
+
+def _record(recipe: Recipe) -> dict[str, Any]:
+    return {"rung": recipe.rung, "steps": [dataclasses.asdict(step) for step in recipe.steps]}
+
+
+def _trial(
+    run: Run, recipe: Recipe, notes: dict[str, Any], comparison: Comparison, together: Sequence[Artifact]
+) -> Trial:
+    """together: baseline, best so far, candidate (the last), as far as they differ."""
+    artifact, plan, index = together[-1], run.plan, len(together) - 1
+    score = _score(run, recipe.name)
+    latency, memory = comparison.latency(index), comparison.memory(index)
+    values = {
+        "latency_p50_s": latency["p50_s"]["value"],
+        "latency_p95_s": latency["p95_s"]["value"],
+        "size_bytes": float(artifact.size_bytes),
+        "peak_memory_bytes": memory["above_runtime_bytes"] if memory else None,
+    }
+    ratios = _ratios(comparison, together, index, 0)
+    step = _ratios(comparison, together, index, max(0, index - 1))
+    record = {
+        **_record(recipe),
+        "artifact": _keep_artifact(run, artifact),
+        "score": score,
+        "latency": latency,
+        "load_s": comparison.result["artifacts"][index]["load_s"],
+        "first_inference_s": comparison.result["artifacts"][index]["first_inference_s"],
+        "memory": memory,
+        "energy": None,
+        "ratios": {name: dict(figure.to_json(), against=together[0].name) for name, figure in ratios.items()},
+        "step": dict(step[plan.objective].to_json(), against=together[max(0, index - 1)].name),
+        "executed": comparison.executed(index),
+        "conditions": comparison.conditions(),
+        "samples": _keep_samples(run, comparison, [artifact.name for artifact in together]),
+        "notes": notes.get("notes", {}) | {"compress": notes.get("compress")},
+    }
+    return Trial(
+        recipe,
+        values,
+        ratios[plan.objective],
+        step[plan.objective],
+        score["value"],
+        score["drop"],
+        score["agreement"],
+        record,
+    )
+
+
+def _ratios(comparison: Comparison, together: Sequence[Artifact], index: int, against: int) -> dict[str, Figure]:
+    """Each objective as a ratio between two artifacts of one job."""
+    own, other = comparison.memory(index), comparison.memory(against)
+    memory = Figure(None, None, 0, invalid="not measured")
+    if own and other and own["above_runtime_bytes"] and other["above_runtime_bytes"]:
+        memory = Figure(own["above_runtime_bytes"] / other["above_runtime_bytes"], None, 1)
+    return {
+        "latency_p50_s": comparison.ratio(index, against),
+        "size_bytes": Figure(together[index].size_bytes / together[against].size_bytes, None, 1),
+        "peak_memory_bytes": memory,
+    }
+
+
+def _score(run: Run, name: str) -> dict[str, Any]:
+    """The point estimate on selection, with the drop below the source model and the agreement with it."""
+    selection = run.bench.splits["selection"]
+    source = run.sources["selection"]
+    classify = run.plan.run_file.task.metric in CLASS_METRICS
+    judged = validate.judge(run.outputs[name], source, selection, run.plan.floor_drop, run.bench.scores, classify)
+    kept = ("value", "interval", "n", "drop", "drop_interval", "agreement", "reference", "output_error")
+    return {"metric": run.plan.to_json()["metric"], "split": "selection"} | {key: judged[key] for key in kept}
+
+
+def _keep_artifact(run: Run, artifact: Artifact) -> dict[str, Any]:
+    file = f"candidates/{artifact.name}.{artifact.runtime}"
+    shutil.copyfile(artifact.path, run.scratch / file)
+    return {
+        "file": file,
+        "sha256": artifact.sha256,
+        "size_bytes": artifact.size_bytes,
+        "runtime": artifact.runtime,
+    }
+
+
+def _keep_samples(run: Run, comparison: Comparison, names: Sequence[str]) -> str:
+    """Raw samples of the whole job, so that every figure and ratio can be computed again: the candidate's (the last of
+    `names`) as seconds, copy_s, block and started; its rivals' as <name>.seconds and <name>.block."""
+    arrays: dict[str, Array] = {}
+    for index, name in enumerate(names):
+        own = [block for block in comparison.result["blocks"] if block["artifact"] == index]
+        prefix = "" if index == len(names) - 1 else f"{name}."
+        arrays[f"{prefix}seconds"] = comparison.seconds(index)
+        arrays[f"{prefix}copy_s"] = comparison.copy_and_invoke_s[index][:, 0]
+        arrays[f"{prefix}block"] = np.repeat(np.arange(len(own), dtype=np.int32), [block["n"] for block in own])
+        arrays[f"{prefix}started"] = np.array([block["began_s"] for block in own])
+    file = f"samples/{names[-1]}.npz"
+    np.savez_compressed(run.scratch / file, **arrays)  # type: ignore[arg-type]
+    return file
