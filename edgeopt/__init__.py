@@ -2,11 +2,13 @@
 
 The map, in processing order:
 
-    profile, model, task   what is given: a board, a trained model, labelled samples
-    plan                   what is fixed before work starts: budgets, floors, rungs, splits, seeds
+    profile, model, onnx_model, task, tasks/, decode   what is given: a board, a trained model, labelled samples
+    scaffold/              a first run file from a look at model and data (`edgeopt init`)
+    runfile, plan          what is fixed before work starts: budgets, floors, rungs, splits, seeds
     compress/              prune and recover (torch)
-    lower/                 to a runtime's artifact; file name = runtime name
-    device/, measure       the agent on the board: raw samples; stats turns them into figures with their validity
+    lower/, parity         to a runtime's artifact; file name = runtime name
+    device/, measure       the agent on the board: raw samples; stats turns them into figures with their validity,
+                           slices into scores by class and group
     ladder                 propose, judge, choose; stages runs a recipe's steps through the cache
     trial, pack, optimize  one trial; the chosen candidate as a bundle; the whole climb
     bundle, flash, validate   one file by hash; atomic, reversible; checked on the board

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from edgeopt_agent import preprocess, wire
 from pydantic import Field, ValidationError
 
+from .artifact import Artifact
 from .config import Section
 from .errors import ConfigError, IntegrityError
 
@@ -38,12 +39,13 @@ class FileEntry(Section):
 
 
 class ArtifactEntry(Section):
-    """preprocess: a list of steps per input (edgeopt_agent.preprocess)."""
+    """preprocess: a list of steps per input (edgeopt_agent.preprocess); options: the runtime's own settings."""
 
     file: FileName
     runtime: FileName
     threads: Annotated[int, Field(ge=1)]
     preprocess: list[list[dict[str, Any]]]
+    options: dict[str, str] = Field(default_factory=dict)
 
 
 class Health(Section):
@@ -64,13 +66,17 @@ class Policy(Section):
 
 
 class Evaluation(Section):
-    """The final split: shards of inputs, labels, groups and the source model's outputs (`source0`, …)."""
+    """The final split: shards of inputs, labels, groups and the source model's outputs (`source0`, …).
+
+    golden: samples as files and as the arrays that they must become (decode.golden); None where they were arrays.
+    """
 
     shards: list[FileEntry]
     metric: str | None
     n: Size
     floor_drop: float
     classes: list[str]
+    golden: FileEntry | None = None
 
 
 class Manifest(Section):
@@ -106,10 +112,22 @@ class Bundle:
             raise IntegrityError(f"{self.path}: blob {entry.sha256[:12]} is damaged; get the bundle again")
         return data
 
+    def artifact(self, folder: Path, name: str | None = None, threads: int | None = None) -> Artifact:
+        """The artifact, its files written into `folder` (an empty one). Raises IntegrityError."""
+        own = self.manifest.artifact
+        names = [own.file, *(name for name in self.manifest.files if name not in (own.file, self.manifest.health.file))]
+        for file in names:
+            (folder / file).write_bytes(self.blob(self.manifest.files[file]))
+        paths = [folder / file for file in names]
+        count = threads or own.threads
+        chosen = name or self.manifest.name
+        return Artifact.of_files(paths, own.runtime, count, own.preprocess, dict(own.options), chosen)
+
     def check(self) -> None:
         """Read and hash every byte. Raises IntegrityError."""
-        shards = self.manifest.evaluation.shards if self.manifest.evaluation else []
-        for entry in [*self.manifest.files.values(), *shards]:
+        evaluation = self.manifest.evaluation
+        own = [*evaluation.shards, *([evaluation.golden] if evaluation.golden else [])] if evaluation else []
+        for entry in [*self.manifest.files.values(), *own]:
             self.blob(entry)
 
 

@@ -143,10 +143,17 @@ def check_text(text: str, schema: type[M]) -> tuple[M | None, list[Problem]]:
         found = f"a syntax error ({error})"
         mend = "text needs quotes, a key is given once, a list is closed by ]"
         return None, [Problem("", int(line[1]) if line else None, found, "TOML (https://toml.io)", mend)]
+    return check_data(data, schema, line_numbers(text))
+
+
+def check_data(
+    data: Mapping[str, Any], schema: type[M], lines: Mapping[str, int] | None = None
+) -> tuple[M | None, list[Problem]]:
+    """As check_toml, for data that was parsed elsewhere; `lines` tells the line of each dotted key."""
     try:
         return schema.model_validate(data), []
     except ValidationError as error:
-        return None, _problems(error, schema, line_numbers(text))
+        return None, _problems(error, schema, lines or {})
 
 
 def report(file: str, problems: Sequence[Problem]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from . import measure
@@ -13,15 +15,18 @@ from .errors import AgentFailure, EdgeoptError
 def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     """Make the bundle's release current on the board: {"activation", "health", "release", "name", "already"}.
 
-    Every blob is checked before the first is sent, and the runtime before anything is. Raises IntegrityError,
-    AgentFailure (no-space, read-only, missing-runtime, health, …), DeviceUnreachable.
+    Every blob is checked before the first is sent; the runtime, and what it can take, before anything is. Raises
+    IntegrityError, ModelError, AgentFailure (no-space, read-only, missing-runtime, health, …), DeviceUnreachable.
     """
     bundle.check()
-    measure.require_runtime(session.facts(), bundle.manifest.artifact.runtime, session.address, python)
+    facts = session.facts()
+    measure.require_runtime(facts, bundle.manifest.artifact.runtime, session.address, python)
     before = session.status(verify=True)["current"]
     done = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
     if before is not None and before["release"] == bundle.release and before["whole"]:
         return {**done, "already": True, "activation": None, "health": None}
+    with tempfile.TemporaryDirectory(prefix="edgeopt-flash-") as folder:
+        bundle.artifact(Path(folder)).require_fit(facts["runtimes"], session.address, bundle.path)
     try:
         for name, entry in bundle.manifest.files.items():
             session.send(bundle.blob(entry), name)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .plan import BUDGETS, Lower, Plan, Prune, Step
+from .plan import BUDGETS, Lower, Plan, Prune, Step, Threads
 from .stats import Figure
 
-# What a rung may bring of each objective, before it is measured: int8 weights are a quarter of the size; of the MACs
-# that pruning takes away, latency loses about half (Torch-Pruning's ResNet-50: 2.04x fewer MACs, 1.35x faster).
+# What a rung may bring of each objective, before it is measured: float16 weights are half of the size, int8 ones a
+# quarter; of the MACs that pruning takes away, latency loses about half (Torch-Pruning's ResNet-50: 2.04x fewer MACs,
+# 1.35x faster); threads beyond the first share about two thirds of the work.
+FP16_GAIN = {"latency_p50_s": 0.0, "size_bytes": 0.5, "peak_memory_bytes": 0.0}
+COMPUTE_GAIN = {"latency_p50_s": 0.3, "size_bytes": 0.5, "peak_memory_bytes": 0.2}
+THREADED_SHARE = {"latency_p50_s": 0.65, "size_bytes": 0.0, "peak_memory_bytes": 0.0}
 INT8_GAIN = {"latency_p50_s": 0.4, "size_bytes": 0.7, "peak_memory_bytes": 0.4}
 PRUNED_SHARE = {"latency_p50_s": 0.5, "size_bytes": 1.0, "peak_memory_bytes": 0.5}
 # Two processes of one artifact differ by about this much in median latency, whatever the interval within a job says.
 MARGIN = 0.02
+FAITHFUL = 0.99  # of decisions as the source model's: an int8 scheme that keeps so many needs no other
 WORDS = {"latency_p50_s": "median latency", "size_bytes": "file size", "peak_memory_bytes": "peak memory"}
 
 
@@ -58,42 +63,91 @@ class Trial:
 def propose(plan: Plan, trials: Sequence[Trial]) -> Recipe | Stop:
     """The next recipe, conservative first, or why none is worth trying."""
     tried = {trial.recipe.name for trial in trials}
+    skipped: list[str] = []
     for recipe, gain in _candidates(plan, trials):
         if recipe.name in tried:
             continue
-        if trials and gain is not None:
-            best = incumbent(trials)
-            if not broken_budgets(plan, best) and gain < plan.min_gain:
-                met = "meets every budget" if plan.budgets else "has no budget to meet"
-                return Stop(
-                    f"'{best.recipe.name}' {met}, and {recipe.name} promises about {gain:.0%} less "
-                    f"{WORDS[plan.objective]}, below [ladder] min_gain = {plan.min_gain:.0%}"
-                )
+        if gain is not None and gain < plan.min_gain and not broken_budgets(plan, incumbent(trials)):
+            skipped.append(f"{recipe.name} promises about {gain:.0%} less {WORDS[plan.objective]}")
+            continue
         return recipe
-    return Stop("no rung is left to try")
+    if not skipped:
+        return Stop("no rung is left to try")
+    met = "meets every budget" if plan.budgets else "has no budget to meet"
+    return Stop(
+        f"'{incumbent(trials).recipe.name}' {met}, and {', '.join(skipped)}, below [ladder] min_gain = "
+        f"{plan.min_gain:.0%}"
+    )
 
 
-def _candidates(plan: Plan, trials: Sequence[Trial]) -> list[tuple[Recipe, float | None]]:
-    """Recipes in the ladder's order with the gain that each may bring; no more pruning after one that fell through the
-    floor. One that was not faster says little of the next: widths meet the kernels' lanes at some ratios only."""
-    found: list[tuple[Recipe, float | None]] = [(Recipe("fp32", "fp32", (Lower(plan.runtime, "fp32"),)), None)]
-    scheme = "fp32"
-    if "int8" in plan.rungs:
-        found.append((Recipe("int8", "int8", (Lower(plan.runtime, "int8"),)), INT8_GAIN[plan.objective]))
-        int8 = next((trial for trial in trials if trial.recipe.name == "int8"), None)
-        scheme = "int8" if int8 is None or int8.verdict == "kept" else "fp32"
-    if "prune" in plan.rungs:
-        removed = 0.0
-        for prune, recover in plan.prunes:
-            name = f"prune{round(prune.ratio * 100)}-{scheme}"
-            gain = _removed_share(prune, removed) * PRUNED_SHARE[plan.objective]
-            found.append((Recipe(name, "prune", (prune, recover, Lower(plan.runtime, scheme))), gain))
-            done = next((trial for trial in trials if trial.recipe.name == name), None)
-            if done is not None and done.drop > plan.floor_drop:
-                break  # more pruning loses more
-            if done is not None and done.verdict == "kept":
-                removed = prune.ratio
-    return found
+def _candidates(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
+    """Recipes in the ladder's order, each with the gain that it may bring (None: it is not for the gain's sake)."""
+    yield Recipe("fp32", "fp32", (Lower(plan.runtime, "fp32"),)), None
+    for rung, recipes in (("fp16", _fp16), ("int8", _int8), ("threads", _threads), ("prune", _prune)):
+        if rung in plan.rungs:
+            yield from recipes(plan, trials)
+
+
+def _fp16(plan: Plan, _trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
+    for scheme in plan.schemes.get("fp16", ()):
+        gains = COMPUTE_GAIN if scheme.endswith("compute") else FP16_GAIN
+        yield Recipe(scheme, "fp16", (Lower(plan.runtime, scheme),)), gains[plan.objective]
+
+
+def _int8(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
+    """The first scheme for its gain; the others, as long as quantizing has cost something, to repair that."""
+    schemes = plan.schemes.get("int8", ())
+    for number, scheme in enumerate(schemes):
+        done = [trial for trial in trials if trial.recipe.name in schemes[:number]]
+        if any(trial.drop <= 0 and (trial.agreement is None or trial.agreement >= FAITHFUL) for trial in done):
+            return
+        yield Recipe(scheme, "int8", (Lower(plan.runtime, scheme),)), None if number else INT8_GAIN[plan.objective]
+
+
+def _threads(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
+    """What is best so far, with more threads; not with more than a number that brought nothing."""
+    fewer = plan.threads
+    lowering = _lowering(plan, trials)
+    for count in plan.more_threads:
+        name = f"{lowering.scheme}-{count}threads"
+        gain = (1 - fewer / count) * THREADED_SHARE[plan.objective]
+        yield Recipe(name, "threads", (lowering, Threads(count))), gain
+        done = _of(trials, name)
+        if done is not None and done.verdict != "kept":
+            return
+        fewer = count if done is not None else fewer
+
+
+def _prune(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
+    """No more pruning after one that fell through the floor. One that was not faster says little of the next: widths
+    meet the kernels' lanes at some ratios only."""
+    removed = 0.0
+    lowering = _lowering(plan, trials)
+    threads = tuple(step for trial in _kept(trials, "threads") for step in trial.recipe.steps if step.kind == "threads")
+    for prune, recover in plan.prunes:
+        name = f"prune{round(prune.ratio * 100)}-{lowering.scheme}"
+        gain = _removed_share(prune, removed) * PRUNED_SHARE[plan.objective]
+        yield Recipe(name, "prune", (prune, recover, lowering, *threads[-1:])), gain
+        done = _of(trials, name)
+        if done is not None and done.drop > plan.floor_drop:
+            return  # more pruning loses more
+        if done is not None and done.verdict == "kept":
+            removed = prune.ratio
+
+
+def _lowering(plan: Plan, trials: Sequence[Trial]) -> Lower:
+    """The scheme of the last kept trial that changed it; before int8 was tried, what it would be."""
+    schemes = [trial.recipe.name for rung in ("fp16", "int8") for trial in _kept(trials, rung)]
+    is_open = "int8" in plan.rungs and not any(trial.recipe.rung == "int8" for trial in trials)
+    return Lower(plan.runtime, "int8" if is_open else schemes[-1] if schemes else "fp32")
+
+
+def _kept(trials: Sequence[Trial], rung: str) -> list[Trial]:
+    return [trial for trial in trials if trial.recipe.rung == rung and trial.verdict == "kept"]
+
+
+def _of(trials: Sequence[Trial], name: str) -> Trial | None:
+    return next((trial for trial in trials if trial.recipe.name == name), None)
 
 
 def _removed_share(prune: Prune, before: float) -> float:
@@ -121,7 +175,8 @@ def broken_budgets(plan: Plan, trial: Trial) -> list[str]:
 
 def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
     """The trial with its verdict and the reason. It is kept if its score holds the floor and either the objective gains
-    or it is the first to meet every budget; or if its score is better and the objective is no worse."""
+    or it is the first to meet every budget; or if its score is better and the objective is no worse. Among the schemes
+    of int8 the one closest to the source model wins, unless it is shown to be worse in the objective."""
     if trial.verdict == "failed":
         return trial
     if not trials:
@@ -132,7 +187,7 @@ def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
         unknown = f"no verdict can rest on its {WORDS[plan.objective]}: {step.invalid or 'it was not measured'}"
         return dataclasses.replace(trial, verdict="rejected", reason=unknown)
     change = f"{WORDS[plan.objective]} is {_times(step)} that of {against}"
-    _, high = step.interval or (step.value, step.value)
+    low, high = step.interval or (step.value, step.value)
     margin = MARGIN if step.interval else 0.0
     holds = trial.drop <= plan.floor_drop
     score = _score_words(plan, trial, holds)
@@ -141,6 +196,9 @@ def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
         return dataclasses.replace(trial, verdict="kept", reason=f"{change}, and {score}")
     if holds and mended:
         return dataclasses.replace(trial, verdict="kept", reason=f"it meets every budget, {against} does not; {score}")
+    if holds and low <= 1 + margin and _repairs(trial, best):
+        more = f"{trial.agreement:.1%} of decisions agree with the source model, of {against} {best.agreement:.1%}"
+        return dataclasses.replace(trial, verdict="kept", reason=f"{more}, and {change}, not shown to be worse")
     if trial.score > best.score and high <= 1 + margin:
         better = f"the score is {trial.score - best.score:.4f} above that of {against}"
         return dataclasses.replace(trial, verdict="kept", reason=f"{better}, and {change}, no worse")
@@ -149,6 +207,14 @@ def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
         sure = f": no gain of more than {margin:.0%} that its interval confirms" if margin else ": no gain"
         why.append(f"{change}{sure}")
     return dataclasses.replace(trial, verdict="rejected", reason="; ".join(why))
+
+
+def _repairs(trial: Trial, best: Trial) -> bool:
+    """Whether a scheme of int8 stays closer to the source model than the one before it: more decisions agree, which
+    scatters less than the score of a small split does; then the score."""
+    if trial.recipe.rung != "int8" or best.recipe.rung != "int8" or trial.agreement is None or best.agreement is None:
+        return False
+    return (trial.agreement, trial.score) > (best.agreement, best.score)
 
 
 def choose(plan: Plan, trials: Sequence[Trial]) -> Trial | None:

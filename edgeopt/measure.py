@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import stats
-from .cache import sha256_bytes
+from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ProtocolError
 from .task import Array, Samples
@@ -20,36 +20,8 @@ from .task import Array, Samples
 ROUNDS = 12  # each A B B A; twelve give the ratio's order-statistics interval 96 % confidence within one job
 LATENCY_SAMPLES = 64
 SHARD_BYTES = 4 << 20
+PACKAGES = {"tflite": "ai-edge-litert (or tflite-runtime with numpy<2)"}  # whose names differ from the runtime's
 BUSY_LOAD = 0.5  # load per core before the run above which the board was not idle
-
-
-@dataclasses.dataclass(frozen=True)
-class Artifact:
-    """What can be sent to a board and run there. preprocess: a list of steps per input."""
-
-    name: str
-    path: Path
-    sha256: str
-    size_bytes: int
-    runtime: str
-    threads: int
-    preprocess: list[list[dict[str, Any]]]
-
-    @classmethod
-    def of_file(
-        cls, path: Path, runtime: str, threads: int, preprocess: list[list[dict[str, Any]]], name: str | None = None
-    ) -> Artifact:
-        data = path.read_bytes()
-        return cls(name or path.stem, path, sha256_bytes(data), len(data), runtime, threads, preprocess)
-
-    def entry(self) -> dict[str, Any]:
-        """How a job request names it."""
-        return {
-            "blob": self.sha256,
-            "runtime": self.runtime,
-            "threads": self.threads,
-            "preprocess": self.preprocess,
-        }
 
 
 def shard(samples: Samples, extra: Mapping[str, Array] | None = None) -> bytes:
@@ -173,7 +145,7 @@ def bench(
     """
     chosen = stats.MODES[mode]
     for artifact in artifacts:
-        session.send(artifact.path.read_bytes(), artifact.name)
+        _send(session, artifact)
     hashes = [session.send(data, "inputs") for data in inputs]
     job, result = session.run(
         {
@@ -195,7 +167,7 @@ def bench(
 
 def outputs(session: Session, artifact: Artifact, inputs: Sequence[bytes]) -> tuple[Array, ...]:
     """What the artifact answers on the board, each output (n, ...), for all samples of the shards."""
-    session.send(artifact.path.read_bytes(), artifact.name)
+    _send(session, artifact)
     hashes = [session.send(data, "evaluation data") for data in inputs]
     job, result = session.run({"kind": "infer", "artifact": artifact.entry(), "shards": hashes})
     columns: list[list[Array]] = []
@@ -205,6 +177,11 @@ def outputs(session: Session, artifact: Artifact, inputs: Sequence[bytes]) -> tu
     if len({len(column) for column in columns}) != 1:
         raise ProtocolError(f"{session.address} returned differing numbers of outputs for the shards")
     return tuple(np.concatenate(parts, axis=0) for parts in zip(*columns, strict=True))
+
+
+def _send(session: Session, artifact: Artifact) -> None:
+    for name, data in artifact.read().items():
+        session.send(data, artifact.name if len(artifact.paths) == 1 else f"{artifact.name}, {name}")
 
 
 def board_identity(facts: Mapping[str, Any], runtime: str) -> dict[str, Any]:
@@ -220,9 +197,10 @@ def require_runtime(facts: Mapping[str, Any], runtime: str, address: str, python
         there = ", ".join(name for name, found in known.items() if found) or "none"
         raise AgentFailure(
             f"{address}: runtime '{runtime}' is not installed for the board's Python '{python}' ({facts['python']}, "
-            f"{facts['machine']}); runtimes there: {there}. Install "
-            "ai-edge-litert (or tflite-runtime with numpy<2) for that Python, or name another one in the profile's "
-            "[board] python, or with --board-python",
+            f"{facts['machine']}); runtimes there: {there}. "
+            f"`edgeopt device setup … --runtime {runtime}` brings it there from this machine; or install "
+            f"{PACKAGES.get(runtime, runtime)} for that Python, or name another one in the profile's [board] python, "
+            "or with --board-python",
             kind="missing-runtime",
         )
 

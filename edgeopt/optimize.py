@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ladder, measure, stages, validate
+from . import decode, ladder, lower, measure, stages, validate
 from . import plan as plans
 from .cache import Cache
 from .device.session import Session
@@ -40,12 +40,13 @@ def optimize(
     Raises EdgeoptError.
     """
     _require_own(out)
-    plans.require_packages(plan)
-    splits = stages.open_data(plan, cache)
+    plans.require_packages(plan, lower.abilities())
+    plan = decode.with_classes(plan)
+    splits = stages.open_data(plan, cache, say)
     session, python = connect()
     with session:
         facts = session.facts()
-        plans.require_board(plan, facts, session.address)
+        plan = plans.on_board(plan, facts, session.address)
         measure.require_runtime(facts, plan.runtime, session.address, python)
         bench = stages.open_workbench(plan, splits, cache, say, remeasure)
         return _into(out, bench, session, facts)
@@ -117,11 +118,8 @@ def _final(run: Run, chosen: Trial) -> dict[str, Any]:
         run.plan.floor_drop,
         run.bench.scores,
         metric in CLASS_METRICS,
+        run.plan.run_file.task.classes,
     )
-    classes = run.plan.run_file.task.classes
-    worst = judged["worst_class"]
-    if worst and classes and worst["label"] is not None:
-        worst["label"] = classes[worst["label"]]
     return dict(judged, metric=run.plan.to_json()["metric"])
 
 

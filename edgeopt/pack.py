@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from . import bundle, measure, validate
+from . import bundle, decode, measure, validate
 from .cache import sha256_bytes
-from .errors import IntegrityError
 from .ladder import Trial
 from .plan import Plan
 from .task import CLASS_METRICS
@@ -26,18 +25,17 @@ SCHEDULING_S = 0.001
 def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
     plan, artifact = run.plan, run.artifacts[chosen.recipe.name]
     health_blob, correct = _health_shard(run, chosen.recipe.name)
-    model = artifact.path.read_bytes()
-    if sha256_bytes(model) != artifact.sha256:
-        raise IntegrityError(f"{artifact.path} changed since it was measured; run again")
+    files = artifact.read()
     shards = validate.pack_shards(run.bench.splits["final"], run.sources["final"])
-    blobs = {sha256_bytes(data): data for data in (model, health_blob, *shards)}
+    kind = plan.run_file.task.kind
+    golden = [decode.golden(plan, run.bench.cache, kind)] if kind else []
+    blobs = {sha256_bytes(data): data for data in (*files.values(), health_blob, *shards, *golden)}
     p50 = chosen.values["latency_p50_s"]
     slowest = None
     if p50 is not None:
         slowest = max(LEAST_HEALTH_LATENCY * p50, min(HEALTH_LATENCY * p50 + SCHEDULING_S, _budget(plan)))
     metric = plan.run_file.task.metric
     of = min(HEALTH_SAMPLES, len(run.bench.splits["selection"]))
-    file = f"model.{artifact.runtime}"
     manifest = bundle.Manifest.model_validate(
         {
             "format": 1,
@@ -49,12 +47,13 @@ def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
             "verdict": verdict,
             "budgets": plan.budgets,
             "artifact": {
-                "file": file,
+                "file": artifact.file,
                 "runtime": artifact.runtime,
                 "threads": artifact.threads,
                 "preprocess": artifact.preprocess,
+                "options": artifact.options,
             },
-            "files": {file: _entry(model), "health.npz": _entry(health_blob)},
+            "files": {name: _entry(data) for name, data in {**files, "health.npz": health_blob}.items()},
             "health": {
                 "file": "health.npz",
                 "metric": metric if correct is not None else None,
@@ -70,6 +69,7 @@ def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
                 "n": len(run.bench.splits["final"]),
                 "floor_drop": plan.floor_drop,
                 "classes": list(plan.run_file.task.classes),
+                "golden": _entry(golden[0]) if golden else None,
             },
             "lineage": {
                 "source_graph": run.bench.graph,

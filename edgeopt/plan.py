@@ -1,27 +1,22 @@
-"""The run file, and the Plan made from it: all that is fixed before work starts. Only here are budgets and
+"""The Plan, made of a run file and a profile: all that is fixed before work starts. Only here are budgets and
 capabilities read; later stages obey."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
-from typing import Annotated, Any
-
-from edgeopt_agent import preprocess as operations
-from pydantic import Field
+from typing import Any
 
 from . import profile as profiles
-from .config import Allowed, Choices, Conflict, Section, load_toml, nearest, show
+from .config import load_toml, nearest, show
 from .errors import ConfigError, MissingDependency, PlanError
-from .profile import Budget, DeviceProfile
-from .task import CLASS_METRICS, Split
+from .profile import DeviceProfile
+from .runfile import RUNGS, RunFile
+from .task import Split
 
-RUNGS = ("fp32", "int8", "prune")
 # What each budget makes the ladder improve; the first one given decides. A ratio of medians serves both latencies.
 OBJECTIVE_OF = {
     "latency_p50_s": "latency_p50_s",
@@ -30,149 +25,6 @@ OBJECTIVE_OF = {
     "peak_memory_bytes": "peak_memory_bytes",
 }
 BUDGETS = tuple(OBJECTIVE_OF)
-
-Text = Annotated[str, Field(min_length=1), Allowed("text, not empty")]
-Spec = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"),
-    Allowed('"package.module:factory", a function of a module beside the run file or installed'),
-]
-Texts = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Values = Annotated[dict[str, Any], Allowed("text, numbers, true, false, and lists and tables of these")]
-Steps = Annotated[
-    dict[str, Annotated[tuple[dict[str, Any], ...], Field(strict=False)]],
-    Allowed('per input a list of steps { op = "…", … }, op one of ' + ", ".join(operations.OPERATIONS)),
-]
-
-
-class ModelSection(Section):
-    torch: Spec = Field(description="A function that returns the trained torch.nn.Module.")
-    arguments: Values = Field(default_factory=dict, description="Keyword arguments for that function.")
-
-    def conflicts(self) -> Iterator[Conflict]:
-        yield from _unstorable(self.arguments, "arguments")
-
-
-class TaskSection(Section):
-    arrays: Text | None = Field(default=None, description="An .npz beside the run file, with one row per sample.")
-    object: Spec | None = Field(default=None, description="Instead of arrays: a function that returns a TaskObject.")
-    inputs: Texts = Field(description="Names of the arrays that are the model's inputs, in its order.")
-    labels: Text | None = Field(default=None, description="Name of the array of labels.")
-    groups: Text | None = Field(default=None, description="Name of the array of groups: subjects, speakers, sites.")
-    metric: Annotated[str, Choices(tuple(operations.METRICS))] | None = Field(
-        default=None, description="How a sample is scored; absent only where the object has a score()."
-    )
-    classes: Annotated[tuple[Text, ...], Field(strict=False)] = Field(default=(), description="Names of the classes.")
-    preprocess: Steps = Field(
-        default_factory=dict,
-        description="Per input, the steps from the raw array to the model's input; run by host and board alike.",
-    )
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if (self.arrays is None) == (self.object is None):
-            found = "both" if self.arrays else "neither"
-            yield Conflict(("arrays", "object"), found, "exactly one of the two", "name an .npz or a factory")
-        if self.metric is None and self.object is None:
-            yield Conflict(
-                ("metric",), "nothing", ", ".join(operations.METRICS), "say how a sample of the arrays is scored"
-            )
-        if self.metric is not None and self.labels is None:
-            yield Conflict(("labels",), "nothing", "the name of an array", f"metric '{self.metric}' needs labels")
-        for name, steps in self.preprocess.items():
-            if name not in self.inputs:
-                yield Conflict(("preprocess",), f"steps for '{name}'", ", ".join(self.inputs), "name an input")
-            key = f"preprocess.{name}"
-            for problem in operations.problems([dict(step) for step in steps]):
-                yield Conflict((key,), problem, f"steps of {', '.join(operations.OPERATIONS)}", "correct that step")
-
-
-class SplitSection(Section):
-    groups: Annotated[tuple[int | str, ...], Field(strict=False, min_length=1)] | None = Field(
-        default=None, description="The groups that belong to this split alone."
-    )
-    count: Count | None = Field(default=None, description="At most so many samples, drawn with the seed.")
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.groups is None and self.count is None:
-            yield Conflict(("groups", "count"), "neither", "one of the two, or both", "say which samples it takes")
-
-
-class SplitsSection(Section):
-    seed: Seed = Field(default=0, description="Seed of every random choice among samples.")
-    calibration: SplitSection = Field(description="For quantization ranges and recovery training.")
-    selection: SplitSection = Field(description="Chooses among candidates.")
-    final: SplitSection = Field(description="Scored once, for the chosen candidate only.")
-
-
-class DeviceSection(Section):
-    profile: Text = Field(description="A bundled profile's name, or the path of a profile.")
-    address: Text = Field(default="local", description='"local" or "ssh://[user@]host[:port]".')
-    root: Text | None = Field(default=None, description="edgeopt's folder on the board; default: the profile's.")
-    python: Text | None = Field(default=None, description="The board's Python; default: the profile's.")
-    identity: Text | None = Field(default=None, description="Private key file for ssh.")
-    known_hosts: Text | None = Field(default=None, description="known_hosts file; default: ~/.ssh/known_hosts.")
-
-
-class LadderSection(Section):
-    rungs: Annotated[tuple[Annotated[str, Choices(RUNGS)], ...], Field(strict=False, min_length=1)] = Field(
-        default=RUNGS, description="The rungs that may be tried, in their fixed order."
-    )
-    floor_drop: Annotated[float, Field(ge=0)] = Field(
-        description="Greatest drop of the score below the source model's, in the score's unit (0.01: one point)."
-    )
-    min_gain: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.05, description="With every budget met, a rung that promises less of the objective is not tried."
-    )
-    mode: Annotated[str, Choices(("rapid", "quick", "normal"))] = Field(
-        default="rapid", description="How long each comparison measures; rapid gives p50 and p90 only."
-    )
-    threads: Count = Field(default=1, description="Threads of the runtime.")
-    seed: Seed = Field(default=0, description="Seed of training and of the order of queries.")
-
-
-class PruneSection(Section):
-    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)] = Field(
-        default=(0.3,), description="Shares of channels to remove, mildest first; the next is tried if one was kept."
-    )
-    round_to: Count = Field(default=8, description="Widths become multiples of this: kernels work in such lanes.")
-    epochs: Count = Field(default=20, description="Epochs of recovery by distillation from the source model.")
-    learning_rate: Positive = Field(default=1e-3, description="Learning rate of the recovery.")
-    batch: Count = Field(default=64, description="Batch size of the recovery.")
-
-    def conflicts(self) -> Iterator[Conflict]:
-        percent = [round(100 * ratio) for ratio in self.ratios]
-        if any(after <= before for before, after in itertools.pairwise(percent)):
-            mend = "sort them, and leave out what is twice"
-            yield Conflict(("ratios",), show(list(self.ratios)), "each at least 0.01 above the one before", mend)
-
-
-class RunFile(Section):
-    """edgeopt.toml, key by key; paths in it are relative to its folder."""
-
-    name: Annotated[
-        str,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100),
-        Allowed("at most 100 letters, digits and . _ -"),
-    ] = Field(description="Name of the run, of its folder in runs/ and of the bundle.")
-    model: ModelSection = Field(description="The trained model.")
-    task: TaskSection = Field(description="The data, and how a sample is prepared and scored.")
-    splits: SplitsSection = Field(description="Three disjoint parts of the data; no group is in two of them.")
-    device: DeviceSection = Field(description="The board.")
-    budget: Budget = Field(
-        default=Budget(),
-        description="Demands; they replace the profile's. The ladder improves the first one given, else latency_p50_s.",
-    )
-    ladder: LadderSection = Field(description="What may be tried, and how well it must do.")
-    prune: PruneSection = Field(default_factory=PruneSection, description="Structured pruning and its recovery.")
-
-    def conflicts(self) -> Iterator[Conflict]:
-        metric, drop = self.task.metric, self.ladder.floor_drop
-        if metric in CLASS_METRICS and drop >= 1:
-            mend = f"write {drop / 100:g} for {drop:g} points" if drop < 100 else "lower it"
-            yield Conflict(("ladder.floor_drop",), show(drop), f"below 1: '{metric}' is a share", mend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +56,33 @@ class Lower:
     kind: str = "lower"
 
 
-Step = Prune | Recover | Lower
+@dataclasses.dataclass(frozen=True)
+class Threads:
+    """Run with so many threads: the same artifact, another setting."""
+
+    count: int
+    kind: str = "threads"
+
+
+Step = Prune | Recover | Lower | Threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Ability:
+    """What a lowering can do; every file of lower/ has one. sources: kinds of source model that it takes.
+
+    schemes: by rung, the mildest first. modules: what must be importable for it. extra: of edgeopt, that brings them.
+    distributions: whose versions decide its output.
+    """
+
+    sources: tuple[str, ...]
+    schemes: Mapping[str, tuple[str, ...]]
+    modules: tuple[str, ...]
+    extra: str
+    distributions: tuple[str, ...]
+
+
+Abilities = Mapping[str, Ability]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,10 +97,12 @@ class Plan:
     objective: str
     rungs: tuple[str, ...]
     runtime: str
+    schemes: Mapping[str, tuple[str, ...]]  # of the runtime, by rung
     floor_drop: float
     min_gain: float
     mode: str
     threads: int
+    more_threads: tuple[int, ...]  # what the rung 'threads' tries
     seed: int
     prunes: tuple[tuple[Prune, Recover], ...]
 
@@ -253,8 +133,10 @@ class Plan:
         }
 
 
-def load(path: Path, profile: str | None = None) -> Plan:
+def load(path: Path, abilities: Abilities, profile: str | None = None) -> Plan:
     """The plan of a run file, or of a folder's edgeopt.toml; `profile` replaces the run file's.
+
+    abilities: what the lowerings can do, by runtime (edgeopt.lower.abilities).
 
     Raises ConfigError, PlanError.
     """
@@ -262,19 +144,15 @@ def load(path: Path, profile: str | None = None) -> Plan:
         path = _run_file_in(path)
     run_file = load_toml(path, RunFile)
     folder = path.resolve().parent
-    return make(run_file, folder, _profile(profile or run_file.device.profile, Path.cwd() if profile else folder))
+    board = _profile(profile or run_file.device.profile, Path.cwd() if profile else folder)
+    return make(run_file, folder, board, abilities)
 
 
-def make(run_file: RunFile, folder: Path, board: DeviceProfile) -> Plan:
+def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abilities) -> Plan:
     """Settle what the run file and the profile demand together. Raises PlanError where they contradict."""
     budgets = _budgets(run_file, board)
     ladder = run_file.ladder
-    runtimes = [name for name in board.runtimes if name in _lowerings()]
-    if not runtimes:
-        raise PlanError(
-            f"profile '{board.id}' runs {', '.join(board.runtimes)}, but this edgeopt makes artifacts for "
-            f"{', '.join(_lowerings())} only; name a profile whose runtimes hold one of these"
-        )
+    runtime = _runtime(run_file, board, abilities)
     if "latency_p95_s" in budgets and ladder.mode == "rapid":
         where = "the run file" if run_file.budget.latency_p95_s is not None else f"profile '{board.id}'"
         raise PlanError(
@@ -290,6 +168,9 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile) -> Plan:
         _require_cores(ladder.threads, board.cpu.cores.value, f"profile '{board.id}'")
     objective = next((OBJECTIVE_OF[name] for name in BUDGETS if name in budgets), "latency_p50_s")
     prune = run_file.prune
+    rungs = tuple(rung for rung in RUNGS if rung in ladder.rungs)
+    if "prune" in rungs and run_file.model.source != "torch":
+        rungs = _without_pruning(run_file, rungs)
     recover = Recover(prune.epochs, prune.learning_rate, prune.batch, ladder.seed)
     return Plan(
         name=run_file.name,
@@ -298,33 +179,39 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile) -> Plan:
         profile=board,
         budgets=budgets,
         objective=objective,
-        rungs=tuple(rung for rung in RUNGS if rung in ladder.rungs),
-        runtime=runtimes[0],
+        rungs=rungs,
+        runtime=runtime,
+        schemes=abilities[runtime].schemes,
         floor_drop=ladder.floor_drop,
         min_gain=ladder.min_gain,
         mode=ladder.mode,
         threads=ladder.threads,
+        more_threads=_more_threads(ladder.threads, board),
         seed=ladder.seed,
         prunes=tuple((Prune(ratio, prune.round_to), recover) for ratio in prune.ratios),
     )
 
 
-def require_packages(plan: Plan) -> None:
+def require_packages(plan: Plan, abilities: Abilities) -> None:
     """Say at once which extras are missing, not after minutes of work. Raises MissingDependency."""
-    needed = {"torch": ("torch",), "tflite": ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")}
+    source = plan.run_file.model.source
+    needed = [("torch", "torch")] if source == "torch" else [("onnx", "onnx"), ("onnx", "onnxruntime")]
     if "prune" in plan.rungs:
-        needed["torch"] += ("torch_pruning",)
-    for extra in ("torch", plan.runtime):
-        for module in needed[extra]:
-            if util.find_spec(module) is None:
-                raise MissingDependency(
-                    f"optimize needs '{module}', which is not installed: pip install 'edgeopt[{extra}]'"
-                )
+        needed.append(("torch", "torch_pruning"))
+    ability = abilities[plan.runtime]
+    needed += [(ability.extra, module) for module in ability.modules]
+    for extra, module in needed:
+        if util.find_spec(module) is None:
+            raise MissingDependency(
+                f"optimize needs '{module}', which is not installed: pip install 'edgeopt[{extra}]'"
+            )
 
 
-def require_board(plan: Plan, facts: Mapping[str, Any], address: str) -> None:
-    """What only the board can tell (edgeopt_agent.facts) must allow the plan. Raises PlanError."""
-    _require_cores(plan.threads, facts["cores_allowed"], address)
+def on_board(plan: Plan, facts: Mapping[str, Any], address: str) -> Plan:
+    """The plan as far as the board (edgeopt_agent.facts) can follow it. Raises PlanError where it cannot at all."""
+    cores = facts["cores_allowed"]
+    _require_cores(plan.threads, cores, address)
+    return dataclasses.replace(plan, more_threads=tuple(count for count in plan.more_threads if count <= cores))
 
 
 def _require_cores(threads: int, cores: int, where: str) -> None:
@@ -332,9 +219,40 @@ def _require_cores(threads: int, cores: int, where: str) -> None:
         raise PlanError(f"[ladder] threads = {threads}, but {where} has {cores} cores; lower threads")
 
 
-def _lowerings() -> list[str]:
-    """Runtimes that artifacts can be made for: the files of lower/, not imported."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name("lower"))]))
+def _runtime(run_file: RunFile, board: DeviceProfile, abilities: Abilities) -> str:
+    """The one asked for, else the profile's first that artifacts of this model can be made for."""
+    source, asked = run_file.model.source, run_file.ladder.runtime
+    fitting = [name for name, ability in abilities.items() if source in ability.sources]
+    if asked is not None and asked not in board.runtimes:
+        raise PlanError(
+            f"[ladder] runtime = '{asked}', but profile '{board.id}' runs {', '.join(board.runtimes)}; name one of "
+            "these, or another profile"
+        )
+    found = [name for name in ([asked] if asked else board.runtimes) if name in fitting]
+    if not found:
+        what = f"[ladder] runtime = '{asked}'" if asked else f"profile '{board.id}' runs {', '.join(board.runtimes)}"
+        raise PlanError(
+            f"{what}, but of [model] {source} this edgeopt makes artifacts for {', '.join(fitting)} only; name a "
+            "profile or a runtime that fits"
+        )
+    return found[0]
+
+
+def _without_pruning(run_file: RunFile, rungs: tuple[str, ...]) -> tuple[str, ...]:
+    """Pruning trains, and an ONNX file cannot be trained: asked for by name it is an error, by default it is left."""
+    if "rungs" in run_file.ladder.model_fields_set:
+        raise PlanError(
+            "[ladder] rungs holds 'prune', which retrains the model, but [model] onnx gives no model that can be "
+            "trained; give it as [model] torch, or leave 'prune' out"
+        )
+    return tuple(rung for rung in rungs if rung != "prune")
+
+
+def _more_threads(least: int, board: DeviceProfile) -> tuple[int, ...]:
+    """Numbers of threads worth a try: the fast cores of a big.LITTLE processor, and all cores; else powers of two."""
+    cpu = board.cpu
+    known = [count.value for count in (cpu.cores_big, cpu.cores) if count is not None]
+    return tuple(sorted({count for count in known or (2, 4) if count > least}))
 
 
 def _run_file_in(folder: Path) -> Path:
@@ -369,15 +287,3 @@ def _budgets(run_file: RunFile, board: DeviceProfile) -> dict[str, float]:
             f"one is the run file's, one that of profile '{board.id}': state both in the run file"
         )
     return found
-
-
-def _unstorable(value: object, key: str) -> Iterator[Conflict]:
-    """Dates, NaN and infinity: TOML has them, the JSON of plans, bundles and cache keys has not."""
-    if isinstance(value, dict | list):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, part in parts:
-            yield from _unstorable(part, f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]")
-    elif not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        yield Conflict(
-            (key,), show(value), "text, finite numbers, true, false, and lists and tables of these", "change it"
-        )

@@ -35,12 +35,12 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 BoardPath = Annotated[
     str,
-    Field(pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$"),
+    Field(pattern=r"^(/\.?[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$"),
     Allowed("an absolute path, not / itself, of letters, digits and . _ + -"),
 ]
 Program = Annotated[
     str,
-    Field(pattern=r"^(/?[A-Za-z0-9_+-][A-Za-z0-9._+-]*)(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*$"),
+    Field(pattern=r"^(/?\.?[A-Za-z0-9_+-][A-Za-z0-9._+-]*)(/\.?[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*$"),
     Allowed('a program, as "python3" or "/usr/bin/python3", without arguments'),
 ]
 Features = Annotated[tuple[Annotated[str, Choices(_FEATURES)], ...], Field(strict=False)]
@@ -146,7 +146,9 @@ class Budget(Section):
     """Demands of the board's owner; the run file may state others."""
 
     latency_p50_s: Positive | None = Field(default=None, description="Median time of one inference, at most.")
-    latency_p95_s: Positive | None = Field(default=None, description="95th percentile of that time, at most.")
+    latency_p95_s: Positive | None = Field(
+        default=None, description="95th percentile of that time, at most; not with mode rapid."
+    )
     size_bytes: Count | None = Field(default=None, description="Size of the model's file, at most.")
     peak_memory_bytes: Count | None = Field(default=None, description="Peak memory above the bare runtime, at most.")
 

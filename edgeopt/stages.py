@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import measure, model, stats
-from .cache import Cache, source_of, versions
+from . import decode, measure, model, onnx_model, stats
+from .artifact import Artifact
+from .cache import Cache, key_of, sha256_file, source_of, versions
 from .device.session import Session
 from .errors import ConfigError, ModelError
 from .ladder import Recipe
-from .lower import TensorSpec
-from .measure import Artifact, Comparison
-from .plan import Lower, Plan, Prune, Recover
+from .measure import Comparison
+from .plan import Lower, Plan, Prune, Recover, Threads
+from .runfile import ModelSection
 from .task import Array, Samples, TaskObject, check_labels, check_outputs, plain_arrays, read_npz, samples_of, split
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[dict[str, Any]], None]
 
-TORCH_PACKAGES = ("torch", "numpy")
+SOURCE_PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 COOL_DOWN_S = 20.0
 PRUNE_PACKAGES = ("torch", "torch-pruning", "numpy")
 
@@ -43,7 +44,7 @@ def hash_arrays(arrays: Sequence[Array]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -59,17 +60,23 @@ class Workbench:
     remeasure: bool = False
 
     @functools.cached_property
-    def module(self) -> torch.nn.Module:
+    def source(self) -> torch.nn.Module | Path:
         """The user's model, imported now if no stage needed it before. Raises ModelError if it is another one now."""
         self.say({"event": "stage", "what": "loading the model"})
         section = self.plan.run_file.model
-        module = model.load_torch(section.torch, self.plan.folder, section.arguments)
-        if model.graph_hash(module, self.example) != self.graph:
+        source, graph = _load(section, self.plan.folder, self.example)
+        if graph != self.graph:
             raise ModelError(
-                f"[model] torch = '{section.torch}' gives another model each time it is called, or its files changed "
-                "meanwhile; load trained weights in it, set its seed, or start again"
+                f"{section.named()} gives another model each time it is called, or its files changed meanwhile; load "
+                "trained weights in it, set its seed, or start again"
             )
-        return module
+        return source
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The source as a torch module, for what trains it."""
+        assert not isinstance(self.source, Path)
+        return self.source
 
     @functools.cached_property
     def example(self) -> tuple[Array, ...]:
@@ -91,11 +98,16 @@ class Workbench:
     def prepared(self, name: str) -> tuple[Array, ...]:
         return self.splits[name].prepared(self.plan.preprocess)
 
+    def hash_of(self, name: str) -> str:
+        """What decides a split's prepared inputs and labels, without preparing them: pictures grow by four then."""
+        own = self.splits[name]
+        labels = () if own.labels is None else (own.labels,)
+        how = {"steps": self.plan.preprocess, "code": source_of("edgeopt_agent/preprocess.py")}
+        return key_of({"arrays": hash_arrays([*own.inputs, *labels]), **how})
+
     @functools.cached_property
     def calibration_hash(self) -> str:
-        own = self.splits["calibration"]
-        labels = () if own.labels is None else (own.labels,)
-        return hash_arrays([*self.prepared("calibration"), *labels])
+        return self.hash_of("calibration")
 
     def scores(self, outputs: Sequence[Array], labels: Array | None) -> Array:
         """Per-sample scores (n,) of outputs, each (n, ...), by the task's metric or its own score()."""
@@ -112,10 +124,15 @@ class Workbench:
         return found
 
 
-def open_data(plan: Plan, cache: Cache) -> dict[str, Samples]:
-    """The three splits, read and checked: needs neither board nor model. Raises ConfigError, ModelError."""
+def open_data(plan: Plan, cache: Cache, say: Say) -> dict[str, Samples]:
+    """The three splits, read and checked, before board and model are needed; an ONNX model's files must be there.
+
+    Raises ConfigError, ModelError.
+    """
     task = plan.run_file.task
-    samples = _samples(plan, cache)
+    if plan.run_file.model.onnx is not None:
+        onnx_model.files(plan.folder / plan.run_file.model.onnx)
+    samples = _samples(plan, cache, say)
     rows = split(samples, plan.splits, plan.run_file.splits.seed)
     splits = {name: samples.take(indices) for name, indices in rows.items()}
     for own in splits.values():
@@ -137,16 +154,17 @@ def open_workbench(
 
     def build(folder: Path) -> None:
         say({"event": "stage", "what": "loading and exporting the model"})
-        module = model.load_torch(section.torch, plan.folder, section.arguments)
-        (folder / "graph").write_text(model.graph_hash(module, example))
+        (folder / "graph").write_text(_load(section, plan.folder, example)[1])
 
     inputs = {
-        "factory": section.torch,
+        "factory": section.named(),
         "arguments": section.arguments,
         "folder": str(plan.folder),
         "shapes": [[list(array.shape), str(array.dtype)] for array in example],
-        "versions": versions(TORCH_PACKAGES),
-        "code": source_of("edgeopt/model.py"),
+        "versions": versions(SOURCE_PACKAGES),
+        "code": source_of("edgeopt/model.py", "edgeopt/onnx_model.py"),
+        # native code reads them, so the trace does not see them
+        "files": {} if section.onnx is None else _hashes(onnx_model.files(plan.folder / section.onnx)),
     }
     graph = (cache.traced("source", inputs, build) / "graph").read_text()
     return Workbench(plan, cache, say, splits, graph, remeasure)
@@ -154,19 +172,27 @@ def open_workbench(
 
 def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
     """The source model's outputs, each (n, ...), on a split: what every score is compared with."""
-    prepared = bench.prepared(name)
 
     def build(folder: Path) -> None:
         what = f"running the source model on the {name} split"
         bench.progress(what)
-        outputs = model.run_torch(bench.module, prepared, lambda done, total: bench.progress(what, done, total))
+        source, prepared = bench.source, bench.prepared(name)
+
+        def told(done: int, total: int) -> None:
+            bench.progress(what, done, total)
+
+        if isinstance(source, Path):
+            outputs = onnx_model.run(source, prepared, told)
+            model.check_finite(outputs, "the source model")
+        else:
+            outputs = model.run_torch(source, prepared, told)
         _save_arrays(folder / "outputs.npz", outputs)
 
     inputs = {
         "graph": bench.graph,
-        "samples": hash_arrays(prepared),
-        "versions": versions(TORCH_PACKAGES),
-        "code": source_of("edgeopt/model.py"),
+        "samples": bench.hash_of(name),
+        "versions": versions(SOURCE_PACKAGES),
+        "code": source_of("edgeopt/model.py", "edgeopt/onnx_model.py"),
     }
     outputs = _load_arrays(bench.cache.stage(f"reference of {name}", inputs, build) / "outputs.npz")
     task, labels = bench.plan.run_file.task, bench.splits[name].labels
@@ -179,13 +205,12 @@ def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
 
 def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]]:
     """The recipe's steps, in order: (artifact, notes of the stages)."""
-    *torch_steps, lowering = recipe.steps
+    steps = {step.kind: step for step in recipe.steps}
+    prune, recover, lowering, threads = (steps.get(kind) for kind in ("prune", "recover", "lower", "threads"))
     assert isinstance(lowering, Lower)
     compressed = None
-    for step in torch_steps:
-        if isinstance(step, Prune):
-            recover = next(s for s in torch_steps if isinstance(s, Recover))
-            compressed = pruned(bench, step, recover)
+    if isinstance(prune, Prune) and isinstance(recover, Recover):
+        compressed = pruned(bench, prune, recover)
     folder = lowered(bench, lowering, compressed)
     notes = json.loads((folder / "lowered.json").read_text())
     if compressed is not None:
@@ -193,8 +218,10 @@ def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]
     preprocess_steps = [
         [*own, *adapters] for own, adapters in zip(bench.plan.preprocess, notes["adapters"], strict=True)
     ]
-    path = folder / notes["file"]
-    return Artifact.of_file(path, lowering.runtime, bench.plan.threads, preprocess_steps, recipe.name), notes
+    paths = [folder / file for file in notes["files"]]
+    count = threads.count if isinstance(threads, Threads) else bench.plan.threads
+    made = Artifact.of_files(paths, lowering.runtime, count, preprocess_steps, notes["options"], recipe.name)
+    return made, notes
 
 
 def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
@@ -234,30 +261,24 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
         "compressed": compressed.name if compressed else None,
         "lower": dataclasses.asdict(step),
         "calibration": bench.calibration_hash,
-        "versions": versions(lowering.requirements()),
-        "code": source_of("edgeopt/lower/__init__.py", f"edgeopt/lower/{step.runtime}.py"),
+        "versions": versions(lowering.ABILITY.distributions),
+        "code": source_of("edgeopt/parity.py", "edgeopt/lower/__init__.py", f"edgeopt/lower/{step.runtime}.py"),
     }
 
     def build(folder: Path) -> None:
-        module = bench.module
+        source = bench.source
         if compressed is not None:
             from .compress import prune
 
-            module = prune.restore(module, compressed)
+            source = prune.restore(bench.module, compressed)
         calibration = bench.prepared("calibration")
         example = tuple(array[: model.REFERENCE_BATCH] for array in calibration)
-        made = lowering.lower(
-            module,
-            step.scheme,
-            example,
-            calibration,
-            folder / f"model.{step.runtime}",
-            bench.progress,
-        )
+        made = lowering.lower(source, step.scheme, example, calibration, folder, bench.progress)
         facts = {
-            "file": made.path.name,
-            "inputs": [_spec(tensor) for tensor in made.inputs],
-            "outputs": [_spec(tensor) for tensor in made.outputs],
+            "files": [path.name for path in made.paths],
+            "options": made.options,
+            "inputs": [dataclasses.asdict(tensor) for tensor in made.inputs],
+            "outputs": [dataclasses.asdict(tensor) for tensor in made.outputs],
             "adapters": [[dict(step) for step in own] for own in made.adapters],
             "notes": made.notes,
         }
@@ -314,11 +335,13 @@ def board_outputs(
     return found
 
 
-def _samples(plan: Plan, cache: Cache) -> Samples:
+def _samples(plan: Plan, cache: Cache, say: Say) -> Samples:
     task = plan.run_file.task
     if task.arrays is not None:
         path = plan.folder / task.arrays
         return samples_of(read_npz(path), task.inputs, task.labels, task.groups, f"'{path}'")
+    if task.kind is not None:
+        return decode.samples(plan, cache, task.kind, say)
     spec = str(task.object)
 
     def build(folder: Path) -> None:
@@ -350,8 +373,17 @@ def _board_key(session: Session, facts: dict[str, Any], artifacts: Sequence[Arti
     }
 
 
-def _spec(tensor: TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
+def _load(section: ModelSection, folder: Path, example: Sequence[Array]) -> tuple[torch.nn.Module | Path, str]:
+    """(the source model, its hash)."""
+    if section.onnx is not None:
+        path = folder / section.onnx
+        return path, onnx_model.graph_hash(path)
+    module = model.load_torch(str(section.torch), folder, section.arguments)
+    return module, model.graph_hash(module, example)
+
+
+def _hashes(paths: Sequence[Path]) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in paths}
 
 
 def _save_arrays(path: Path, arrays: Sequence[Array]) -> None:

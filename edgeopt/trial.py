@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from . import ladder, stages, validate
+from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ModelError, PlanError
 from .ladder import Recipe, Trial
-from .measure import Artifact, Comparison
+from .measure import Comparison
 from .plan import Plan
 from .stages import Workbench
 from .stats import Figure
@@ -56,7 +57,17 @@ def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
         rivals = list(dict.fromkeys([trials[0].recipe.name, ladder.incumbent(trials).recipe.name, recipe.name]))
     together = [run.artifacts[name] for name in rivals]
     comparison = stages.measured(run.bench, run.session, run.facts, together)
+    if why := _other_precision(together[-1], comparison.executed(len(together) - 1)):
+        return _failed(recipe, why)
     return _trial(run, recipe, notes, comparison, together)
+
+
+def _other_precision(artifact: Artifact, executed: dict[str, Any]) -> str | None:
+    """What the runtime computed in is read back: another precision than the one asked for is another candidate."""
+    asked, found = artifact.options.get("precision"), executed["precision"]
+    if asked is None or asked == found:
+        return None
+    return f"{artifact.runtime} computed in {found} on this board, though {asked} was asked for"
 
 
 def _failed(recipe: Recipe, why: str) -> Trial:
@@ -144,13 +155,18 @@ def _score(run: Run, name: str) -> dict[str, Any]:
 
 
 def _keep_artifact(run: Run, artifact: Artifact) -> dict[str, Any]:
-    file = f"candidates/{artifact.name}.{artifact.runtime}"
-    shutil.copyfile(artifact.path, run.scratch / file)
+    folder = run.scratch / "candidates" / artifact.name
+    folder.mkdir()
+    for path in artifact.paths:
+        shutil.copyfile(path, folder / path.name)
     return {
-        "file": file,
+        "file": f"candidates/{artifact.name}/{artifact.file}",
         "sha256": artifact.sha256,
         "size_bytes": artifact.size_bytes,
         "runtime": artifact.runtime,
+        "threads": artifact.threads,
+        "files": artifact.entry()["files"],
+        "options": artifact.options,
     }
 
 

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import measure, stats
+from . import measure, slices, stats
 from .bundle import Bundle
 from .device.session import Session
 from .errors import AgentFailure, ConfigError, IntegrityError
 from .flash import describe
-from .measure import Artifact
 from .task import Array, Samples
 
 Score = Callable[[Sequence[Array], Array | None], Array]
@@ -48,7 +47,10 @@ def read_pack(bundle: Bundle) -> Pack:
     """The bundle's evaluation pack. Raises ConfigError when it has none, IntegrityError when it is damaged."""
     evaluation = bundle.manifest.evaluation
     if evaluation is None:
-        raise ConfigError(f"{bundle.path} has no evaluation pack, so it cannot be validated; bundle it with one")
+        raise ConfigError(
+            f"{bundle.path} has no evaluation pack, so it cannot be validated; `edgeopt optimize` makes one, and "
+            "`edgeopt bundle` with --labels"
+        )
     columns: dict[str, list[Array]] = {}
     try:
         for entry in evaluation.shards:
@@ -66,12 +68,34 @@ def read_pack(bundle: Bundle) -> Pack:
     return Pack(samples, source, evaluation.metric, tuple(evaluation.classes), evaluation.floor_drop)
 
 
+def health_inputs(bundle: Bundle) -> bytes:
+    """The inputs of the bundle's health check as a shard; what it expects of them is this release's own.
+
+    Raises IntegrityError.
+    """
+    data = bundle.blob(bundle.manifest.files[bundle.manifest.health.file])
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            count = sum(name.startswith("input") for name in archive.files)
+            inputs = tuple(archive[f"input{index}"] for index in range(count))
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"{bundle.path}: its health check has no arrays of samples ({error})") from error
+    return measure.shard(Samples(inputs, None, None))
+
+
 def judge(
-    outputs: Sequence[Array], source: Sequence[Array], samples: Samples, floor: float, score: Score, classify: bool
+    outputs: Sequence[Array],
+    source: Sequence[Array],
+    samples: Samples,
+    floor: float,
+    score: Score,
+    classify: bool,
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """`final` of run.json: the score on the board, its paired drop below the source model, and the verdict.
 
     outputs, source: each (n, ...). classify: outputs[0] holds one score per class, so decisions can be compared.
+    classes: their names, if they have any.
     """
     own, reference = score(outputs, samples.labels), score(source, samples.labels)
     drop = stats.paired_drop(reference, own, samples.groups)
@@ -87,15 +111,40 @@ def judge(
         "agreement": decisions_agree(outputs, source) if classify else None,
         "verdict": verdict,
         "reason": reason,
-        "worst_class": stats.worst_class(own, samples.labels) if classify and samples.labels is not None else None,
+        **_by_class(outputs, source, own, reference, samples.labels if classify else None, classes),
+        "per_group": None if samples.groups is None else slices.by_label(own, reference, samples.groups),
         "output_error": output_errors(outputs, source),
     }
 
 
+def _by_class(
+    outputs: Sequence[Array],
+    source: Sequence[Array],
+    own: Array,
+    reference: Array,
+    labels: Array | None,
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """own, reference: scores (n,) of `outputs` and `source`; labels: (n,), or None where there are no classes."""
+    if labels is None:
+        return dict.fromkeys(("worst_class", "per_class", "confusion"))
+    worst = stats.worst_class(own, labels)
+    return {
+        "worst_class": dict(worst, label=slices.named(worst["label"], classes)),
+        "per_class": slices.by_label(own, reference, labels, classes),
+        "confusion": slices.confusion(_decisions(outputs), _decisions(source), labels, classes),
+    }
+
+
+def _decisions(outputs: Sequence[Array]) -> Array:
+    """The class of the largest of outputs[0], (n,)."""
+    found: Array = outputs[0].reshape(len(outputs[0]), -1).argmax(axis=1)
+    return found
+
+
 def decisions_agree(outputs: Sequence[Array], source: Sequence[Array]) -> float:
     """Share of samples with the same largest output."""
-    first, second = (array[0].reshape(len(array[0]), -1).argmax(axis=1) for array in (outputs, source))
-    return stats.agreement(first, second)
+    return stats.agreement(_decisions(outputs), _decisions(source))
 
 
 def output_errors(outputs: Sequence[Array], source: Sequence[Array]) -> list[dict[str, float | None]]:
@@ -139,17 +188,15 @@ def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = 
         def score(outputs: Sequence[Array], labels: Array | None) -> Array:
             return np.asarray(preprocess.score(str(metric), outputs, labels))
 
-    entry = bundle.manifest.artifact
     with tempfile.TemporaryDirectory(prefix="edgeopt-validate-") as folder:
-        path = Path(folder) / entry.file
-        path.write_bytes(bundle.blob(bundle.manifest.files[entry.file]))
-        artifact = Artifact.of_file(path, entry.runtime, entry.threads, entry.preprocess, bundle.manifest.name)
+        artifact = bundle.artifact(Path(folder))
         inputs = dataclasses.replace(pack.samples, labels=None)
         outputs = measure.outputs(session, artifact, measure.shards(inputs))
         some = measure.shards(inputs.take(np.arange(min(len(inputs), measure.LATENCY_SAMPLES))))
         comparison = measure.bench(session, [artifact], some, mode, 0, Path(folder))
     numbers, lost = _numbers(outputs)
-    final = judge(numbers, pack.source, pack.samples, pack.floor_drop, score, metric in ("top1", "top5"))
+    classify = metric in ("top1", "top5")
+    final = judge(numbers, pack.source, pack.samples, pack.floor_drop, score, classify, pack.classes)
     latency, memory = comparison.latency(0), comparison.memory(0)
     broken, unknown = _over_budget(bundle, latency, memory, artifact.size_bytes)
     if lost:

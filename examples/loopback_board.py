@@ -22,7 +22,7 @@ from pathlib import Path
 
 SSHD_CONFIG = """\
 Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {host}
 HostKey {folder}/host_key
 PidFile {folder}/sshd.pid
 AuthorizedKeysFile {folder}/authorized_keys
@@ -39,10 +39,10 @@ LogLevel VERBOSE
 class LoopbackBoard:
     """address, identity and known_hosts are what edgeopt's --device, --identity and --known-hosts take."""
 
-    def __init__(self, folder: Path) -> None:
-        sshd = shutil.which("sshd") or "/usr/sbin/sshd"
-        if not os.access(sshd, os.X_OK):
-            raise RuntimeError("there is no sshd here: apt-get install openssh-server")
+    host = "127.0.0.1"
+    patience_s = 10.0
+
+    def __init__(self, folder: Path, user: str | None = None) -> None:
         self.folder = folder.resolve()
         self.port = _free_port()
         self.home = self.folder / "home"
@@ -51,14 +51,22 @@ class LoopbackBoard:
         self._key("host_key")
         (self.folder / "authorized_keys").write_text(self.identity.with_suffix(".pub").read_text())
         self.known_hosts = self.folder / "known_hosts"
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {(self.folder / 'host_key.pub').read_text()}")
-        self.address = f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}"
+        self.known_hosts.write_text(f"[{self.host}]:{self.port} {(self.folder / 'host_key.pub').read_text()}")
+        self.address = f"ssh://{user or getpass.getuser()}@{self.host}:{self.port}"
+        self.log = self.folder / "sshd.log"
+        self._process = subprocess.Popen(self.command())
+        self._await_server()
+
+    def command(self) -> list[str]:
+        """How the server is started, in the foreground."""
+        sshd = shutil.which("sshd") or "/usr/sbin/sshd"
+        if not os.access(sshd, os.X_OK):
+            raise RuntimeError("there is no sshd here: apt-get install openssh-server")
         config = self.folder / "sshd_config"
-        config.write_text(SSHD_CONFIG.format(port=self.port, folder=self.folder, home=self.home))
+        config.write_text(SSHD_CONFIG.format(host=self.host, port=self.port, folder=self.folder, home=self.home))
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
-        self._process = subprocess.Popen([sshd, "-D", "-f", str(config), "-E", str(self.folder / "sshd.log")])
-        self._await_server()
+        return [sshd, "-D", "-f", str(config), "-E", str(self.log)]
 
     @property
     def options(self) -> list[str]:
@@ -80,13 +88,14 @@ class LoopbackBoard:
         return path
 
     def _await_server(self) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + self.patience_s
         while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 1):
                 return
             time.sleep(0.05)
         self._process.kill()
-        raise RuntimeError(f"sshd did not start: {(self.folder / 'sshd.log').read_text()}")
+        said = self.log.read_text() if self.log.exists() else "nothing was logged"
+        raise RuntimeError(f"the SSH server did not start: {said}")
 
 
 @contextlib.contextmanager

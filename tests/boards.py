@@ -71,9 +71,15 @@ def dense_tflite(inputs: int = 4, outputs: int = 3) -> bytes:
     return bytes(builder.Output())
 
 
+def artifact_entry(sha256: str, runtime: str) -> dict[str, Any]:
+    """How a job request names an artifact of one file."""
+    plain = {"threads": 1, "preprocess": [], "options": {}}
+    return {"file": "model", "files": {"model": sha256}, "runtime": runtime, **plain}
+
+
 def bench_request(blobs: list[str], shards: list[str], **changes: Any) -> dict[str, Any]:
     """A short bench of fake models."""
-    artifacts = [{"blob": sha, "runtime": "fake", "threads": 1, "preprocess": []} for sha in blobs]
+    artifacts = [artifact_entry(sha, "fake") for sha in blobs]
     short = {"min_queries": 12, "min_seconds": 0.05, "cap_seconds": 60.0, "rounds": 2, "seed": 0}
     return {"kind": "bench", "artifacts": artifacts, "shards": shards, **short, **changes}
 
@@ -88,8 +94,8 @@ def local_session(root: Path, python: str | None = None, **how: Any) -> Session:
     return Session(LocalTransport(), Placement(str(root), python or sys.executable), **how)
 
 
-def ssh_address(server: LoopbackBoard) -> Address:
-    return parse_address(server.address, server.identity, server.known_hosts)
+def ssh_address(server: LoopbackBoard, transport: str = "paramiko") -> Address:
+    return parse_address(server.address, server.identity, server.known_hosts, transport)
 
 
 def in_background(session: Session, request: dict[str, Any]) -> tuple[threading.Thread, list[Any]]:
@@ -190,8 +196,9 @@ def board_python(version: str) -> str:
 
 
 def ssh_sessions(server: int) -> list[int]:
-    """The processes of a running sshd that serve connections: its descendants named sshd or sshd-session."""
-    found = [pid for pid in children(server) if Path(f"/proc/{pid}/comm").read_text().startswith("sshd")]
+    """The processes of a running server that serve connections: its descendants named sshd, sshd-session, dropbear."""
+    names = ("sshd", "dropbear")
+    found = [pid for pid in children(server) if Path(f"/proc/{pid}/comm").read_text().startswith(names)]
     return found + [deeper for pid in found for deeper in ssh_sessions(pid)]
 
 

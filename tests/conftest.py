@@ -34,6 +34,7 @@ EDGEOPT = Path(sys.executable).with_name("edgeopt")
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 sys.path.insert(0, str(REPOSITORY / "examples"))
+os.environ["EDGEOPT_SSH_CONFIG"] = "none"  # whatever this machine's user has there
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -196,6 +197,15 @@ def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackBoard
     server = LoopbackBoard(tmp_path_factory.mktemp("loopback") / "sshd")
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def dropbear() -> Iterator[LoopbackBoard]:
+    """A real dropbear server, for the tests of one file."""
+    from servers import namespaced_board
+
+    with namespaced_board(server="dropbear") as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-from edgeopt import stats
+from edgeopt import slices, stats
+from edgeopt.report import terminal
 
 HOSTILE = '<script>window.hacked=1</script><img src=x onerror="window.hacked=1">"]}\';\u202e\x1b[31m[bold]</script>'
 
@@ -36,13 +39,28 @@ def _trial(name: str, rung: str, steps: list[dict[str, Any]], median_s: float, s
         "name": name,
         "rung": rung,
         "steps": steps,
-        "artifact": {"file": f"candidates/{name}.tflite", "sha256": "ab" * 32, "size_bytes": size, "runtime": "tflite"},
+        "artifact": {
+            "file": f"candidates/{name}/model.tflite",
+            "sha256": "ab" * 32,
+            "size_bytes": size,
+            "runtime": "tflite",
+            "threads": 1,
+            "files": {"model.tflite": "ab" * 32},
+            "options": {},
+        },
         "latency": _latency(seconds),
         "load_s": 0.0042 * size / 300_000,
         "first_inference_s": 1.7 * median_s,
         "memory": {"peak_rss_bytes": 31_000_000 + 4 * size, "above_runtime_bytes": 1_000_000 + 2 * size},
         "energy": None,
-        "executed": {"threads": 1, "delegate_nodes": 1, "ops": {"CONV_2D": 6, "FULLY_CONNECTED": 1}},
+        "executed": {
+            "threads": 1,
+            "delegate_nodes": 1,
+            "ops": {"CONV_2D": 6, "FULLY_CONNECTED": 1},
+            "precision": None,
+            "macs": {"float32": 10_732_416} if rung == "fp32" else {"int8": 10_721_536, "float32": 10_880},
+        },
+        "notes": _notes(rung),
         "conditions": {"marks": [], "governor": "schedutil", "frequency_hz": 1_500_000_000, "temperature_c": 52.1},
         "samples": f"samples/{name}.npz",
     }
@@ -55,12 +73,38 @@ def _score(value: float, agreement: float) -> dict[str, Any]:
 
 
 def _ratios(latency: tuple[float, float, float], size: float, memory: float) -> dict[str, Any]:
-    against = {"against": "fp32"}
+    against = {"n": 12, "how": "measured", "invalid": None, "against": "fp32"}
     return {
         "latency_p50_s": {"value": latency[0], "interval": list(latency[1:]), **against},
         "size_bytes": {"value": size, "interval": None, **against},
         "peak_memory_bytes": {"value": memory, "interval": None, **against},
     }
+
+
+CLASSES = ["pendulum", "abduction", "forward elevation", "internal rotation", "rotator cuff raise", "trapezius", "row"]
+
+
+def _decided() -> dict[str, Any]:
+    """per_class, per_group and confusion of 607 samples: the last class and the last group have 7 of them."""
+    rng = np.random.default_rng(3)
+    labels = np.concatenate([np.repeat(np.arange(6), 100), np.full(7, 6)])
+    groups = np.concatenate([np.arange(600) % 3 + 8, np.full(7, 11)])
+    source = np.where(rng.random(607) < 0.1, (labels + 1) % 6, labels)
+    own = np.where(rng.random(607) < np.where(labels == 4, 0.2, 0.03), 5, source)
+    right = (own == labels).astype(float), (source == labels).astype(float)
+    return {
+        "per_class": slices.by_label(*right, labels, CLASSES),
+        "per_group": slices.by_label(*right, groups),
+        "confusion": slices.confusion(own, source, labels, CLASSES),
+    }
+
+
+def _notes(scheme: str) -> dict[str, Any]:
+    stage = {"max_abs_error": 2.1e-6, "sqnr_db": 128.3, "samples": 8}
+    parity = [{"stage": "conversion to TFLite", **stage}]
+    if scheme != "fp32":
+        parity.append({"stage": "int8 quantization", "max_abs_error": 0.41, "sqnr_db": 24.6, "samples": 8})
+    return {"scheme": scheme, "parity": parity, "transposes_and_pads": {"TRANSPOSE": 1}, "compress": None}
 
 
 def trials() -> list[dict[str, Any]]:
@@ -141,7 +185,8 @@ def run() -> dict[str, Any]:
             "agreement": 0.967,
             "verdict": "undecided",
             "reason": "point estimate inside the floor; needs about 8 groups (n=1,600)",
-            "worst_class": {"label": "rotator cuff raise", "value": 0.79, "n": 84, "invalid": None, "too_few": 0},
+            "worst_class": {"label": "rotator cuff raise", "value": 0.73, "n": 100, "invalid": None, "too_few": 1},
+            **_decided(),
         },
         "bundle": {"file": "smartwatch-activity.edgeopt", "release": "c0ffee" + "0" * 58, "size_bytes": 71_204},
         "manifest": {"schema": 1, "files": {"model.tflite": "ab" * 32}, "limits": {"latency_p50_s": 0.0012}},
@@ -170,6 +215,13 @@ def hostile() -> dict[str, Any]:
     given["board"] = {HOSTILE: HOSTILE, "model": HOSTILE}
     given["plan"]["profile"]["name"] = HOSTILE
     given["final"]["worst_class"]["label"] = HOSTILE
+    for row in (*given["final"]["per_class"], *given["final"]["per_group"]):
+        row["label"] = HOSTILE
+    for pair in given["final"]["confusion"]["pairs"]:
+        pair["decided"] = HOSTILE
+    for trial in given["trials"]:
+        trial["notes"]["parity"][0]["stage"] = HOSTILE
+        trial["executed"] |= {"precision": HOSTILE, "macs": {HOSTILE: 3}}
     given["manifest"] = {HOSTILE: [HOSTILE]}
     return given
 
@@ -184,3 +236,14 @@ def write(run_dir: Path, given: dict[str, Any]) -> Path:
             np.savez(run_dir / trial["samples"], seconds=seconds, block=block, started=np.arange(14.0))
     (run_dir / "run.json").write_text(json.dumps(given), encoding="utf-8")
     return run_dir
+
+
+RUNS = {"full": run, "bare": bare, "hostile": hostile, "empty": dict}
+
+
+def screen(run: dict[str, Any], width: int = 100, full: bool = False) -> str:
+    """The terminal's screen as text."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    terminal.render(run, console, Path("runs/x"), full)
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    return str(written)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from boards import (
+    artifact_entry,
     bench_request,
     board_python,
     dense_tflite,
@@ -109,7 +110,7 @@ def test_an_old_python_runs_a_tflite_model_with_tflite_runtime(tmp_path: Path, o
     inputs = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=np.float32)
     with local_session(tmp_path, old_python) as session:
         assert session.facts()["runtimes"]["tflite"]["package"] == "tflite-runtime"
-        artifact = {"blob": session.send(dense_tflite()), "runtime": "tflite", "threads": 1, "preprocess": []}
+        artifact = artifact_entry(session.send(dense_tflite()), "tflite")
         job, result = session.run({"kind": "infer", "artifact": artifact, "shards": [session.send(npz(inputs))]})
         answer = session.fetch(job, result["outputs"][0])
     (tmp_path / "outputs.npz").write_bytes(answer)

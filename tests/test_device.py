@@ -38,12 +38,13 @@ class Board:
     server: LoopbackBoard | None
 
 
-@pytest.fixture(params=["local", "ssh"])
+@pytest.fixture(params=["local", "loopback-paramiko", "loopback-ssh", "dropbear-paramiko", "dropbear-ssh"])
 def board(request: pytest.FixtureRequest) -> Board:
-    if request.param == "local":
+    name, _, transport = request.param.partition("-")
+    if name == "local":
         return Board(lambda: open_transport(parse_address("local")), None)
-    server = request.getfixturevalue("loopback")
-    return Board(lambda: open_transport(ssh_address(server)), server)
+    server = request.getfixturevalue(name)
+    return Board(lambda: open_transport(ssh_address(server, transport)), server)
 
 
 @pytest.fixture

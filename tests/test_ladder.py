@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgeopt import ladder, plan
 from edgeopt.ladder import Recipe, Stop, Trial
+from edgeopt.lower import abilities
 from edgeopt.plan import Plan
 from edgeopt.stats import Figure
 
@@ -28,14 +29,22 @@ task = { arrays = "d.npz", inputs = ["x"], labels = "y", metric = "top1" }
 splits = { calibration = { count = 1 }, selection = { count = 1 }, final = { count = 1 } }
 device.profile = "generic-x86-64"
 ladder.floor_drop = 0.01
+ladder.rungs = ["fp32", "int8", "prune"]
 prune.ratios = [0.3, 0.5]
 """
     )
-    return dataclasses.replace(plan.load(tmp_path), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(plan.load(tmp_path, abilities()), **changes)  # type: ignore[arg-type]
 
 
 def trial(
-    recipe: Recipe, *, ratio: float, step: float, score: float = 0.9, drop: float = 0.0, size: float = 1e5
+    recipe: Recipe,
+    *,
+    ratio: float,
+    step: float,
+    score: float = 0.9,
+    drop: float = 0.0,
+    size: float = 1e5,
+    agreement: float = 1.0,
 ) -> Trial:
     """ratio: to the baseline; step: to the best so far; both with a narrow interval."""
     values = {"latency_p50_s": ratio * 1e-3, "latency_p95_s": None, "size_bytes": size, "peak_memory_bytes": None}
@@ -43,7 +52,7 @@ def trial(
     def figure(value: float) -> Figure:
         return Figure(value, (value * (1 - PRECISE), value * (1 + PRECISE)), 12)
 
-    return Trial(recipe, values, figure(ratio), figure(step), score, drop, 1.0, {})
+    return Trial(recipe, values, figure(ratio), figure(step), score, drop, agreement, {})
 
 
 def climb(made: Plan, found: Sequence[dict[str, float]]) -> tuple[list[Trial], str]:
@@ -104,11 +113,12 @@ def test_no_further_pruning_after_a_rejected_one(tmp_path: Path) -> None:
 
 
 def test_climbing_stops_when_budgets_are_met_and_little_is_promised(tmp_path: Path) -> None:
-    made = make_plan(tmp_path, min_gain=0.3, budgets={"latency_p50_s": 1.0})
+    made = make_plan(tmp_path, min_gain=0.4, budgets={"latency_p50_s": 1.0})
     trials, why = climb(made, [{"ratio": 1, "step": 1}, {"ratio": 0.5, "step": 0.5}])
     assert [t.recipe.name for t in trials] == ["fp32", "int8"]
     assert "'int8' meets every budget" in why
-    assert "min_gain = 30%" in why
+    assert "prune30-int8 promises about 26% less median latency, prune50-int8 promises about 38%" in why
+    assert "min_gain = 40%" in why
 
 
 def test_a_missed_budget_climbs_on(tmp_path: Path) -> None:
@@ -134,6 +144,63 @@ def test_a_better_score_at_the_same_objective_is_kept(tmp_path: Path) -> None:
     trials, _ = climb(make_plan(tmp_path, rungs=("fp32", "int8")), found)
     assert trials[1].verdict == "kept"
     assert "the score is 0.1000 above that of fp32" in trials[1].reason
+
+
+SCHEMES = {"fp16": ("fp16", "fp16-compute"), "int8": ("int8", "int8-safe", "int8-mixed")}
+
+
+def test_fp16_is_tried_where_it_promises_something(tmp_path: Path) -> None:
+    rungs = ("fp32", "fp16")
+    fast = make_plan(tmp_path, rungs=rungs, schemes=SCHEMES)  # for latency, float16 weights alone promise nothing
+    trials, why = climb(fast, [{"ratio": 1, "step": 1}, {"ratio": 0.6, "step": 0.6}])
+    assert [t.recipe.name for t in trials] == ["fp32", "fp16-compute"]
+    assert "fp16 promises about 0% less median latency" in why
+    small = make_plan(tmp_path, rungs=rungs, schemes=SCHEMES, objective="size_bytes")
+    trials, _ = climb(small, [{"ratio": 1, "step": 1}, {"ratio": 0.5, "step": 0.5}, {"ratio": 0.5, "step": 1}])
+    assert [t.recipe.name for t in trials] == ["fp32", "fp16", "fp16-compute"]
+
+
+def test_other_int8_schemes_repair_what_the_first_cost(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, rungs=("fp32", "int8"), schemes=SCHEMES)
+    first = {"ratio": 0.5, "step": 0.5, "drop": 0.005, "score": 0.895, "agreement": 0.97}
+    closer = {"ratio": 0.5, "step": 1.0, "drop": 0.005, "score": 0.895, "agreement": 0.98}
+    slower = {"ratio": 0.7, "step": 1.4, "drop": 0.0, "score": 0.9, "agreement": 0.985}
+    trials, _ = climb(made, [{"ratio": 1, "step": 1}, first, closer, slower])
+    assert [(t.recipe.name, t.verdict) for t in trials] == [
+        ("fp32", "baseline"),
+        ("int8", "kept"),
+        ("int8-safe", "kept"),
+        ("int8-mixed", "rejected"),
+    ]
+    assert "98.0% of decisions agree with the source model, of int8 97.0%" in trials[2].reason
+    faithful = {"ratio": 0.5, "step": 0.5, "agreement": 0.995}
+    trials, why = climb(made, [{"ratio": 1, "step": 1}, faithful])
+    assert [t.recipe.name for t in trials] == ["fp32", "int8"]
+    assert why == "no rung is left to try"
+
+
+def test_a_scheme_that_agrees_more_but_falls_through_the_floor_is_rejected(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, rungs=("fp32", "int8"), schemes={"int8": ("int8", "int8-safe")})
+    first = {"ratio": 0.5, "step": 0.5, "drop": 0.005, "score": 0.895, "agreement": 0.97}
+    lower = {"ratio": 0.5, "step": 1.0, "drop": 0.05, "score": 0.85, "agreement": 0.98}
+    trials, _ = climb(made, [{"ratio": 1, "step": 1}, first, lower])
+    assert trials[2].verdict == "rejected"
+
+
+def test_threads_are_added_until_they_bring_nothing_and_pruning_keeps_them(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, rungs=("fp32", "int8", "threads", "prune"), more_threads=(2, 4, 8))
+    steps = [1, 0.5, 0.7, 1.1, 0.8, 0.8]
+    trials, _ = climb(made, [{"ratio": 1, "step": step} for step in steps])
+    assert [t.recipe.name for t in trials] == [
+        "fp32",
+        "int8",
+        "int8-2threads",
+        "int8-4threads",
+        "prune30-int8",
+        "prune50-int8",
+    ]
+    assert trials[3].verdict == "rejected"
+    assert [step.count for step in trials[4].recipe.steps if step.kind == "threads"] == [2]
 
 
 def test_nothing_is_chosen_when_no_trial_fits(tmp_path: Path) -> None:

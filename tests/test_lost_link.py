@@ -64,11 +64,16 @@ def process_of(job: Path) -> int:
     return pid
 
 
+@pytest.fixture(params=["paramiko", "ssh"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def session(ssh_board: SshBoard) -> Iterator[Session]:
+def session(ssh_board: SshBoard, transport: str) -> Iterator[Session]:
     server = ssh_board.server
-    transport = open_transport(parse_address(server.address, server.identity, server.known_hosts))
-    with Session(transport, Placement(str(ssh_board.root), sys.executable)) as opened:
+    link = open_transport(parse_address(server.address, server.identity, server.known_hosts, transport))
+    with Session(link, Placement(str(ssh_board.root), sys.executable)) as opened:
         yield opened
 
 
@@ -161,12 +166,12 @@ def check_continued(recorded: Path, data: bytes, partial: Path, inode: int, held
     assert not partial.exists()
 
 
-def test_bench_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, tmp_path: Path) -> None:
+def test_bench_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, tmp_path: Path, transport: str) -> None:
     model = tmp_path / "big.tflite"
     model.write_bytes(dense_tflite(**BIG))
     recorded = tmp_path / "recorded"
     recorded.mkdir()
-    options = [*ssh_board.options, "--board-python", recording_python(recorded)]
+    options = [*ssh_board.options, "--board-python", recording_python(recorded), "--transport", transport]
     command = start_cli("bench", model, "--random", "--json", *options)
     where = cut_in_mid_upload(ssh_board, model.read_bytes())
     document, stderr = finish(command)
@@ -193,7 +198,7 @@ def test_flash_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, t
     assert status["current"]["whole"] is True
 
 
-@pytest.mark.parametrize("where", ["local", "ssh"])
+@pytest.mark.parametrize("where", ["local", "paramiko", "ssh"])
 def test_ctrl_c_in_a_bench_cancels_its_job_and_workers(
     request: pytest.FixtureRequest, tmp_path: Path, where: str
 ) -> None:
@@ -201,9 +206,9 @@ def test_ctrl_c_in_a_bench_cancels_its_job_and_workers(
     model.write_bytes(dense_tflite())
     root = tmp_path / "local-root"
     options: list[object] = ["--root", root]
-    if where == "ssh":
+    if where != "local":
         board = request.getfixturevalue("ssh_board")
-        options, root = board.options, board.root
+        options, root = [*board.options, "--transport", where], board.root
     command = start_cli("bench", model, "--random", "--mode", "quick", *options)
     job = until(lambda: progress_of(root), "the middle of the job")
     workers = workers_of(job)
@@ -215,10 +220,12 @@ def test_ctrl_c_in_a_bench_cancels_its_job_and_workers(
     until(lambda: not any(map(is_alive, workers)), "the end of the workers", 5)
 
 
-def test_ctrl_c_in_an_upload_leaves_what_arrived_for_the_next_try(ssh_board: SshBoard, tmp_path: Path) -> None:
+def test_ctrl_c_in_an_upload_leaves_what_arrived_for_the_next_try(
+    ssh_board: SshBoard, tmp_path: Path, transport: str
+) -> None:
     model = tmp_path / "big.tflite"
     model.write_bytes(dense_tflite(**BIG))
-    command = start_cli("bench", model, "--random", *ssh_board.options)
+    command = start_cli("bench", model, "--random", "--transport", transport, *ssh_board.options)
     store = ssh_board.root / "store"
     partial = until(
         lambda: next((p for p in store.glob("*.part") if p.stat().st_size > ENOUGH_BYTES), None), "the upload's middle"

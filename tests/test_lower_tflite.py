@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt import parity
 from edgeopt.errors import MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered, quiet
 from edgeopt.lower import tflite as lowering
@@ -59,6 +60,11 @@ def images(n: int = 64) -> np.ndarray:
     return data
 
 
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lowered")
@@ -66,12 +72,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fp32(folder: Path) -> Lowered:
-    return lowering.lower(Small(), "fp32", (images(),), (), folder / "fp32.tflite", silent)
+    return lowering.lower(Small(), "fp32", (images(),), (), made(folder / "fp32"), silent)
 
 
 @pytest.fixture(scope="module")
 def int8(folder: Path) -> Lowered:
-    return lowering.lower(Small(), "int8", (images(),), (images(),), folder / "int8.tflite", silent)
+    return lowering.lower(Small(), "int8", (images(),), (images(),), made(folder / "int8"), silent)
 
 
 def run(lowered: Lowered, sample: np.ndarray) -> np.ndarray:
@@ -79,7 +85,7 @@ def run(lowered: Lowered, sample: np.ndarray) -> np.ndarray:
     from ai_edge_litert.interpreter import Interpreter
 
     with quiet():
-        interpreter = Interpreter(model_path=str(lowered.path), num_threads=1)
+        interpreter = Interpreter(model_path=str(lowered.paths[0]), num_threads=1)
         interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], apply(lowered.adapters[0], sample))
     interpreter.invoke()
@@ -98,8 +104,8 @@ def activations(path: Path) -> dict[str, tuple[float, int]]:
 
 
 def test_fp32_agrees_with_the_source(fp32: Lowered) -> None:
-    assert fp32.notes["max_abs_error"] < 1e-4
-    assert fp32.size_bytes == fp32.path.stat().st_size
+    assert [stage["stage"] for stage in fp32.notes["parity"]] == ["conversion to TFLite"]
+    assert fp32.notes["parity"][0]["max_abs_error"] < 1e-4
     assert fp32.outputs[0].shape == (1, 4)
     assert fp32.outputs[0].dtype == "float32"
     assert fp32.notes["int8_mac_share"] == 0.0
@@ -109,7 +115,7 @@ def test_image_inputs_become_channel_last_without_a_transpose_inside(fp32: Lower
     for lowered in (fp32, int8):
         assert lowered.inputs[0].shape == (1, 8, 12, 3)
         assert lowered.adapters == (({"op": "transpose", "axes": [0, 2, 3, 1]},),)
-        assert "TRANSPOSE" not in lowering.executed_ops(lowered.path)
+        assert "TRANSPOSE" not in lowering.executed_ops(lowered.paths[0])
     with torch.no_grad():
         expected = Small().eval()(torch.from_numpy(images()[5:6])).numpy()
     np.testing.assert_allclose(run(fp32, images()[5:6]), expected, atol=1e-5)
@@ -119,7 +125,7 @@ def test_int8_holds_the_true_ranges(int8: Lowered) -> None:
     data = images()
     with torch.no_grad():
         hidden = Small().eval().features[:2](torch.from_numpy(data)).numpy()
-    found = activations(int8.path)
+    found = activations(int8.paths[0])
     scale, zero = found["QUANTIZE"]
     assert scale == pytest.approx((data.max() - data.min()) / 255, rel=1e-5)
     assert zero == round(-128 - data.min() / scale)
@@ -135,12 +141,24 @@ def test_int8_agrees_with_fp32_and_computes_in_int8(fp32: Lowered, int8: Lowered
     assert int8.notes["int8_mac_share"] == 1.0
     assert int8.notes["float_ops"] == []
     assert int8.inputs[0].dtype == "float32"
-    assert int8.size_bytes < fp32.size_bytes
+    assert int8.paths[0].stat().st_size < fp32.paths[0].stat().st_size
+    first, second = int8.notes["parity"]
+    assert (first["stage"], second["stage"]) == ("conversion to TFLite", "int8 quantization")
+    assert first["max_abs_error"] < second["max_abs_error"]
+
+
+def test_fp16_halves_the_weights_and_computes_in_float(fp32: Lowered, folder: Path) -> None:
+    fp16 = lowering.lower(Small(), "fp16", (images(),), (), made(folder / "fp16"), silent)
+    assert fp16.paths[0].stat().st_size < 0.75 * fp32.paths[0].stat().st_size
+    assert fp16.notes["parity"][1]["stage"] == "float16 weights"
+    assert fp16.notes["parity"][1]["max_abs_error"] > fp16.notes["parity"][0]["max_abs_error"]
+    assert fp16.notes["ops"]["DEQUANTIZE"] > 0
+    np.testing.assert_allclose(run(fp16, images()[:1]), run(fp32, images()[:1]), rtol=0.03, atol=0.01)
 
 
 def test_same_input_gives_the_same_bytes(int8: Lowered, tmp_path: Path) -> None:
-    again = lowering.lower(Small(), "int8", (images(),), (images(),), tmp_path / "again.tflite", silent)
-    assert again.path.read_bytes() == int8.path.read_bytes()
+    again = lowering.lower(Small(), "int8", (images(),), (images(),), tmp_path, silent)
+    assert again.paths[0].read_bytes() == int8.paths[0].read_bytes()
 
 
 def test_64_bit_inputs_are_cast_and_order_is_kept(tmp_path: Path) -> None:
@@ -153,7 +171,7 @@ def test_64_bit_inputs_are_cast_and_order_is_kept(tmp_path: Path) -> None:
             return self.table(tokens).sum(1) * gain, gain + 1
 
     gain, tokens = np.ones((3, 1), np.float32), np.array([[1, 2, 3, 4], [5, 6, 7, 8], [9, 0, 1, 2]], np.int64)
-    lowered = lowering.lower(Lookup().eval(), "fp32", (gain, tokens), (), tmp_path / "m.tflite", silent)
+    lowered = lowering.lower(Lookup().eval(), "fp32", (gain, tokens), (), tmp_path, silent)
     assert [spec.dtype for spec in lowered.inputs] == ["float32", "int32"]
     assert lowered.adapters == ((), ({"op": "cast", "dtype": "int32"},))
     assert [spec.shape for spec in lowered.outputs] == [(1, 6), (1, 1)]
@@ -167,9 +185,8 @@ def test_64_bit_inputs_are_cast_and_order_is_kept(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_converted_is_named(function: Any, named: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "m.tflite"
     with pytest.raises(ModelError) as caught:
-        lowering.lower(Applied(function).eval(), "fp32", (np.ones((1, 4, 4), np.float32),), (), out, silent)
+        lowering.lower(Applied(function).eval(), "fp32", (np.ones((1, 4, 4), np.float32),), (), tmp_path, silent)
     for words in named:
         assert words in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -180,30 +197,29 @@ def test_nan_weights_name_the_node(tmp_path: Path) -> None:
     with torch.no_grad():
         model.features[2].weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"NaN or infinite for sample 0 \(first in node 'features\.2', Conv2d\)"):
-        lowering.lower(model, "fp32", (images(),), (), tmp_path / "m.tflite", silent)
+        lowering.lower(model, "fp32", (images(),), (), tmp_path, silent)
 
 
 def test_bad_calibration_is_refused_before_any_work(tmp_path: Path) -> None:
-    out = tmp_path / "m.tflite"
     for empty in ((), (images()[:0],)):
         with pytest.raises(PlanError, match="calibration samples and there are none"):
-            lowering.lower(Small(), "int8", (images(),), empty, out, silent)
+            lowering.lower(Small(), "int8", (images(),), empty, tmp_path, silent)
     broken = images()
     broken[7, 0, 0, 0] = np.nan
     with pytest.raises(ModelError, match=r"input 0 holds NaN or infinity in 1 of 64 samples \(first: sample 7\)"):
-        lowering.lower(Small(), "int8", (images(),), (broken,), out, silent)
-    with pytest.raises(PlanError, match="no scheme 'int4'; allowed: fp32, int8"):
-        lowering.lower(Small(), "int4", (images(),), (), out, silent)
+        lowering.lower(Small(), "int8", (images(),), (broken,), tmp_path, silent)
+    with pytest.raises(PlanError, match="no scheme 'int4'; allowed: fp32, fp16, int8"):
+        lowering.lower(Small(), "int4", (images(),), (), tmp_path, silent)
 
 
-def test_an_artifact_that_differs_is_refused(fp32: Lowered) -> None:
+def test_the_stage_at_fault_is_named(fp32: Lowered) -> None:
     reference = [np.ones((2, 4), np.float32)]
-    with pytest.raises(ModelError, match=r"output 0 of the fp32 artifact is off by 0\.01"):
-        lowering._compare([reference[0] + 0.01], reference, "fp32")
-    with pytest.raises(ModelError, match=r"output 0 of the int8 artifact is NaN"):
-        lowering._compare([reference[0] * np.nan], reference, "int8")
+    with pytest.raises(ModelError, match=r"output 0 is off by 0\.01 after the stage 'conversion to TFLite'"):
+        parity.compare([reference[0] + 0.01], reference, "conversion to TFLite", 1e-3)
+    with pytest.raises(ModelError, match=r"output 0 is NaN or infinite after the stage 'int8 quantization'"):
+        parity.compare([reference[0] * np.nan], reference, "int8 quantization", None)
     with pytest.raises(ModelError, match=r"still computes in float: CONV_2D"):
-        lowering._contents(fp32.path, "int8")
+        lowering._contents(fp32.paths[0], "int8")
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +228,7 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     def say(what: str, _done: int = 0, _total: int = 0) -> None:
         lines.append(what)
 
-    lowering.lower(Small(), "int8", (images(8),), (images(8),), tmp_path / "m.tflite", say)
+    lowering.lower(Small(), "int8", (images(8),), (images(8),), tmp_path, say)
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
@@ -223,7 +239,7 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "litert_torch", None)
     with pytest.raises(MissingDependency, match=r"pip install 'edgeopt\[torch,tflite\]'"):
-        lowering.lower(Small(), "fp32", (images(),), (), tmp_path / "m.tflite", silent)
+        lowering.lower(Small(), "fp32", (images(),), (), tmp_path, silent)
 
 
 def test_quiet_holds_back_its_own_thread_only(capfd: pytest.CaptureFixture[str]) -> None:

@@ -171,11 +171,18 @@ def test_after_ctrl_c_no_finished_work_is_repeated(watch_folder: Path, tmp_path:
 
 
 def test_a_candidate_that_cannot_be_made_is_a_failed_trial(tmp_path: Path, watch_data: Path) -> None:
-    """Pruning with lanes wider than the layers removes nothing: the ladder says so and goes on without it."""
+    """Pruning with lanes wider than the layers removes nothing: the ladder says so and goes on without it.
+
+    What the user's code prints, through the file descriptor too, is not in the document.
+    """
     project = copy_example(tmp_path / "project", watch_data, **{**SMALL, "rungs": '["fp32", "prune"]'}, round_to="4096")
+    with (project / "watch_model.py").open("a") as file:
+        file.write('\nimport os\nprint("loaded pretrained weights")\nos.write(1, b"from C")\n')
     done = optimize(project, tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     run = json.loads(done.stdout)
+    assert "loaded pretrained weights" in done.stderr
+    assert "from C" in done.stderr
     failed = run["trials"][1]
     assert failed["verdict"] == "failed"
     assert "4096" in failed["reason"]

@@ -15,7 +15,9 @@ from test_bad_input import PROFILE, RUN_FILE, edit
 
 from edgeopt import config, plan
 from edgeopt.errors import MissingDependency, PlanError
-from edgeopt.plan import Prune, Recover, RunFile
+from edgeopt.lower import abilities
+from edgeopt.plan import Prune, Recover
+from edgeopt.runfile import RunFile
 
 BUDGETS = {"latency_p50_s": 0.01, "latency_p95_s": 0.02, "size_bytes": 50_000, "peak_memory_bytes": 1_000_000}
 
@@ -26,7 +28,7 @@ def made(folder: Path, run_file: str = "", profile: str = "") -> plan.Plan:
     (folder / "bench.toml").write_text(f"{PROFILE}\n{profile}")
     edit(folder / "edgeopt.toml", '"generic-x86-64"', '"bench.toml"')
     edit(folder / "edgeopt.toml", "[ladder]", '[ladder]\nmode = "quick"')
-    return plan.load(folder)
+    return plan.load(folder, abilities())
 
 
 def budget(**budgets: float) -> str:
@@ -49,8 +51,8 @@ def test_defaults_and_what_is_given(tmp_path: Path) -> None:
 
 def test_rungs_keep_their_order_and_come_once(tmp_path: Path) -> None:
     made(tmp_path)
-    edit(tmp_path / "edgeopt.toml", '["fp32"]', '["prune", "int8", "fp32", "int8"]')
-    assert plan.load(tmp_path).rungs == ("fp32", "int8", "prune")
+    edit(tmp_path / "edgeopt.toml", '["fp32"]', '["prune", "int8", "fp32", "threads", "int8", "fp16"]')
+    assert plan.load(tmp_path, abilities()).rungs == ("fp32", "fp16", "int8", "threads", "prune")
 
 
 @pytest.mark.parametrize("name", BUDGETS)
@@ -79,34 +81,66 @@ def test_the_first_budget_is_the_objective(tmp_path: Path, given: list[str], obj
 
 def test_a_profile_named_on_the_command_line_replaces_the_run_files(tmp_path: Path, monkeypatch: Any) -> None:
     made(tmp_path)
-    assert plan.load(tmp_path, "raspberry-pi-4").profile.id == "raspberry-pi-4"
+    assert plan.load(tmp_path, abilities(), "raspberry-pi-4").profile.id == "raspberry-pi-4"
     boards = tmp_path / "boards"
     boards.mkdir()
     (boards / "mine.toml").write_text(PROFILE)
     monkeypatch.chdir(boards)
-    assert plan.load(tmp_path, "mine.toml").profile.id == "mine"
+    assert plan.load(tmp_path, abilities(), "mine.toml").profile.id == "mine"
 
 
 def test_only_runtimes_that_artifacts_are_made_for(tmp_path: Path) -> None:
     made(tmp_path)
     edit(tmp_path / "bench.toml", '["tflite"]', '["openvino", "tflite"]')
-    assert plan.load(tmp_path).runtime == "tflite"
+    assert plan.load(tmp_path, abilities()).runtime == "openvino"
+    only = {"tflite": abilities()["tflite"]}
+    assert plan.load(tmp_path, only).runtime == "tflite"
+    edit(tmp_path / "edgeopt.toml", "[ladder]", '[ladder]\nruntime = "tflite"')
+    assert plan.load(tmp_path, abilities()).runtime == "tflite"
+    edit(tmp_path / "edgeopt.toml", 'runtime = "tflite"', 'runtime = "onnxruntime"')
+    with pytest.raises(PlanError, match="runtime = 'onnxruntime', but profile 'bench' runs openvino, tflite"):
+        plan.load(tmp_path, abilities())
+    edit(tmp_path / "edgeopt.toml", 'runtime = "onnxruntime"', "")
     edit(tmp_path / "bench.toml", '["openvino", "tflite"]', '["openvino", "onnxruntime"]')
-    with pytest.raises(PlanError, match="runs openvino, onnxruntime, but this edgeopt makes artifacts for tflite only"):
-        plan.load(tmp_path)
+    with pytest.raises(PlanError, match=r"runs openvino, onnxruntime, but of \[model\] torch .* for tflite only"):
+        plan.load(tmp_path, only)
+
+
+def test_an_onnx_model_goes_where_it_can(tmp_path: Path) -> None:
+    made(tmp_path)
+    edit(tmp_path / "bench.toml", '["tflite"]', '["tflite", "openvino"]')
+    edit(tmp_path / "edgeopt.toml", 'torch = "net:load"', 'onnx = "model.onnx"')
+    assert plan.load(tmp_path, abilities()).runtime == "openvino"
+    edit(tmp_path / "edgeopt.toml", '["fp32"]', '["fp32", "prune"]')
+    with pytest.raises(PlanError, match=r"'prune', which retrains .* \[model\] onnx gives no model"):
+        plan.load(tmp_path, abilities())
+    edit(tmp_path / "edgeopt.toml", 'rungs = ["fp32", "prune"]', "")
+    assert plan.load(tmp_path, abilities()).rungs == ("fp32", "fp16", "int8", "threads")
+
+
+def test_more_threads_are_the_fast_cores_then_all(tmp_path: Path) -> None:
+    made(tmp_path)
+    source = 'source = "https://example.org"'
+    cores = "\n".join(
+        f"cores{name} = {{ value = {count}, {source} }}" for name, count in (("", 8), ("_big", 4), ("_little", 4))
+    )
+    edit(tmp_path / "bench.toml", '"x86_64"', f'"x86_64"\n{cores}')
+    chosen = plan.load(tmp_path, abilities())
+    assert chosen.more_threads == (4, 8)
+    assert plan.on_board(chosen, {"cores_allowed": 6}, "ssh://pi").more_threads == (4,)
 
 
 def test_threads_within_the_cores_of_profile_and_board(tmp_path: Path) -> None:
     made(tmp_path)
     edit(tmp_path / "bench.toml", '"x86_64"', '"x86_64"\ncores = { value = 4, source = "https://example.org" }')
     edit(tmp_path / "edgeopt.toml", "[ladder]", "[ladder]\nthreads = 4")
-    four = plan.load(tmp_path)
-    plan.require_board(four, {"cores_allowed": 4}, "ssh://pi")
+    four = plan.load(tmp_path, abilities())
+    assert plan.on_board(four, {"cores_allowed": 4}, "ssh://pi").more_threads == ()
     with pytest.raises(PlanError, match="threads = 4, but ssh://pi has 3 cores; lower threads"):
-        plan.require_board(four, {"cores_allowed": 3}, "ssh://pi")
+        plan.on_board(four, {"cores_allowed": 3}, "ssh://pi")
     edit(tmp_path / "edgeopt.toml", "threads = 4", "threads = 5")
     with pytest.raises(PlanError, match="threads = 5, but profile 'bench' has 4 cores"):
-        plan.load(tmp_path)
+        plan.load(tmp_path, abilities())
 
 
 @pytest.mark.parametrize(
@@ -118,18 +152,18 @@ def test_missing_packages_name_their_extra(
 ) -> None:
     made(tmp_path)
     edit(tmp_path / "edgeopt.toml", '["fp32"]', f'["fp32", "{rung}"]')
-    chosen = plan.load(tmp_path)
-    plan.require_packages(chosen)
+    chosen = plan.load(tmp_path, abilities())
+    plan.require_packages(chosen, abilities())
     find = plan.util.find_spec
     monkeypatch.setattr(plan.util, "find_spec", lambda name: None if name == module else find(name))
     with pytest.raises(MissingDependency, match=rf"'{module}'.* pip install 'edgeopt\[{extra}\]'"):
-        plan.require_packages(chosen)
+        plan.require_packages(chosen, abilities())
 
 
 def test_pruning_packages_are_needed_for_pruning_only(tmp_path: Path, monkeypatch: Any) -> None:
     find = plan.util.find_spec
     monkeypatch.setattr(plan.util, "find_spec", lambda name: None if name == "torch_pruning" else find(name))
-    plan.require_packages(made(tmp_path))
+    plan.require_packages(made(tmp_path), abilities())
 
 
 def holds(whole: Any, part: Any) -> bool:
@@ -158,7 +192,8 @@ def test_show_plan_prints_all_that_is_settled_and_does_nothing(tmp_path: Path) -
 
 def test_a_plan_of_the_example_loads_no_heavy_module() -> None:
     script = (
-        "import sys; from pathlib import Path; from edgeopt import plan; plan.load(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from edgeopt import lower, plan;"
+        "plan.load(Path(sys.argv[1]), lower.abilities());"
         "print([name for name in ('torch', 'litert_torch', 'ai_edge_litert', 'paramiko') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script, EXAMPLE], capture_output=True, text=True, check=True)

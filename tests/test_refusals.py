@@ -52,7 +52,7 @@ def test_a_release_that_fails_its_health_check_changes_nothing(
     said: str,
 ) -> None:
     source = bundles.read(bundle_file)
-    files = {"model.tflite": (bundle_file.parent / "candidates" / "fp32.tflite").read_bytes()}
+    files = {"model.tflite": (bundle_file.parent / "candidates" / "fp32" / "model.tflite").read_bytes()}
     if change:
         files["health.npz"] = changed_arrays(source.blob(source.manifest.files["health.npz"]), change)
     sick = variant(bundle_file, tmp_path / "sick.edgeopt", files, health=limits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import re
 import shutil
@@ -21,14 +20,12 @@ import pytest
 import report_data
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from edgeopt.report import html, terminal, units
 from edgeopt.stats import Figure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 CHROMEDRIVER = shutil.which("chromedriver")
-RUNS = {"full": report_data.run, "bare": report_data.bare, "hostile": report_data.hostile, "empty": dict}
 VENDOR = Path(html.__file__).parent / "vendor" / "chart.umd.min.js"
 
 
@@ -100,17 +97,10 @@ def test_foreign_text_carries_no_control_characters(given_text: str) -> None:
     assert units.text(given_text).isprintable()
 
 
-def screen(run: dict[str, Any], width: int = 100) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    terminal.render(run, console, Path("runs/x"))
-    written = console.file.getvalue()  # type: ignore[attr-defined]
-    return str(written)
-
-
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_terminal_gives_verdict_ladder_reasons_and_files(width: int) -> None:
     run = report_data.run()
-    shown = re.sub(r"\s+", " ", screen(run, width))
+    shown = re.sub(r"\s+", " ", report_data.screen(run, width))
     assert shown.startswith(" UNDECIDED prune30-int8 runs 3.0 times")
     if width < terminal.WIDE:
         for trial in run["trials"]:
@@ -121,12 +111,13 @@ def test_terminal_gives_verdict_ladder_reasons_and_files(width: int) -> None:
     assert "runs/x/smartwatch-activity.edgeopt" in shown
 
 
-@pytest.mark.parametrize("name", sorted(RUNS))
+@pytest.mark.parametrize("name", sorted(report_data.RUNS))
 def test_terminal_fits_and_survives(name: str) -> None:
-    shown = screen(RUNS[name](), 80)
-    assert max(map(len, shown.splitlines())) <= 80
-    assert "\x1b" not in shown
-    assert len(shown.splitlines()) < 60
+    for full in (False, True):
+        shown = report_data.screen(report_data.RUNS[name](), 80, full)
+        assert max(map(len, shown.splitlines())) <= 80
+        assert "\x1b" not in shown
+        assert full or len(shown.splitlines()) < (70 if name == "hostile" else 60)
 
 
 def test_terminal_never_counts_a_budget_that_was_not_measured_as_met() -> None:
@@ -159,9 +150,9 @@ class _Addresses(HTMLParser):
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
 
 
-@pytest.mark.parametrize("name", sorted(RUNS))
+@pytest.mark.parametrize("name", sorted(report_data.RUNS))
 def test_page_is_self_contained(name: str, tmp_path: Path) -> None:
-    run = RUNS[name]()
+    run = report_data.RUNS[name]()
     folder = report_data.write(tmp_path, run) if run else tmp_path
     page = html.write(run, folder).read_text(encoding="utf-8")
     parser = _Addresses()
@@ -290,7 +281,7 @@ WIDTHS = "return [document.documentElement.scrollWidth, document.documentElement
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["full", "bare", "hostile"])
 def test_page_in_a_browser(browser: Browser, tmp_path: Path, name: str, scheme: str, width: int) -> None:
-    run = RUNS[name]()
+    run = report_data.RUNS[name]()
     browser.open(html.write(run, report_data.write(tmp_path, run)), width, scheme)
     plots = browser.run(PAINTED)
     assert browser.log() == []

@@ -6,6 +6,8 @@ import json
 import pkgutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,42 @@ from edgeopt_agent import facts, runtimes, wire
 RECORDED = Path(__file__).parent / "recorded"
 
 ALL_RUNTIMES = sorted(module.name for module in pkgutil.iter_modules(runtimes.__path__))
-MODELS = {"fake": fake_model(gain=2.0), "tflite": dense_tflite()}  # each takes (1, 4) float32
+
+
+def onnx_model() -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(4, 3) - 5, "w")
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n]) for name, n in (("x", 4), ("y", 3))]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ports[:1], ports[1:], [weights])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return made.SerializeToString()
+
+
+def openvino_model() -> dict[str, bytes]:
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "m.onnx").write_bytes(onnx_model())
+        openvino.save_model(openvino.convert_model(f"{folder}/m.onnx"), f"{folder}/model.xml", compress_to_fp16=False)
+        return {name: (Path(folder) / name).read_bytes() for name in ("model.xml", "model.bin")}
+
+
+# Each takes (1, 4) float32; the first file is loaded.
+MODELS: dict[str, Callable[[], dict[str, bytes]]] = {
+    "fake": lambda: {"model": fake_model(gain=2.0)},
+    "tflite": lambda: {"model": dense_tflite()},
+    "onnxruntime": lambda: {"model.onnx": onnx_model()},
+    "openvino": openvino_model,
+}
+
+
+def written(name: str, folder: Path) -> Path:
+    """The runtime's model in `folder`; the file to load."""
+    files = MODELS[name]()
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+    return folder / next(iter(files))
 
 
 @pytest.mark.parametrize("name", ALL_RUNTIMES)
@@ -38,9 +75,8 @@ def test_a_runtime_keeps_the_contract(name: str, tmp_path: Path) -> None:
     assert name == "fake" or found["package"] in adapter.PACKAGES
     adapter.require()
     assert name in MODELS, f"add a small model for runtime '{name}' to MODELS"
-    path = tmp_path / "model"
-    path.write_bytes(MODELS[name])
-    session = adapter.load(str(path), 1)
+    path = written(name, tmp_path)
+    session = adapter.load(str(path), 1, {})
     for tensor in (*session.inputs, *session.outputs):
         assert set(tensor) == {"name", "shape", "dtype"}
         assert isinstance(tensor["name"], str)
@@ -60,19 +96,36 @@ def test_a_runtime_keeps_the_contract(name: str, tmp_path: Path) -> None:
         assert list(copy.shape) == tensor["shape"]
         assert copy.dtype.name == tensor["dtype"]
     executed = session.executed()
+    assert set(executed) == {"threads", "ops", "delegate_nodes", "precision", "macs"}
     assert executed["threads"] == 1
     assert executed["ops"]
+    assert executed["macs"] is None or list(executed["macs"].values()) == [12]
     json.dumps([executed, session.inputs, session.outputs], allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ALL_RUNTIMES)
+def test_a_runtime_refuses_options_that_it_does_not_know(name: str, tmp_path: Path) -> None:
+    with pytest.raises(wire.RemoteError, match=f"runtime '{name}' does not take colour = 'red'"):
+        runtimes.load(name).load(str(tmp_path), 1, {"colour": "red"})
+
+
+def test_openvino_computes_in_float32_unless_told_otherwise(tmp_path: Path) -> None:
+    adapter = runtimes.load("openvino")
+    if adapter.available() is None:
+        pytest.skip("needs openvino")
+    path = str(written("openvino", tmp_path))
+    assert adapter.load(path, 1, {}).executed()["precision"] == "f32"
+    assert adapter.load(path, 1, {"precision": "f32"}).executed()["macs"] == {"f32": 12}
 
 
 @pytest.mark.parametrize("name", ALL_RUNTIMES)
 def test_a_runtime_says_what_is_wrong_with_a_model(name: str, tmp_path: Path) -> None:
     if name == "fake" or runtimes.load(name).available() is None:
         pytest.skip("nothing to load with")
-    path = tmp_path / "model"
-    path.write_bytes(MODELS[name][: len(MODELS[name]) // 2])
+    path = written(name, tmp_path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(wire.RemoteError, match=f"{name} cannot load the model"):
-        runtimes.load(name).load(str(path), 1)
+        runtimes.load(name).load(str(path), 1, {})
 
 
 def test_looking_for_runtimes_imports_none() -> None:

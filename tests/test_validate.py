@@ -150,7 +150,7 @@ def test_outputs_that_are_not_numbers_fail(small_bundle: bundles.Bundle, bundle_
     sick = variant(
         small_bundle.path,
         tmp_path / "sick.edgeopt",
-        {"model.tflite": (bundle_file.parent / "candidates" / "fp32.tflite").read_bytes()},
+        {"model.tflite": (bundle_file.parent / "candidates" / "fp32" / "model.tflite").read_bytes()},
         changed_arrays(shard, lose),
         health={"greatest_output_error": None, "greatest_median_latency_s": None},
     )

@@ -7,9 +7,9 @@ import time
 from contextlib import ExitStack
 from typing import Any, Dict, List
 
-from . import facts
+from . import facts, store
 from .jobs import Context
-from .wire import RemoteError, count, field, seconds
+from .wire import RemoteError, count, field, is_plain_name, seconds
 from .worker import Worker
 
 PROCESSING_QUERIES = 32
@@ -17,13 +17,19 @@ RANDOM_SAMPLES = 16
 MEMORY_QUERIES = 8
 
 
-def artifact_of(context: Context, entry: Dict[str, Any]) -> Dict[str, Any]:
-    """What a worker needs, from what a request says."""
+def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dict[str, Any]:
+    """What a worker needs, from what a request says; `number` tells the artifacts of one job apart."""
+    main, files = field(entry, "file", str), field(entry, "files", dict)
+    if main not in files or not all(is_plain_name(name) for name in files):
+        raise RemoteError("bad-request", f"'files' must hold '{main}' and plain names only, not {sorted(files)}")
+    folder = os.path.join(context.folder, f"artifact-{number}")
+    store.lay_out({name: context.blob(sha256) for name, sha256 in files.items()}, folder)
     return {
-        "path": context.blob(field(entry, "blob", str)),
+        "path": os.path.join(folder, main),
         "runtime": field(entry, "runtime", str),
         "threads": field(entry, "threads", int),
         "preprocess": field(entry, "preprocess", list),
+        "options": field(entry, "options", dict),
     }
 
 
@@ -34,7 +40,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     result lists the blocks in the order they ran; samples-<i>.f64 holds (copy_s, invoke_s) pairs of artifact i in that
     order.
     """
-    artifacts = [artifact_of(context, entry) for entry in field(request, "artifacts", list)]
+    artifacts = [artifact_of(context, entry, number) for number, entry in enumerate(field(request, "artifacts", list))]
     shards = [context.blob(sha) for sha in field(request, "shards", list)]
     rounds, seed = count(request, "rounds"), count(request, "seed")
     if not artifacts or not rounds:
@@ -74,8 +80,15 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
                 capped = True
                 break
         processing = [worker.ask("processing", count=PROCESSING_QUERIES) for worker in workers]
+        executed = [worker.ask("executed") for worker in workers]
     results = [
-        dict(loaded[i], **processing[i], memory=memory[i], samples=context.output(f"samples-{i}.f64"))
+        dict(
+            loaded[i],
+            **processing[i],
+            executed=executed[i],
+            memory=memory[i],
+            samples=context.output(f"samples-{i}.f64"),
+        )
         for i in range(len(artifacts))
     ]
     return {
@@ -98,8 +111,9 @@ def infer(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     artifact = artifact_of(context, field(request, "artifact", dict))
     shards = [context.blob(sha) for sha in field(request, "shards", list)]
     with Worker(artifact) as worker:
-        loaded = worker.load([])
+        worker.load([])
         for index, shard in enumerate(shards):
             worker.ask("infer", shard=shard, out=os.path.join(context.folder, f"outputs-{index}.npz"))
             context.progress(index + 1, len(shards), "running the evaluation set")
-    return {"executed": loaded["executed"], "outputs": [context.output(f"outputs-{i}.npz") for i in range(len(shards))]}
+        executed = worker.ask("executed")
+    return {"executed": executed, "outputs": [context.output(f"outputs-{i}.npz") for i in range(len(shards))]}

@@ -64,16 +64,33 @@ def parse_throttled(text: str) -> Optional[Dict[str, bool]]:
     return {"undervoltage": bool(bits & 1), "frequency_capped": bool(bits & 2), "throttled": bool(bits & 4)}
 
 
+def real_serial(text: Optional[str]) -> Optional[str]:
+    """A serial number, unless it is what makers leave where they give none: all zeros, "Default string", …"""
+    words = (text or "").strip()
+    filler = re.fullmatch(
+        r"[0x.\s-]*|none|default string|not (applicable|specified)|to be filled.*|system serial.*", words, re.I
+    )
+    return None if filler else words
+
+
+def identity() -> Dict[str, Optional[str]]:
+    """Which one of many boards this is; what cannot be read is None."""
+    cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
+    serials = (read("/proc/device-tree/serial-number"), cpu["serial"], read("/sys/class/dmi/id/product_serial"))
+    return {
+        "model": read("/proc/device-tree/model") or cpu["board_model"] or read("/sys/class/dmi/id/product_name"),
+        "serial": next((serial for serial in map(real_serial, serials) if serial), None),
+        "machine_id": read("/etc/machine-id"),
+    }
+
+
 def collect() -> Dict[str, Any]:
     """The board's identity and abilities; what cannot be read is None."""
     cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
     memory = parse_meminfo(read("/proc/meminfo") or "")
-    model = read("/proc/device-tree/model") or cpu["board_model"] or read("/sys/class/dmi/id/product_name")
     return {
         "hostname": platform.node(),
-        "model": model,
-        "serial": read("/proc/device-tree/serial-number") or cpu["serial"],
-        "machine_id": read("/etc/machine-id"),
+        **identity(),
         "machine": platform.machine(),
         "kernel": platform.release(),
         "cpu_model": cpu["cpu_model"],

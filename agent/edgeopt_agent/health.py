@@ -7,7 +7,7 @@ import os
 import statistics
 from typing import Any, Dict, List
 
-from . import preprocess
+from . import preprocess, store
 from .samples import load_shard
 from .wire import RemoteError
 from .worker import SAMPLE, Worker
@@ -22,11 +22,14 @@ def check(manifest: Dict[str, Any], paths: Dict[str, str], folder: str) -> Dict[
     """
     artifact = manifest["artifact"]
     limits = manifest["health"]
+    beside = os.path.join(folder, "release")
+    store.lay_out(paths, beside)
     entry = {
-        "path": paths[artifact["file"]],
+        "path": os.path.join(beside, artifact["file"]),
         "runtime": artifact["runtime"],
         "threads": artifact["threads"],
         "preprocess": artifact["preprocess"],
+        "options": artifact.get("options", {}),
     }
     shard = paths[limits["file"]]
     outputs_file, samples_file = os.path.join(folder, "health-outputs.npz"), os.path.join(folder, "health-samples.f64")
@@ -55,6 +58,8 @@ def _compare(limits: Dict[str, Any], shard: str, outputs_file: str) -> Dict[str,
         correct = int(preprocess.score(limits["metric"], outputs, labels).sum())
     error = 0.0
     for index, output in enumerate(outputs):
+        if f"expected{index}" not in arrays:
+            continue  # a bundle made without a board: nobody knows what it answers
         expected = arrays[f"expected{index}"].astype(np.float64)
         span = float(expected.max() - expected.min()) or 1.0
         difference = float(np.abs(output.astype(np.float64) - expected).max()) / span

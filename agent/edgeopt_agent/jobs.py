@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import store
+from . import logind, store
 from .files import read_json, remote_error, sha256_file, write_json
 from .wire import RemoteError, field, is_plain_name
 from .worker import code_path
@@ -100,10 +100,12 @@ def _may_begin(folder: str, alive: int) -> bool:
 
 def _launch(root: str, folder: str, alive: int, request: Dict[str, Any]) -> None:
     write_json(os.path.join(folder, "request.json"), request)
+    escape, _ = logind.escape()
     with open(os.path.join(folder, "log"), "ab") as log:
         _children.append(
             subprocess.Popen(
-                [sys.executable, "-c", LAUNCH, code_path(), root, folder],
+                [*escape, sys.executable, "-c", LAUNCH, code_path(), root, folder],
+                env=logind.environment() if escape else None,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -176,9 +178,15 @@ def cancel(root: str, job: str) -> Dict[str, Any]:
 
 def work(root: str, folder: str) -> None:
     """The detached process: runs the job of `folder` and leaves result.json, whatever happens."""
-    from . import bench, releases
+    from . import bench, environment, releases
 
-    kinds = {"bench": bench.run, "infer": bench.infer, "activate": releases.activate, "rollback": releases.rollback_job}
+    kinds = {
+        "bench": bench.run,
+        "infer": bench.infer,
+        "activate": releases.activate,
+        "rollback": releases.rollback_job,
+        "set-up": environment.set_up,
+    }
     signal.signal(signal.SIGTERM, _terminated)
     write_json(os.path.join(folder, "process.json"), {"pid": os.getpid()})
     context = Context(root, folder)

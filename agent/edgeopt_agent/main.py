@@ -11,7 +11,7 @@ import traceback
 import uuid
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
 
-from . import facts, jobs, releases, store, wire
+from . import environment, facts, jobs, logind, releases, store, wire
 from .files import check_root, remote_error, sha256_file
 from .wire import RemoteError, count, field, seconds
 from .worker import code_path
@@ -33,11 +33,17 @@ def _hello(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "root": root,
         "pid": os.getpid(),
+        "warning": logind.escape()[1],
+        "board": facts.identity(),
     }
 
 
 def _facts(_root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
     return facts.collect()
+
+
+def _environment(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
+    return environment.collect(root)
 
 
 def _blob_stat(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
@@ -83,6 +89,7 @@ def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
 OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
     "hello": _hello,
     "facts": _facts,
+    "environment": _environment,
     "blob.stat": _blob_stat,
     "blob.put": _blob_put,
     "job.start": _job_start,

@@ -214,7 +214,7 @@ def _write_release(root: str, release: str, text: str, manifest: Dict[str, Any])
     for name, entry in manifest["files"].items():
         if not is_plain_name(name) or name == "manifest.json":
             raise RemoteError("bad-request", f"not a file name: {name!r}")
-        _replace_symlink(os.path.join("..", "..", "store", entry["sha256"]), os.path.join(folder, name))
+        replace_symlink(os.path.join("..", "..", "store", entry["sha256"]), os.path.join(folder, name))
     write_atomic(os.path.join(folder, "manifest.json"), text.encode("utf-8"))
     fsync_folder(os.path.dirname(folder))
     fsync_folder(os.path.join(root, "store"))  # an upload may have been cut between its rename and its fsync
@@ -259,14 +259,14 @@ def _make_current(
         "confirm_by": _confirm_by(confirm_within_s),
     }
     _sweep(root)
-    _write_entry(root)
+    write_entry(root)
     folder = _activation(root, number)
     os.mkdir(folder)
-    _replace_symlink(os.path.join("..", "..", "releases", release), os.path.join(folder, "release"))
+    replace_symlink(os.path.join("..", "..", "releases", release), os.path.join(folder, "release"))
     write_json(os.path.join(folder, "record.json"), record)
     fsync_folder(os.path.dirname(folder))
     fsync_folder(root)  # store, releases, activations and bin may be new themselves
-    _replace_symlink(os.path.join("activations", str(number)), os.path.join(root, "current"))
+    replace_symlink(os.path.join("activations", str(number)), os.path.join(root, "current"))
     return record
 
 
@@ -291,7 +291,7 @@ def _await_confirmation(context: Context, record: Dict[str, Any], seconds: float
         time.sleep(0.05)
 
 
-def _replace_symlink(target: str, path: str) -> None:
+def replace_symlink(target: str, path: str) -> None:
     temporary = os.path.join(os.path.dirname(path), ".new-link")
     if os.path.lexists(temporary):
         os.unlink(temporary)
@@ -300,10 +300,10 @@ def _replace_symlink(target: str, path: str) -> None:
     fsync_folder(os.path.dirname(path))
 
 
-def _write_entry(root: str) -> None:
-    """bin/edgeopt-agent: rollback and status work on the board without a host."""
+def write_entry(root: str, python: str = "") -> None:
+    """bin/edgeopt-agent: rollback and status work on the board without a host. `python`: its interpreter, else this."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.main import main; main(sys.argv[2:])"
-    python, archive, folder = map(shlex.quote, (sys.executable, code_path(), root))
+    python, archive, folder = map(shlex.quote, (python or sys.executable, code_path(), root))
     text = f"#!/bin/sh\nexec {python} -c '{code}' {archive} \"$@\" --root {folder}\n"
     path = os.path.join(root, "bin", "edgeopt-agent")
     os.makedirs(os.path.dirname(path), exist_ok=True)

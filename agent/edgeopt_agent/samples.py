@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any, Dict, List, Optional, Tuple
 
+from .wire import RemoteError
+
 PIECE = 4096  # numbers made at a time: what making them takes would count as the model's memory, too
 
 
@@ -28,7 +30,14 @@ def random_samples(tensors: List[Dict[str, Any]], count: int) -> List[List[Any]]
     for _ in range(count):
         sample = []
         for tensor in tensors:
-            array = np.empty(tensor["shape"], tensor["dtype"])
+            shape = [1 if size < 0 and axis == 0 else size for axis, size in enumerate(tensor["shape"])]
+            if min(shape, default=1) < 0:
+                raise RemoteError(
+                    "bad-request",
+                    f"input '{tensor['name']}' has sizes that are free: {tensor['shape']}; random tensors cannot stand "
+                    "for it, give real inputs",
+                )
+            array = np.empty(shape, tensor["dtype"])
             flat = array.reshape(-1)
             for start in range(0, flat.size, PIECE):
                 size = min(PIECE, flat.size - start)

@@ -90,6 +90,13 @@ def require_room(root: str, size_bytes: int, spare_bytes: int = SPARE_BYTES) -> 
         )
 
 
+def lay_out(paths: Dict[str, str], folder: str) -> None:
+    """Put files side by side under their names, as symlinks: a runtime looks for an artifact's second file there."""
+    os.mkdir(folder)
+    for name, path in paths.items():
+        os.symlink(os.path.realpath(path), os.path.join(folder, name))
+
+
 def whole(root: str, sha256: Any) -> str:
     """The path of a blob after its hash was checked. Raises RemoteError: not-found, integrity."""
     path = path_of(root, sha256)

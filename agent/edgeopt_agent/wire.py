@@ -7,8 +7,10 @@ Request   {"id": 7, "op": "blob.put", ...}
 Reply     {"id": 7, "ok": true, "result": {...}}  or  {"id": 7, "ok": false, "error": {"kind", "message", "traceback"}}
 
 Operations
-  hello                                           -> wire, agent_sha256, python, root, pid
+  hello                                           -> wire, agent_sha256, python, root, pid, board (facts.identity()),
+                                                     warning (text or null)
   facts                                           -> board facts (facts.py)
+  environment                                     -> what wheels must fit, and what is set up (environment.py)
   blob.stat  sha256[]                             -> {sha256: {"have": bytes held, "whole": bool}}
   blob.put   sha256 size_bytes offset + raw bytes -> {"have", "whole"}; appends at `offset`, checked when whole
   job.start  job request                          -> {"state"}; the same job twice is one job
@@ -16,7 +18,9 @@ Operations
   job.file   job name offset limit                -> {"size_bytes"} + raw bytes
   job.cancel job                                  -> {"state"}
   status     verify                               -> releases.status()
-Job requests carry `kind`: bench | infer | activate | rollback.
+Job requests carry `kind`: bench | infer | activate | rollback | set-up. An artifact in them is
+  {"file", "files": {name: sha256}, "runtime", "threads", "preprocess": steps per input, "options": the runtime's own};
+`file` is the one of `files` that the runtime is told to load; it finds the others beside it.
 """
 
 from __future__ import annotations

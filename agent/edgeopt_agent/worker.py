@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import facts, preprocess, runtimes
 from .samples import load_shard, random_samples, read_samples, split_samples
@@ -36,7 +36,7 @@ def code_path() -> str:
 
 
 class Worker:
-    """The parent's side. `artifact` is {"path", "runtime", "threads", "preprocess": steps per input}."""
+    """The parent's side. `artifact` is {"path", "runtime", "threads", "preprocess": steps per input, "options"}."""
 
     def __init__(self, artifact: Dict[str, Any]) -> None:
         self._artifact = artifact
@@ -132,7 +132,7 @@ class Runner:
         reset_peak()  # what follows is the model's
         self.bare_rss_bytes = memory_status().get("VmRSS")
         started = time.perf_counter()
-        self.session = runtime.load(artifact["path"], artifact["threads"])
+        self.session = runtime.load(artifact["path"], artifact["threads"], artifact["options"])
         self.load_s = time.perf_counter() - started
         self.steps: List[Any] = artifact["preprocess"] or [[] for _ in self.session.inputs]
         if random:
@@ -156,10 +156,11 @@ class Runner:
         ready = []
         for array, steps, tensor in zip(sample, self.steps, wanted):
             array = np.ascontiguousarray(preprocess.apply(steps, array))
-            if list(array.shape) != tensor["shape"] or array.dtype.name != tensor["dtype"]:
+            if not fits(array.shape, tensor["shape"]) or array.dtype.name != tensor["dtype"]:
+                shown = ["any" if size < 0 else size for size in tensor["shape"]]
                 raise RemoteError(
                     "bad-request",
-                    f"input '{tensor['name']}' takes {tensor['dtype']} {tensor['shape']}; preprocessing gave "
+                    f"input '{tensor['name']}' takes {tensor['dtype']} {shown}; preprocessing gave "
                     f"{array.dtype.name} {list(array.shape)}",
                 )
             ready.append(array)
@@ -232,6 +233,11 @@ class Runner:
         return {"peak_rss_bytes": peak, "above_runtime_bytes": above}
 
 
+def fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether an array of this shape can be that input; -1 stands for a size that is free."""
+    return len(shape) == len(wanted) and all(size < 0 or size == own for own, size in zip(shape, wanted))
+
+
 def require_numpy() -> None:
     try:
         import numpy  # noqa: F401
@@ -271,8 +277,12 @@ def _load(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
         "first_inference_s": runner.first_inference_s,
         "inputs": runner.session.inputs,
         "outputs": runner.session.outputs,
-        "executed": runner.session.executed(),
     }
+
+
+def _executed(state: Dict[str, Any], _request: Dict[str, Any]) -> Dict[str, Any]:
+    result: Dict[str, Any] = state["runner"].session.executed()
+    return result
 
 
 def _warm_up(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
@@ -310,6 +320,7 @@ def _infer(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
 
 ANSWERS = {
     "load": _load,
+    "executed": _executed,
     "warm_up": _warm_up,
     "block": _block,
     "processing": _processing,

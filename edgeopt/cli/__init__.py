@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import os
 import sys
 import traceback
@@ -13,10 +12,12 @@ from typing import Any
 import click
 
 from ..errors import AgentFailure, EdgeoptError
+from .document import keep_stdout, print_json
 
 INTERRUPTED = 130
 OUR_FAULT = 70
 COMMANDS = {
+    "init": "init",
     "optimize": "optimize",
     "bench": "bench",
     "compare": "bench",
@@ -24,8 +25,14 @@ COMMANDS = {
     "validate": "release",
     "rollback": "release",
     "status": "release",
+    "convert": "tools",
+    "quantize": "tools",
+    "prune": "tools",
+    "bundle": "tools",
     "report": "report",
     "profiles": "profiles",
+    "device": "device",
+    "completion": "completion",
 }
 
 
@@ -61,19 +68,21 @@ def cli() -> None:
 
     \b
     Example:
-      edgeopt optimize examples/smartwatch-activity
-      edgeopt flash runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@raspberrypi
+      edgeopt optimize watch --device ssh://pi@raspberrypi --profile raspberry-pi-4
+      edgeopt flash runs/watch/watch.edgeopt --device ssh://pi@raspberrypi
 
     \b
     Exit codes: 0 pass, 2 usage or configuration, 3 board unreachable, 4 the board's side refused or failed,
     5 integrity or host key, 6 model, plan or missing package, 10 verdict fail, 11 verdict undecided,
-    70 our fault, 130 interrupted.
+    70 our fault, 130 interrupted. Of several boards the worst counts: 5 before 4, 3, 6, 2, 10, 11 and 0.
     """
 
 
 def main() -> None:
     """The console script: every error becomes one message and one exit code here, and only here."""
     as_json = "--json" in sys.argv[1:]
+    if as_json and not {"-h", "--help"} & set(sys.argv):
+        keep_stdout()
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -105,5 +114,5 @@ def _fail(message: str | None, code: int, kind: str, as_json: bool, text: str | 
         click.echo(f"edgeopt: {message}", err=True)
     if as_json:
         document: dict[str, Any] = {"error": {"kind": kind, "message": message or text}, "exit_code": code}
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        print_json(document)
     sys.exit(code)

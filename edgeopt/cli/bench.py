@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .common import Where, device_options, json_option, mode_option, print_json
+from .common import Boards, Where, boards_options, device_options, json_option, mode_option, print_json
 from .display import Display
+from .many import Done, on_each
 
 if TYPE_CHECKING:
-    from ..measure import Artifact, Comparison
-
-SUFFIXES = {".tflite": "tflite"}
+    from ..artifact import Artifact
+    from ..measure import Comparison
 
 
 def _options(command: Any) -> Any:
@@ -29,10 +29,9 @@ def _options(command: Any) -> Any:
         click.option(
             "--inputs",
             type=click.Path(path_type=Path),
-            help="An .npz of real inputs: one array (n, ...) per model input, in the model's order and layout.",
+            help="An .npz of real inputs, an array (n, ...) for each, before preprocessing; default: the bundle's own.",
         ),
         mode_option,
-        device_options,
     ):
         command = option(command)
     return command
@@ -40,26 +39,35 @@ def _options(command: Any) -> Any:
 
 @click.command(short_help="Latency and memory of one model on a board.")
 @click.argument("model", type=click.Path(path_type=Path))
+@boards_options
 @_options
-def bench(model: Path, where: Where, as_json: bool, **how: Any) -> int:
-    """Latency and peak memory of MODEL (a .tflite file or a bundle) on a board.
+def bench(model: Path, boards: Boards, as_json: bool, **how: Any) -> int:
+    """Latency and peak memory of MODEL on a board: a bundle, a .tflite, an OpenVINO .xml with its .bin, or an .onnx.
 
     \b
     Example:
       edgeopt bench model.tflite --random --device ssh://pi@raspberrypi --profile raspberry-pi-4
       edgeopt bench runs/smartwatch-activity/smartwatch-activity.edgeopt
+      edgeopt bench model.tflite --random --all-devices
     """
-    document = _measure([model], where, **how)
-    print_json(document) if as_json else _show(document)
-    return 0
+    from ..report import units
+
+    def work(where: Where) -> Done:
+        document = _measure([model], where, **how)
+        (result,) = document["results"]
+        p50 = units.quantity(result["latency"]["p50_s"]["value"], "s")
+        return Done(document, "measured", "; ".join([f"latency p50 {p50}", *result["marks"]]))
+
+    return on_each(boards, work, _show, as_json)
 
 
 @click.command(short_help="Two models in one job, in alternating blocks.")
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
+@device_options
 @_options
 def compare(first: Path, second: Path, where: Where, as_json: bool, **how: Any) -> int:
-    """Compare FIRST and SECOND (.tflite files or bundles) in one job, in alternating blocks: A B B A.
+    """Compare FIRST and SECOND (bundles or model files) in one job, in alternating blocks: A B B A.
 
     \b
     Example:
@@ -81,13 +89,23 @@ def _measure(
     with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text, Display(subject) as display:
         folder = Path(text)
         artifacts, shards = _load(paths, inputs, use_random, threads, folder)
-        session, python = where.open(display)
+        session, python = where.open(display, *_place(paths))
         with session:
             facts = session.facts()
-            for artifact in artifacts:
+            for path, artifact in zip(paths, artifacts, strict=True):
                 measure.require_runtime(facts, artifact.runtime, session.address, python)
+                artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
             comparison = measure.bench(session, artifacts, shards, mode, seed, folder)
-        return _document(session.address, facts, artifacts, comparison, not shards)
+        board = {**facts, **where.board(session)}
+        return _document(session.address, board, artifacts, comparison, not shards)
+
+
+def _place(paths: list[Path]) -> tuple[str | None, str | None]:
+    """(edgeopt's folder, Python) as the first bundle among `paths` was made for."""
+    from .. import bundle
+
+    found = next((bundle.read(path).manifest for path in paths if path.suffix == ".edgeopt"), None)
+    return (found.root, found.python) if found else (None, None)
 
 
 def _load(
@@ -98,8 +116,10 @@ def _load(
     from ..task import Samples, read_npz
 
     loaded = [_artifact(path, threads, folder / str(number)) for number, path in enumerate(paths)]
-    artifacts, own = [artifact for artifact, _ in loaded], [health for _, health in loaded]
+    artifacts, own = [artifact for artifact, _ in loaded], [shard for _, shard in loaded]
     if use_random:
+        for artifact in artifacts:
+            artifact.require_fixed_sizes()
         return artifacts, []
     if inputs is not None:
         arrays = tuple(read_npz(inputs, "--inputs").values())
@@ -113,27 +133,18 @@ def _load(
         raise ConfigError(
             "the bundles bring different inputs; give one set for both with --inputs FILE.npz, or --random"
         )
-    return artifacts, [health for health in own[:1] if health]
+    return artifacts, [shard for shard in own[:1] if shard]
 
 
 def _artifact(path: Path, threads: int | None, folder: Path) -> tuple[Artifact, bytes | None]:
-    """(artifact, the health shard of a bundle)."""
-    from .. import bundle
-    from ..measure import Artifact
+    """(artifact, the inputs that a bundle brings)."""
+    from .. import artifact, bundle, validate
 
-    if path.suffix == ".edgeopt":
-        opened = bundle.read(path)
-        entry = opened.manifest.artifact
-        folder.mkdir()
-        model = folder / entry.file
-        model.write_bytes(opened.blob(opened.manifest.files[entry.file]))
-        artifact = Artifact.of_file(model, entry.runtime, threads or entry.threads, entry.preprocess, path.stem)
-        return artifact, opened.blob(opened.manifest.files[opened.manifest.health.file])
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: neither a bundle (.edgeopt) nor a model: {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    return Artifact.of_file(path, SUFFIXES[path.suffix], threads or 1, [], path.stem), None
+    if path.suffix != ".edgeopt":
+        return artifact.of_model(path, threads or 1), None
+    opened = bundle.read(path)
+    folder.mkdir()
+    return opened.artifact(folder, path.stem, threads), validate.health_inputs(opened)
 
 
 def _document(

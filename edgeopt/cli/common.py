@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from . import complete
+from .document import print_json as print_json
 
 if TYPE_CHECKING:
-    from ..device.session import Session
+    from ..device import Address
+    from ..device.registry import Entry
+    from ..device.session import Placement, Session
     from ..profile import DeviceProfile
     from .display import Display
 
@@ -33,34 +37,106 @@ mode_option = click.option(
     help="At least, each: rapid 64 queries and 6 s (p50 and p90 only), quick 256 and 10 s, normal 1,024 and 60 s.",
 )
 
+transport_option = click.option(
+    "--transport",
+    type=click.Choice(["auto", "paramiko", "ssh"]),
+    help="Who speaks ssh: paramiko (built in), ssh (this machine's: old servers, hardware keys), or auto, as "
+    "ssh_config needs; default: the known board's, else paramiko.",
+)
+
+DEVICE_HELP = '"local", "ssh://[user@]host[:port]", or a name from `edgeopt device list`.'
+
+_ABOUT_A_BOARD = (
+    click.option(
+        "--profile",
+        help="Profile of the board: a name from `edgeopt profiles list`, or a .toml.",
+        shell_complete=complete.profiles,
+    ),
+    click.option("--root", help="edgeopt's folder there; default: the known board's, its profile's, a given bundle's."),
+    click.option(
+        "--board-python", help="The board's Python; default: as for --root (for local: folder and Python of this user)."
+    ),
+    click.option("--identity", type=click.Path(path_type=Path), help="Private key file for ssh."),
+    click.option(
+        "--known-hosts",
+        type=click.Path(path_type=Path),
+        help="File of host keys; default: what `device add` kept, else what ssh uses.",
+    ),
+    transport_option,
+)
+
+
+def about_a_board(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a board is like, without --device; see `where_of`."""
+    for option in reversed(_ABOUT_A_BOARD):
+        command = option(command)
+    return command
+
+
+def where_of(device: str, options: dict[str, Any]) -> Where:
+    """The board that --device and the options of `about_a_board` name; takes them out of `options`."""
+    names = ("profile", "root", "board_python", "identity", "known_hosts", "transport")
+    return Where(device, *(options.pop(name) for name in names))
+
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--device, --profile, --root, --board-python, --identity, --known-hosts as one `where` argument."""
+    """--device, --profile, --root, --board-python, --identity, --known-hosts, --transport as one `where` argument."""
 
-    @click.option("--device", default="local", show_default=True, help='"local" or "ssh://[user@]host[:port]".')
-    @click.option("--profile", help="Profile of the board: a name from `edgeopt profiles list`, or a .toml.")
-    @click.option("--root", help="edgeopt's folder there; default: the profile's, else a given bundle's.")
-    @click.option("--board-python", help="The board's Python; default: the profile's, else a given bundle's.")
-    @click.option("--identity", type=click.Path(path_type=Path), help="Private key file for ssh.")
-    @click.option("--known-hosts", type=click.Path(path_type=Path), help="Default: ~/.ssh/known_hosts.")
+    @click.option("--device", default="local", show_default=True, help=DEVICE_HELP, shell_complete=complete.devices)
+    @about_a_board
     @functools.wraps(command)
-    def wrapped(
-        device: str,
-        profile: str | None,
-        root: str | None,
-        board_python: str | None,
-        identity: Path | None,
-        known_hosts: Path | None,
-        **others: Any,
-    ) -> Any:
-        where = Where(device, profile, root, board_python, identity, known_hosts)
-        return command(where=where, **others)
+    def wrapped(device: str, **options: Any) -> Any:
+        where = where_of(device, options)
+        return command(where=where, **options)
 
     return wrapped
 
 
+def boards_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As device_options, for several boards: --device again and again, or --all-devices; as one `boards` argument."""
+
+    @click.option(
+        "--device",
+        "devices",
+        multiple=True,
+        help=f"{DEVICE_HELP} Repeat it for several.  [default: local]",
+        shell_complete=complete.devices,
+    )
+    @click.option("--all-devices", is_flag=True, help="Every board of `edgeopt device list`.")
+    @about_a_board
+    @functools.wraps(command)
+    def wrapped(devices: tuple[str, ...], all_devices: bool, **options: Any) -> Any:
+        chosen = tuple(where_of(device, dict(options)) for device in _chosen(devices, all_devices))
+        where_of("local", options)
+        return command(boards=Boards(chosen, all_devices or len(chosen) > 1), **options)
+
+    return wrapped
+
+
+def _chosen(devices: tuple[str, ...], all_devices: bool) -> tuple[str, ...]:
+    if not all_devices:
+        if twice := [device for device in devices if devices.count(device) > 1]:
+            raise ConfigError(f"--device {twice[0]} is given more than once; give each board once")
+        return devices or ("local",)
+    from ..device import registry
+
+    if devices:
+        raise ConfigError("--device and --all-devices contradict each other; give one")
+    if not (known := registry.entries()):
+        raise ConfigError(f"--all-devices: no board is known yet ({registry.file()}); see `edgeopt device add`")
+    return tuple(known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boards:
+    """several: a table and a list are wanted, even of one board."""
+
+    chosen: tuple[Where, ...]
+    several: bool
+
+
 class Where:
-    """The board that the options name."""
+    """The board that the options name: an address, or one that `edgeopt device add` made known; options win."""
 
     def __init__(
         self,
@@ -70,41 +146,118 @@ class Where:
         python: str | None,
         identity: Path | None,
         known_hosts: Path | None,
+        transport: str | None = None,
     ) -> None:
         self.device = device
-        self._address = device, identity, known_hosts
+        self.name, self.entry = _known(device)
+        if self.entry is not None and self.name is not None:
+            from ..device import registry
+
+            profile = profile or self.entry.profile
+            root, python = root or self.entry.root, python or self.entry.python
+            own = self.entry.identity
+            identity = identity or (Path(own).expanduser() if own else None)
+            known_hosts = known_hosts or registry.known_hosts(self.name, self.entry)
+            transport = transport or self.entry.transport
+        self.text = self.entry.address if self.entry else device
+        self._address = self.text, identity, known_hosts, transport or "paramiko"
         self._profile, self._root, self._python = profile, root, python
 
-    def open(self, display: Display, root: str | None = None, python: str | None = None) -> tuple[Session, str]:
-        """(session, the board's Python). `root` and `python` serve where neither option nor profile says otherwise.
+    def place(self, root: str | None = None, python: str | None = None) -> Placement:
+        """edgeopt's folder and the Python there. `root` and `python` serve where neither option nor profile says.
 
-        Raises ConfigError, and everything that connecting raises.
+        Raises ConfigError.
         """
         from .. import profile as profiles
-        from ..device import open_transport, parse_address
-        from ..device.session import Placement, Session
+        from ..device.session import Placement
 
         board = profiles.load(self._profile).board if isinstance(self._profile, str) else None
         board = self._profile.board if isinstance(self._profile, profiles.DeviceProfile) else board
-        address = parse_address(*self._address)
-        if address.host is None:  # this machine: a profile speaks of another one's folders and interpreter
+        if self.address().host is None:  # this machine: a profile speaks of another one's folders and interpreter
             own_root = Path(self._root or LOCAL_ROOT).expanduser().resolve()
-            place = Placement(str(own_root), self._python or sys.executable)
-            return Session(open_transport(address), place, on_event=display.event), place.python
+            return Placement(str(own_root), self._python or sys.executable)
         chosen_root = self._root or (board.root if board else root)
         if chosen_root is None:
             raise ConfigError(
-                f"--device {address.text}: name the board's profile with --profile, or its folder with --root"
+                f"--device {self.device}: name the board's profile with --profile, or its folder with --root"
             )
         if not chosen_root.startswith("/"):
             raise ConfigError(f"--root {chosen_root}: an absolute path on the board is needed")
-        chosen_python = self._python or (board.python if board else python) or "python3"
-        place = Placement(chosen_root, chosen_python)
-        return Session(open_transport(address), place, on_event=display.event), chosen_python
+        return Placement(chosen_root, self._python or (board.python if board else python) or "python3")
+
+    def address(self) -> Address:
+        """Raises ConfigError."""
+        from ..device import parse_address
+
+        return parse_address(*self._address)
+
+    @property
+    def profile(self) -> str | DeviceProfile | None:
+        """The option's, else the known board's."""
+        return self._profile
+
+    def base_python(self) -> str | None:
+        """The Python that `device setup` built upon, of a board that was added."""
+        return self.entry.base_python if self.entry else None
+
+    def runtimes(self) -> list[str]:
+        """Those of the board's profile; none where no profile is known."""
+        from .. import profile as profiles
+
+        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        return list(found.runtimes) if found else []
+
+    def open(
+        self, display: Display, root: str | None = None, python: str | None = None, upon: str | None = None
+    ) -> tuple[Session, str]:
+        """(session, the board's Python). `root` and `python` as for `place`; `upon` is used instead of any other.
+
+        Raises ConfigError, everything that connecting raises, and IntegrityError when another board answers than was
+        added under this name.
+        """
+        from ..device import open_transport
+        from ..device.session import Placement, Session
+
+        place = self.place(root, python)
+        place = Placement(place.root, upon or place.python)
+        session = Session(open_transport(self.address()), place, on_event=display.event)
+        try:
+            self.require_same(session.hello["board"])
+        except BaseException:
+            session.__exit__(None, None, None)
+            raise
+        return session, place.python
+
+    def require_same(self, board: dict[str, Any]) -> None:
+        """Raises IntegrityError when the board that answers (its agent's identity()) is another than was added."""
+        if self.entry is not None and self.name is not None:
+            from ..device import registry
+
+            registry.require_same(self.name, self.entry, board)
+
+    def keep_python(self, root: str, base: str, wheels: str) -> None:
+        """From now on this board, if it was added, is used with the environment that `device setup` made."""
+        if self.entry is None or self.name is None:
+            return
+        from ..device import registry
+
+        kept = {"root": self._root, "python": f"{root}/python/current/bin/python3", "base_python": base}
+        changed = self.entry.model_copy(update={**kept, "wheels": wheels})
+        if changed != self.entry:
+            registry.put(self.name, changed)
+
+    def board(self, session: Session) -> dict[str, Any]:
+        """Which board a record is about: {"name", "model", "serial", "machine_id"}."""
+        return {"name": self.name, **session.hello["board"]}
 
 
-def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+def _known(device: str) -> tuple[str | None, Entry | None]:
+    """(name, entry) of a board that was added; an address is none. Raises ConfigError."""
+    if device == "local" or "://" in device:
+        return None, None
+    from ..device import registry
+
+    return device, registry.get(device)
 
 
 def verdict_code(verdict: str, allow_undecided: bool) -> int:

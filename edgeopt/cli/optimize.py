@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .common import Where, json_option, print_json, undecided_option, verdict_code
+from . import complete
+from .common import Where, json_option, print_json, transport_option, undecided_option, verdict_code
 from .display import Display
 
 
 @click.command(short_help="Find the best artifact of a model for a board.")
 @click.argument("run_file", type=click.Path(path_type=Path), default=Path())
-@click.option("--device", help="Address of the board; default: the run file's.")
-@click.option("--profile", help="Profile of the board; default: the run file's.")
-@click.option("--root", help="edgeopt's folder on the board; default: the run file's, else the profile's.")
-@click.option("--board-python", help="The board's Python; default: the run file's, else the profile's.")
+@click.option("--device", help="Board: address or name; default: the run file's.", shell_complete=complete.devices)
+@click.option("--profile", help="Profile of the board; default: the run file's.", shell_complete=complete.profiles)
+@click.option("--root", help="edgeopt's folder there; default: the run file's, the known board's, its profile's.")
+@click.option("--board-python", help="The board's Python; default: as for --root.")
 @click.option("--identity", type=click.Path(path_type=Path), help="Private key file for ssh.")
-@click.option("--known-hosts", type=click.Path(path_type=Path), help="Default: ~/.ssh/known_hosts.")
+@click.option(
+    "--known-hosts",
+    type=click.Path(path_type=Path),
+    help="File of host keys; default: the run file's, the known board's, else what ssh uses.",
+)
+@transport_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/<name>.")
 @click.option(
-    "--cache", type=click.Path(path_type=Path), help="Stage cache; default: $EDGEOPT_CACHE or ~/.cache/edgeopt."
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder of finished steps; default: $EDGEOPT_CACHE or ~/.cache/edgeopt.",
 )
 @click.option("--remeasure", is_flag=True, help="Measure again, though earlier comparisons on this board are stored.")
 @click.option("--show-plan", is_flag=True, help="Print what is fixed before work starts, and stop.")
@@ -39,7 +48,9 @@ def optimize(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Climb the ladder for RUN_FILE (an edgeopt.toml, or its folder; default: this one) and write runs/<name>/.
+    """Try fp32, fp16, int8, threads and pruning for RUN_FILE (an edgeopt.toml or its folder; default: here).
+
+    Writes runs/<name>/: what was measured, a report, and the best as a bundle.
 
     A run that was interrupted continues when it is started again.
 
@@ -47,12 +58,13 @@ def optimize(
     Example:
       edgeopt optimize examples/smartwatch-activity --device ssh://pi@raspberrypi --profile raspberry-pi-4
     """
-    from .. import config, plan
+    from .. import config, lower, plan, runfile
 
     if explain:
-        click.echo(config.explain(plan.RunFile))
+        known = [dataclasses.asdict(key) for key in config.keys(runfile.RunFile)]
+        print_json({"keys": known}) if as_json else click.echo(config.explain(runfile.RunFile))
         return 0
-    made = plan.load(run_file, options["profile"])
+    made = plan.load(run_file, lower.abilities(), options["profile"])
     if show_plan:
         print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
         return 0
@@ -83,6 +95,7 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
         options["board_python"] or section.python,
         options["identity"] or beside(section.identity),
         options["known_hosts"] or beside(section.known_hosts),
+        options["transport"],
     )
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import click
 
 from edgeopt import config, profile
+from edgeopt.cli import complete
 from edgeopt.errors import ConfigError
+
+from .document import print_json
 
 
 @click.group()
@@ -33,7 +35,7 @@ def list_(as_json: bool) -> None:
     """
     known = [profile.load(name) for name in profile.names()]
     if as_json:
-        _print_json({"profiles": [_summary(board) for board in known]})
+        print_json({"profiles": [_summary(board) for board in known]})
         return
     width = max(len(board.id) for board in known)
     for board in known:
@@ -41,7 +43,7 @@ def list_(as_json: bool) -> None:
 
 
 @profiles.command("show")
-@click.argument("name_or_path")
+@click.argument("name_or_path", shell_complete=complete.profiles)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def show(name_or_path: str, as_json: bool) -> None:
     """One profile, with the source of each figure. NAME_OR_PATH: a name from `list`, or a file ending in .toml.
@@ -52,7 +54,7 @@ def show(name_or_path: str, as_json: bool) -> None:
     """
     board = profile.load(name_or_path)
     if as_json:
-        _print_json(board.dump())
+        print_json(board.dump())
         return
     for key, value in _flat(board.dump()):
         click.echo(f"{key} = {value}")
@@ -74,7 +76,7 @@ def check(paths: tuple[str, ...], as_json: bool) -> None:
             {"file": path, "valid": not found, "problems": [dataclasses.asdict(problem) for problem in found]}
             for path, found in problems.items()
         ]
-        _print_json({"files": files})
+        print_json({"files": files})
     else:
         for path in (path for path, found in problems.items() if not found):
             click.echo(f"{path}: valid")
@@ -92,7 +94,7 @@ def keys(as_json: bool) -> None:
       edgeopt profiles keys
     """
     if as_json:
-        _print_json({"keys": [dataclasses.asdict(key) for key in config.keys(profile.DeviceProfile)]})
+        print_json({"keys": [dataclasses.asdict(key) for key in config.keys(profile.DeviceProfile)]})
     else:
         click.echo(config.explain(profile.DeviceProfile))
 
@@ -118,7 +120,3 @@ def _flat(data: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(data, list) and any(isinstance(item, dict) for item in data):
         return [leaf for index, item in enumerate(data) for leaf in _flat(item, f"{prefix}[{index}]")]
     return [(prefix, "not stated" if data is None else config.show(data))]
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))

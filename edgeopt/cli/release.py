@@ -4,54 +4,52 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import (
-    Where,
-    device_options,
-    json_option,
-    print_json,
-    undecided_option,
-    verdict_code,
-)
+from ..errors import AgentFailure, IntegrityError
+from .common import Boards, Where, boards_options, json_option, undecided_option, verdict_code
 from .display import Display
+from .many import Done, on_each
+
+if TYPE_CHECKING:
+    from ..device.session import Session
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
 @click.command(short_help="Make a bundle's release current on a board.")
 @bundle_argument
-@device_options
+@boards_options
 @json_option
-def flash(bundle: Path, where: Where, as_json: bool) -> int:
+def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
     """Make BUNDLE's release current on a board, after its health check passed there.
 
     The board keeps its current release whatever goes wrong, and keeps the earlier one for `rollback`.
+    Several boards are flashed one after the other; one that fails does not stop the others.
 
     \b
     Example:
       edgeopt flash runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@raspberrypi
+      edgeopt flash runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@one --device ssh://pi@two
     """
     from .. import bundle as bundles
     from .. import flash as job
 
     opened = bundles.read(bundle)
-    with Display(f"{opened.manifest.name} on {where.device}") as display:
-        session, python = where.open(display, opened.manifest.root, opened.manifest.python)
-        with session:
-            done = job.flash(session, opened, python)
-    if as_json:
-        print_json(done)
-    elif done["already"]:
-        click.echo(
-            f"{done['name']} ({done['release'][:12]}) is current on {done['device']} already; nothing was changed"
-        )
-    else:
-        click.echo(f"{done['name']} ({done['release'][:12]}) is current on {done['device']}")
-        click.echo(f"health check: {_health(done['health'], opened.manifest.health.of)}")
-    return 0
+
+    def work(where: Where) -> Done:
+        with Display(f"{opened.manifest.name} on {where.device}") as display:
+            session, python = where.open(display, opened.manifest.root, opened.manifest.python)
+            with session:
+                done = dict(job.flash(session, opened, python), board=where.board(session))
+        name = f"{done['name']} {done['release'][:12]}"
+        if done["already"]:
+            return Done(done, "pass", f"{name} was current already")
+        return Done(done, "pass", f"{name} is current; {_health(done['health'], opened.manifest.health.of)}")
+
+    return on_each(boards, work, lambda done: _show_flash(done, opened.manifest.health.of), as_json)
 
 
 @click.command(short_help="Judge the current release: accuracy, latency, budgets.")
@@ -63,53 +61,48 @@ def flash(bundle: Path, where: Where, as_json: bool) -> int:
 )
 @click.option("--rollback-on-fail", is_flag=True, help="Return to the earlier release when the verdict is fail.")
 @click.option("--run-file", type=click.Path(path_type=Path), help="For tasks that score in Python: their edgeopt.toml.")
-@device_options
+@boards_options
 @undecided_option
 @json_option
 def validate(
     bundle: Path,
-    where: Where,
+    boards: Boards,
     mode: str | None,
     rollback_on_fail: bool,
     run_file: Path | None,
     allow_undecided: bool,
     as_json: bool,
 ) -> int:
-    """Measure the board's current release with BUNDLE's evaluation pack: accuracy, latency, budgets.
+    """Judge the board's current release: accuracy, latency, budgets, with the samples and answers that BUNDLE carries.
 
     \b
     Example:
       edgeopt validate runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@raspberrypi
     """
     from .. import bundle as bundles
-    from .. import flash as releases
     from .. import validate as job
-    from ..errors import AgentFailure
 
     opened = bundles.read(bundle)
     chosen_mode = job.mode_for(opened, mode)
     score = _score_of(run_file) if run_file else None
-    with Display(f"{opened.manifest.name} on {where.device}") as display:
-        session, _ = where.open(display, opened.manifest.root, opened.manifest.python)
-        with session:
-            found = job.validate(session, opened, chosen_mode, score)
-            found["rollback"] = None
-            if found["verdict"] == "fail" and rollback_on_fail:
-                try:
-                    found["rollback"] = releases.rollback(session)
-                except AgentFailure as error:  # the verdict was asked for first, and it stands
-                    found["rollback"] = {"error": str(error)}
-    if as_json:
-        print_json(found)
-    else:
-        _show_validation(found)
-    return verdict_code(found["verdict"], allow_undecided)
+
+    def work(where: Where) -> Done:
+        with Display(f"{opened.manifest.name} on {where.device}") as display:
+            session, _ = where.open(display, opened.manifest.root, opened.manifest.python)
+            with session:
+                found = dict(job.validate(session, opened, chosen_mode, score), board=where.board(session))
+                go_back = rollback_on_fail and found["verdict"] == "fail"
+                found["rollback"] = _rolled_back(session) if go_back else None
+        code = verdict_code(found["verdict"], allow_undecided)
+        return Done(found, found["verdict"], found["reasons"][0], code)
+
+    return on_each(boards, work, _show_validation, as_json)
 
 
 @click.command(short_help="Return to the release before.")
-@device_options
+@boards_options
 @json_option
-def rollback(where: Where, as_json: bool) -> int:
+def rollback(boards: Boards, as_json: bool) -> int:
     """Return to the release before the current one, after the same checks.
 
     \b
@@ -118,21 +111,20 @@ def rollback(where: Where, as_json: bool) -> int:
     """
     from .. import flash as job
 
-    with Display(where.device) as display:
-        session, _ = where.open(display)
-        with session:
-            done = job.rollback(session)
-    if as_json:
-        print_json(done)
-    else:
-        click.echo(f"{done['activation']['release'][:12]} is current again, instead of {done['from'][:12]}")
-    return 0
+    def work(where: Where) -> Done:
+        with Display(where.device) as display:
+            session, _ = where.open(display)
+            with session:
+                done = dict(job.rollback(session), device=session.address, board=where.board(session))
+        return Done(done, "pass", _back(done))
+
+    return on_each(boards, work, lambda done: click.echo(_back(done)), as_json)
 
 
-@click.command(short_help="What is current, whole, and to be returned to.")
-@device_options
+@click.command(short_help="What is current, is it whole, what is before it.")
+@boards_options
 @json_option
-def status(where: Where, as_json: bool) -> int:
+def status(boards: Boards, as_json: bool) -> int:
     """Which release is current on a board, whether every byte of it is whole, and what a rollback returns to.
 
     Exit code 5 when either of the two is damaged.
@@ -140,33 +132,61 @@ def status(where: Where, as_json: bool) -> int:
     \b
     Example:
       edgeopt status --device ssh://pi@raspberrypi --profile raspberry-pi-4
+      edgeopt status --all-devices
     """
-    from ..errors import IntegrityError
 
-    with Display(where.device) as display:
-        session, _ = where.open(display)
-        with session:
-            found = dict(session.status(verify=True), device=session.address)
-    entries = {title: found[title] for title in ("current", "previous")}
-    if as_json:
-        print_json(found)
-    else:
-        place = "this machine" if found["device"] == "local" else found["device"]
-        click.echo(f"{'board':<9} {place}, {found['root']}")
-        for title, entry in entries.items():
-            click.echo(f"{title:<9} {_release(entry)}")
-        if found["recovered"]:
-            click.echo("nobody confirmed the release before in time, so the board went back to this one")
-    whole = all(entry["whole"] for entry in entries.values() if entry is not None)
-    return 0 if whole else IntegrityError.exit_code
+    def work(where: Where) -> Done:
+        with Display(where.device) as display:
+            session, _ = where.open(display)
+            with session:
+                found = dict(session.status(verify=True), device=session.address, board=where.board(session))
+        entries = [found["current"], found["previous"]]
+        whole = all(entry["whole"] for entry in entries if entry is not None)
+        verdict = "pass" if whole else "damaged"
+        return Done(found, verdict, _release(found["current"]), 0 if whole else IntegrityError.exit_code)
+
+    return on_each(boards, work, _show_status, as_json)
+
+
+def _rolled_back(session: Session) -> dict[str, Any]:
+    from .. import flash as releases
+
+    try:
+        return releases.rollback(session)
+    except AgentFailure as error:  # the verdict was asked for first, and it stands
+        return {"error": str(error)}
+
+
+def _show_flash(done: dict[str, Any], of: int) -> None:
+    if done["already"]:
+        click.echo(
+            f"{done['name']} ({done['release'][:12]}) is current on {done['device']} already; nothing was changed"
+        )
+        return
+    click.echo(f"{done['name']} ({done['release'][:12]}) is current on {done['device']}")
+    click.echo(f"health check: {_health(done['health'], of)}")
+
+
+def _back(done: dict[str, Any]) -> str:
+    return f"{done['activation']['release'][:12]} is current again, instead of {done['from'][:12]}"
+
+
+def _show_status(found: dict[str, Any]) -> None:
+    place = "this machine" if found["device"] == "local" else found["device"]
+    serial = f", serial {found['board']['serial']}" if found["board"]["serial"] else ""
+    click.echo(f"{'board':<9} {place}, {found['root']}{serial}")
+    for title in ("current", "previous"):
+        click.echo(f"{title:<9} {_release(found[title])}")
+    if found["recovered"]:
+        click.echo("nobody confirmed the release before in time, so the board went back to this one")
 
 
 def _score_of(run_file: Path) -> Any:
     """The score() of a run file's task object."""
-    from .. import model, plan
+    from .. import lower, model, plan
     from ..errors import ConfigError
 
-    made = plan.load(run_file)
+    made = plan.load(run_file, lower.abilities())
     spec = made.run_file.task.object
     if spec is None:
         raise ConfigError(f"--run-file {run_file}: it has no [task] object, so no score() in Python")

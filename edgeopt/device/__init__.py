@@ -1,4 +1,9 @@
-"""Boards: an address and a profile. local.py and ssh.py carry bytes; session.py speaks edgeopt_agent.wire over them."""
+"""Boards: an address and a profile. session.py speaks edgeopt_agent.wire over a transport, which carries bytes:
+
+local.py      this machine
+ssh.py        SSH by paramiko; ssh_hop.py is one connection of it, ssh_config.py what ~/.ssh/config says
+openssh.py    SSH by the system's own `ssh`
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import ConfigError
+
+TRANSPORTS = ("paramiko", "ssh", "auto")  # auto: paramiko, unless the ssh config asks for what only ssh can do
 
 
 class Pipe(Protocol):
@@ -43,18 +50,23 @@ class Transport(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """`local`, or `ssh://[user@]host[:port]`, with the files that ssh needs."""
+    """`local`, or `ssh://[user@]host[:port]`, with the files that ssh needs. The host may be an alias of ~/.ssh/config;
+    what is None is the config's to say. `config` is a file to read instead of it, or "none"."""
 
     text: str
     host: str | None = None
     user: str | None = None
-    port: int = 22
+    port: int | None = None
     identity: Path | None = None
     known_hosts: Path | None = None
+    transport: str = "paramiko"
+    config: str | None = None
 
 
-def parse_address(text: str, identity: Path | None = None, known_hosts: Path | None = None) -> Address:
-    """Raises ConfigError for anything but `local` and ssh URLs without a password."""
+def parse_address(
+    text: str, identity: Path | None = None, known_hosts: Path | None = None, transport: str = "paramiko"
+) -> Address:
+    """`transport`: one of TRANSPORTS. Raises ConfigError for anything but `local` and ssh URLs without a password."""
     if text == "local":
         return Address(text)
     match = re.fullmatch(r"ssh://(?:([^@:/\s]+)@)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][^@:/\s]*)(?::(\d{1,5}))?/?", text)
@@ -63,7 +75,8 @@ def parse_address(text: str, identity: Path | None = None, known_hosts: Path | N
             f"device '{text}' is not an address: allowed are 'local' and 'ssh://[user@]host[:port]' "
             "(no password in it: keys and the ssh agent are used)"
         )
-    return Address(text, match[2].strip("[]"), match[1], int(match[3] or 22), identity, known_hosts)
+    port = int(match[3]) if match[3] else None
+    return Address(text, match[2].strip("[]"), match[1], port, identity, known_hosts, transport)
 
 
 def open_transport(address: Address) -> Transport:
@@ -72,6 +85,9 @@ def open_transport(address: Address) -> Transport:
         from .local import LocalTransport
 
         return LocalTransport()
+    from .openssh import OpenSshTransport, is_needed
     from .ssh import SshTransport
 
+    if address.transport == "ssh" or (address.transport == "auto" and is_needed(address)):
+        return OpenSshTransport(address)
     return SshTransport(address)

@@ -10,11 +10,14 @@ import tempfile
 from ..errors import DeviceUnreachable
 
 
-class LocalPipe:
-    def __init__(self, command: str) -> None:
+class ProcessPipe:
+    """A process of this machine that is, or carries, the command; `address` is what errors call the board."""
+
+    def __init__(self, command: list[str], address: str) -> None:
+        self._address = address
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -30,17 +33,17 @@ class LocalPipe:
         try:
             while view:
                 if not select.select([], [self._stdin], [], timeout_s)[1]:
-                    raise DeviceUnreachable(f"local: the agent took no data for {timeout_s:g} s")
+                    raise DeviceUnreachable(f"{self._address} took no data for {timeout_s:g} s")
                 view = view[os.write(self._stdin.fileno(), view[: select.PIPE_BUF]) :]
         except BrokenPipeError as error:
-            raise DeviceUnreachable("local: the agent's session ended") from error
+            raise DeviceUnreachable(f"{self._address}: the command's session ended") from error
 
     def finish_input(self) -> None:
         self._stdin.close()
 
     def read(self, limit: int, timeout_s: float) -> bytes:
         if not select.select([self._stdout], [], [], timeout_s)[0]:
-            raise DeviceUnreachable(f"local: the agent was silent for {timeout_s:g} s")
+            raise DeviceUnreachable(f"{self._address} was silent for {timeout_s:g} s")
         return os.read(self._stdout.fileno(), limit)
 
     def end(self, timeout_s: float) -> tuple[int | None, str]:
@@ -61,6 +64,11 @@ class LocalPipe:
                 self._process.wait()
         for stream in (self._stdin, self._stdout, self._stderr):
             stream.close()
+
+
+class LocalPipe(ProcessPipe):
+    def __init__(self, command: str) -> None:
+        super().__init__(["/bin/sh", "-c", command], "local")
 
 
 class LocalTransport:

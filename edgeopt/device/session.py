@@ -69,6 +69,8 @@ class Session:
             self._drop()
             self._transport.close()
             raise
+        if self.hello.get("warning"):
+            on_event({"event": "waiting", "what": f"{self.address}: {self.hello['warning']}"})
 
     @property
     def address(self) -> str:
@@ -225,11 +227,12 @@ class Session:
         """True when the agent speaks; False when the board has no whole copy of it."""
         archive = shlex.quote(f"{self._place.root}/agent/{sha256}.pyz")
         python, root = shlex.quote(self._place.python), shlex.quote(self._place.root)
+        no_agent = b"%s-%s" % (NO_AGENT, uuid.uuid4().hex.encode())  # no banner can say that
         self._pipe = self._transport.open(
             f'if [ -f {archive} ] && [ "$(sha256sum < {archive} | cut -c1-64)" = {sha256} ]; '
             f"then exec {python} {archive} serve --root {root}; "
             # where its Python is missing, nothing is left on the board
-            f"elif command -v {python} >/dev/null; then echo; echo {NO_AGENT.decode()}; else exec {python}; fi"
+            f"elif command -v {python} >/dev/null; then echo; echo {no_agent.decode()}; else exec {python}; fi"
         )
         self._buffer = b""
         said = b""
@@ -237,7 +240,7 @@ class Session:
             line = self._read_line(self._reply_s)
             if line.strip() == wire.SENTINEL:
                 return True
-            if line.strip() == NO_AGENT:
+            if line.strip() == no_agent:
                 self._drop()
                 return False
             if not line:

@@ -2,23 +2,24 @@
 
 A lowering is a module of this package (listed with pkgutil, imported on use) that has
 
-    requirements() -> tuple[str, ...]   distributions whose versions belong in the cache key
-    schemes() -> tuple[str, ...]        what `Lower.scheme` may be, e.g. ("fp32", "int8")
-    lower(module, scheme, example, calibration, out, progress) -> Lowered
+    ABILITY     a plan.Ability: which source models, which schemes, which packages
+    lower(source, scheme, example, calibration, folder, progress) -> Lowered
 
-where `module` is in eval mode, `example` (a few samples, for tracing and the parity check) and `calibration` are
-tuples with one preprocessed array (n, ...) per input in the source model's layout, `out` is the file to write (whole,
-or not at all) and `progress` is told what is done, and how far where that can be counted. requirements() and schemes()
-import nothing heavy.
-lower() raises MissingDependency (names the extra), PlanError (unknown scheme, empty calibration) or ModelError
-(operator that cannot be converted, non-finite numbers, an artifact that does not agree with its source).
+where `source` is a torch module in eval mode or the path of an .onnx file, `example` (a few samples, for tracing and
+the parity check) and `calibration` are tuples with one preprocessed array (n, ...) per input in the source model's
+layout, `folder` takes the artifact's files and `progress` is told what is done, and how far where that can be counted.
+Importing a lowering loads nothing heavy. lower() raises MissingDependency (names the extra), PlanError (unknown scheme,
+empty calibration) or ModelError (operator that cannot be converted, non-finite numbers, an artifact that does not agree
+with its source).
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
+import pkgutil
 import sys
 import tempfile
 import threading
@@ -26,6 +27,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+from edgeopt.plan import Ability
+
+
+def abilities() -> dict[str, Ability]:
+    """What each file of this package can do, by runtime."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    found = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: module.ABILITY for name, module in found.items() if hasattr(module, "ABILITY")}
 
 
 class Progress(Protocol):
@@ -47,16 +57,18 @@ class TensorSpec:
 class Lowered:
     """An artifact and what its user must know.
 
+    paths: its files; the first is loaded, the others are found beside it.
     inputs, outputs: in the artifact's order, which is the source model's.
     adapters: for each input the preprocess steps that turn a source-layout batch (1, ...) into that input.
-    notes: JSON-able facts; `max_abs_error` and `sqnr_db` compare the artifact's outputs with the source's.
+    options: the settings that the runtime is given with it.
+    notes: JSON-able facts; `parity` holds, per stage of the conversion, how far its outputs are from the source's.
     """
 
-    path: Path
-    size_bytes: int
+    paths: tuple[Path, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     adapters: tuple[tuple[dict[str, Any], ...], ...]
+    options: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
 

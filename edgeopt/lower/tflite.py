@@ -10,19 +10,20 @@ from __future__ import annotations
 import collections
 import contextlib
 import importlib
-import os
 import re
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeopt import parity
 from edgeopt.errors import MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered, Progress, TensorSpec, quiet
+from edgeopt.plan import Ability
 
 if TYPE_CHECKING:
     import torch
@@ -30,64 +31,78 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = tuple[Array, ...]
 
-PARITY_SAMPLES = 8
-# fp32 kernels may sum in another order than torch; more than this means another computation.
-FP32_TOLERANCE = 1e-3
+ABILITY = Ability(
+    sources=("torch",),
+    schemes={"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",)},
+    modules=("litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
+    extra="tflite",
+    distributions=("torch", "litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert"),
+)
 CALIBRATION_CHUNK = 32
 # tensor types of the flatbuffer schema
 _FLOAT32, _INT8 = 0, 9
 
 
-def requirements() -> tuple[str, ...]:
-    return "torch", "litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert"
-
-
-def schemes() -> tuple[str, ...]:
-    return "fp32", "int8"
-
-
 def lower(
-    module: torch.nn.Module,
+    source: torch.nn.Module | Path,
     scheme: str,
     example: Arrays,
     calibration: Arrays,
-    out: Path,
+    folder: Path,
     progress: Progress,
 ) -> Lowered:
-    """Writes `out`, a .tflite with batch 1. See the package's docstring for arguments and errors.
+    """Writes model.tflite with batch 1 into `folder`. See the package's docstring for arguments and errors.
 
     4-D float inputs (n, c, h, w) become channel-last (1, h, w, c) in the artifact; `adapters` says so.
     """
-    if scheme not in schemes():
-        raise PlanError(f"runtime 'tflite' has no scheme '{scheme}'; allowed: {', '.join(schemes())}")
+    if isinstance(source, Path):
+        raise PlanError(f"runtime 'tflite' takes torch models, not {source}; give the torch model, or another runtime")
+    known = [name for names in ABILITY.schemes.values() for name in names]
+    if scheme not in known:
+        raise PlanError(f"runtime 'tflite' has no scheme '{scheme}'; allowed: {', '.join(known)}")
     if scheme == "int8":
-        _check_calibration(example, calibration)
+        parity.check_calibration(example, calibration, scheme)
     _require()
-    module.eval()
-    samples = tuple(np.asarray(array)[:PARITY_SAMPLES] for array in example)
-    reference = _source_outputs(module, samples)
+    source.eval()
+    samples = tuple(np.asarray(array)[: parity.SAMPLES] for array in example)
+    reference = parity.source_outputs(source, samples)
     channel_last = [index for index, array in enumerate(example) if array.ndim == 4 and array.dtype.kind == "f"]
 
     progress("converting to TFLite")
-    content = _convert(module, samples, channel_last)
+    content = _convert(source, samples, channel_last)
+    out = folder / "model.tflite"
+    progress("comparing with the source model")
+    stages = [_check(content, out, samples, channel_last, reference, "conversion to TFLite", parity.FP32_TOLERANCE)]
     notes: dict[str, Any] = {"scheme": scheme}
-    if scheme == "int8":
+    if scheme == "fp16":
+        progress("storing weights as float16")
+        content = _halve(content)
+        progress("comparing with the source model")
+        stages.append(_check(content, out, samples, channel_last, reference, "float16 weights", parity.FP16_TOLERANCE))
+    elif scheme == "int8":
         content = _quantize(content, _runtime_inputs(calibration, channel_last), progress)
         notes["calibration_samples"] = len(calibration[0])
         notes["ranges"] = "minimum and maximum"
+        progress("comparing with the source model")
+        stages.append(_check(content, out, samples, channel_last, reference, "int8 quantization", None))
+    inputs, outputs, adapters = _interface(out, samples, channel_last)
+    notes |= {"parity": stages, **_contents(out, scheme)}
+    return Lowered((out,), inputs, outputs, adapters, {}, notes)
 
-    progress("comparing with the source model")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".part")
-    partial.write_bytes(content)
-    try:
-        inputs, outputs, adapters = _interface(partial, samples, channel_last)
-        notes |= _compare(_artifact_outputs(partial, samples, adapters), reference, scheme)
-        notes |= _contents(partial, scheme)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return Lowered(out, len(content), inputs, outputs, adapters, notes)
+
+def _check(
+    content: bytes,
+    out: Path,
+    samples: Arrays,
+    channel_last: list[int],
+    reference: list[Array],
+    stage: str,
+    tolerance: float | None,
+) -> dict[str, Any]:
+    """Writes `content` to `out` and compares what it answers with the source's outputs."""
+    out.write_bytes(content)
+    _, _, adapters = _interface(out, samples, channel_last)
+    return parity.compare(_artifact_outputs(out, samples, adapters), reference, stage, tolerance)
 
 
 def executed_ops(path: Path) -> dict[str, int]:
@@ -118,79 +133,11 @@ def _require() -> None:
         ) from error
 
 
-def _check_calibration(example: Arrays, calibration: Arrays) -> None:
-    if not calibration or min(len(array) for array in calibration) == 0:
-        raise PlanError("scheme 'int8' needs calibration samples and there are none; give the calibration split some")
-    if len(calibration) != len(example):
-        raise PlanError(f"calibration has {len(calibration)} inputs, the model {len(example)}; give one array for each")
-    for index, array in enumerate(calibration):
-        bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1) if array.dtype.kind == "f" else np.zeros(1, bool)
-        if bad.any():
-            raise ModelError(
-                f"calibration input {index} holds NaN or infinity in {int(bad.sum())} of {len(array)} samples "
-                f"(first: sample {int(bad.argmax())}); clean the data or its preprocess steps"
-            )
-
-
-def _single(arrays: Sequence[Array], index: int) -> tuple[torch.Tensor, ...]:
-    import torch
-
-    return tuple(torch.from_numpy(np.ascontiguousarray(array[index : index + 1])) for array in arrays)
-
-
-def _flat(outputs: Any) -> list[Array]:
-    """Outputs in the order in which torch.export, and with it the artifact, numbers them."""
-    from torch.utils._pytree import tree_leaves
-
-    return [leaf.detach().cpu().numpy() for leaf in tree_leaves(outputs)]
-
-
-def _source_outputs(module: torch.nn.Module, samples: Arrays) -> list[Array]:
-    """The source's outputs, each (n, ...). Raises ModelError naming the first node with a non-finite output."""
-    import torch
-
-    rows = []
-    for index in range(len(samples[0])):
-        with torch.no_grad():
-            row = _flat(module(*_single(samples, index)))
-        for number, array in enumerate(row):
-            if not np.isfinite(array).all():
-                where = _first_non_finite(module, _single(samples, index))
-                raise ModelError(
-                    f"output {number} of the source model is NaN or infinite for sample {index}{where}; "
-                    "check its weights and the preprocess steps"
-                )
-        rows.append(row)
-    return [np.concatenate(column) for column in zip(*rows, strict=True)]
-
-
-def _first_non_finite(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> str:
-    import torch
-
-    found: list[str] = []
-
-    def hook(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
-        def look(layer: torch.nn.Module, _inputs: Any, output: Any) -> None:
-            if not found and torch.is_tensor(output) and not torch.isfinite(output).all():
-                found.append(f" (first in node '{name}', {type(layer).__name__})")
-
-        return look
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in module.named_modules() if name]
-    try:
-        with torch.no_grad():
-            module(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else ""
-
-
 def _convert(module: torch.nn.Module, samples: Arrays, channel_last: list[int]) -> bytes:
     import litert_torch
 
     traced = litert_torch.to_channel_last_io(module, args=channel_last) if channel_last else module
-    arguments = list(_single(samples, 0))
+    arguments = list(parity.one(samples, 0))
     for index in channel_last:
         arguments[index] = arguments[index].permute(0, 2, 3, 1).contiguous()
     with _named_failure("litert-torch cannot convert the model") as folder:
@@ -198,6 +145,24 @@ def _convert(module: torch.nn.Module, samples: Arrays, channel_last: list[int]) 
         target = folder / "model.tflite"
         model.export(str(target))
         return target.read_bytes()
+
+
+def _halve(content: bytes) -> bytes:
+    """Weights as float16, which the runtime widens when it loads them; it computes in float32."""
+    from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+
+    half = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    recipe = recipe_manager.RecipeManager()
+    everything = qtyping.TFLOperationName.ALL_SUPPORTED
+    recipe.add_quantization_config(".*", everything, half, quantizer.AlgorithmName.FLOAT_CASTING)
+    with _named_failure("ai-edge-quantizer cannot store the weights as float16"):
+        work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
+        result = work.quantize(enable_progress_bar=False, enable_progress_report=False)
+    return bytes(result.quantized_model)
 
 
 def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> bytes:
@@ -322,37 +287,11 @@ def _artifact_outputs(path: Path, samples: Arrays, adapters: tuple[tuple[dict[st
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
-def _compare(found: list[Array], reference: list[Array], scheme: str) -> dict[str, Any]:
-    """max_abs_error, sqnr_db (None when the outputs are equal). Raises ModelError where they do not agree."""
-    shapes = [[array.shape for array in arrays] for arrays in (found, reference)]
-    if shapes[0] != shapes[1]:
-        raise ModelError(
-            f"the artifact's outputs have shapes {shapes[0]}, the source's {shapes[1]}; "
-            "return every output as a tensor of its own with the batch first"
-        )
-    worst, noise, signal = 0.0, 0.0, 0.0
-    for number, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
-        if not np.isfinite(ours).all():
-            raise ModelError(f"output {number} of the {scheme} artifact is NaN or infinite, the source's is finite")
-        difference = ours.astype(np.float64) - theirs.astype(np.float64)
-        error = float(np.abs(difference).max(initial=0.0))
-        largest = float(np.abs(theirs).max(initial=0.0))
-        if scheme == "fp32" and error > FP32_TOLERANCE * max(largest, 1e-3):
-            raise ModelError(
-                f"output {number} of the fp32 artifact is off by {error:.3g} (largest value {largest:.3g}, allowed "
-                f"{FP32_TOLERANCE:g} of it); the conversion changed the computation"
-            )
-        worst = max(worst, error)
-        noise += float((difference**2).sum())
-        signal += float((theirs.astype(np.float64) ** 2).sum())
-    sqnr = 10 * float(np.log10(signal / noise)) if noise and signal else None
-    return {"max_abs_error": worst, "sqnr_db": sqnr, "parity_samples": len(found[0])}
-
-
 def _contents(path: Path, scheme: str) -> dict[str, Any]:
     """What is in the file. Raises ModelError for an int8 artifact that computes in float."""
-    share = int8_mac_share(path)
-    notes: dict[str, Any] = {"ops": executed_ops(path), "int8_mac_share": share}
+    share, operators = int8_mac_share(path), executed_ops(path)
+    moved = {name: operators[name] for name in ("TRANSPOSE", "PAD", "PADV2") if name in operators}
+    notes: dict[str, Any] = {"ops": operators, "int8_mac_share": share, "transposes_and_pads": moved}
     if scheme == "int8":
         in_float = sorted(
             {name for name, _, outs in _operators(path) if outs and outs[0].type == _FLOAT32 and name != "DEQUANTIZE"}

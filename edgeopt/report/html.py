@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.report import units
+from edgeopt.report import breakdown, units
 from edgeopt.report.terminal import NAME_LIMIT, STATES, budgeted, budgeted_value, chosen_trial, demands, part, row
 
 CURVE_POINTS = 161
@@ -76,6 +76,7 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "notes": [units.text(note, 600) for note in run.get("notes") or []],
         "stop": units.text(run.get("stop") or "not said", 600),
         "rows": [row(trial, trial is chosen, metric) for trial in trials],
+        "details": [breakdown.detail(trial) for trial in trials if trial.get("artifact")],
         "metric": units.text(metric, 40),
         "pareto": pareto,
         "curves": curves,
@@ -288,6 +289,9 @@ def _final(run: dict[str, Any], metric: str) -> dict[str, Any] | None:
             ("agreement with the reference", units.share(final.get("agreement"))),
             ("worst class", worst_said),
         ],
+        "tables": breakdown.tables(final, metric),
+        "confusions": breakdown.confusions(final),
+        "matrix": breakdown.matrix(final),
     }
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import units
-from .terminal import COLOURS
+from . import breakdown, units
+from .terminal import COLOURS, worst
 
 PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
 
@@ -57,6 +57,8 @@ def render_validation(found: dict[str, Any], console: Console) -> None:
     grid = Table.grid(padding=(0, 2))
     for title, said in rows:
         grid.add_row(f"  {title}", Text(said))
+    for heading, words in worst(final, metric):
+        grid.add_row(Text("  ").append(heading), words)
     console.print(grid)
     for mark in found["conditions"]["marks"]:
         console.print(Text(f"  marked: {units.text(mark)}", "yellow"))
@@ -77,4 +79,6 @@ def _rows(results: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ),
         ("size", [units.quantity(r["size_bytes"], "bytes") for r in results]),
         ("threads", [str(r["executed"]["threads"]) for r in results]),
+        ("float parts in", [breakdown.detail(r)["precision"] for r in results]),
+        ("MACs", [breakdown.detail(r)["macs"] for r in results]),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import units
+from edgeopt.report import breakdown, units
 
 NAME_LIMIT = 40
 WIDE = 130
+SHOWN = 2  # worst classes, groups, confusions on one screen
+SHOWN_IN_FULL = 20
+SHORT = 24
 STATES = {"pass": "met", "fail": "missed", "undecided": "undecided"}
 COLOURS = {
     **{"pass": "green", "fail": "red", "undecided": "yellow"},
@@ -28,9 +32,10 @@ BUDGET_FIELDS = {
 }
 
 
-def render(run: dict[str, Any], console: Console, run_dir: Path | None = None) -> None:
+def render(run: dict[str, Any], console: Console, run_dir: Path | None = None, full: bool = False) -> None:
     """Print the verdict, the demands, the ladder, the final score and where the files are (under `run_dir`, if told).
 
+    full: with how each artifact was made and run, and the tables by class and by group.
     run: run.json's content; fields may be null or absent. Foreign text is never read as markup or escape codes.
     """
     metric = str(part(run, "plan").get("metric") or "score")
@@ -47,16 +52,20 @@ def render(run: dict[str, Any], console: Console, run_dir: Path | None = None) -
     )
     console.print()
     wide = console.width >= WIDE
-    console.print(_ladder(rows, wide))
+    console.print(_ladder(rows, wide, full))
     if not wide:
-        console.print(_grid([(Text(said["name"], "bold"), _reason(said)) for said in rows]))
+        console.print(_grid([(Text(said["name"], "bold"), _reason(said, full)) for said in rows]))
     console.print(Text(f"stopped: {units.text(run.get('stop') or 'not said', 600)}", style="dim"))
     for note in run.get("notes") or []:
         console.print(Text(f"note: {units.text(note, 600)}", style="yellow"))
     console.print()
     found = demands(run, chosen, metric)
     lines = [(d["state"], Text(f"{d['what']}: {d['reached']}, allowed {d['limit']}")) for d in found]
-    console.print(_grid([(Text(state, COLOURS[state]), said) for state, said in lines] + [_final(run, metric)]))
+    final = part(run, "final")
+    judged = [(Text(state, COLOURS[state]), said) for state, said in lines] + [_final(run, metric)]
+    console.print(_grid(judged + ([] if full else worst(final, str(final.get("metric") or metric)))))
+    if full:
+        _tables(final, str(final.get("metric") or metric), console)
     bundle, at = part(run, "bundle").get("file"), "" if run_dir is None else f"{run_dir}/"
     console.print()
     console.print(Text(f"report  {at}report.html"), soft_wrap=True)
@@ -76,19 +85,27 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
     ]
     lines = {
         "run": plan["name"],
-        "model": part(run_file, "model")["torch"],
-        "data": f"{task['arrays'] or task['object']}, inputs {', '.join(task['inputs'])}, scored by {metric}",
+        "model": str(part(run_file, "model").get("torch") or part(run_file, "model").get("onnx")),
+        "data": f"{_source(task)}, inputs {', '.join(task['inputs'])}, scored by {metric}",
         "splits": "; ".join(splits),
         "board": f"{profile['name']} at {address}",
         "budgets": "; ".join(budgets) or "none",
         "improves": units.label(plan["objective"]),
         "floor": f"a drop of at most {units.drop(plan['floor_drop'], metric)} below the source model",
-        "rungs": f"{', '.join(plan['rungs'])} on {plan['runtime']}, {plan['threads']} threads",
+        "rungs": f"{', '.join(plan['rungs'])} on {plan['runtime']}, {_threads(plan['threads'])}",
         "stops": f"when every budget is met and a rung promises less than {units.share(ladder['min_gain'])}",
         "measures": f"mode {plan['mode']}, seed {plan['seed']}",
     }
     console.print(_grid([(Text(name, "bold"), Text(units.text(line, 600))) for name, line in lines.items()]))
     console.print(Text("Nothing has been checked but the run file and the profile: neither data, model nor board."))
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
+def _source(task: dict[str, Any]) -> str:
+    return next(str(task[key]) for key in ("arrays", "object", "images", "audio", "text") if task.get(key))
 
 
 def _split_words(section: dict[str, Any]) -> str:
@@ -124,6 +141,7 @@ def row(trial: dict[str, Any], chosen: bool, metric: str) -> dict[str, Any]:
         "n": units.count(score.get("n")),
         "reason": units.text(trial.get("reason") or "no reason was written", 600),
         "marks": [units.text(mark) for mark in part(trial, "conditions").get("marks") or []],
+        "detail": breakdown.detail_words(trial),
     }
 
 
@@ -171,7 +189,7 @@ def part(given: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _ladder(rows: list[dict[str, Any]], wide: bool) -> Table:
+def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=wide)
     table.add_column("artifact", overflow="fold")
     table.add_column("verdict", no_wrap=True)
@@ -183,13 +201,14 @@ def _ladder(rows: list[dict[str, Any]], wide: bool) -> Table:
         titled = Text(("▸ " if said["chosen"] else "  ") + said["name"], style="bold" if said["chosen"] else "")
         cells = [_short(said[key]) for key in ("latency", "latency_ratio", "size", "drop")]
         judged = Text(said["verdict"], style=COLOURS.get(said["verdict"], ""))
-        table.add_row(titled, judged, *map(Text, cells), *([_reason(said)] if wide else []))
+        table.add_row(titled, judged, *map(Text, cells), *([_reason(said, full)] if wide else []))
     return table
 
 
-def _reason(said: dict[str, Any]) -> Text:
+def _reason(said: dict[str, Any], full: bool) -> Text:
     reason = Text(said["reason"])
-    return reason.append("".join(f"; marked: {mark}" for mark in said["marks"]), "yellow")
+    reason.append("".join(f"; marked: {mark}" for mark in said["marks"]), "yellow")
+    return reason.append(f"\n{said['detail']}" if full and said["detail"] else "", "dim")
 
 
 def _short(figure: str) -> str:
@@ -206,6 +225,53 @@ def _final(run: dict[str, Any], metric: str) -> tuple[Text, Text]:
     reason = units.text(final.get("reason") or "no reason was written", 600)
     said = f"final: {units.text(metric, NAME_LIMIT)} {score}, {of}; {reason}"
     return Text(verdict, COLOURS.get(verdict, "")), Text(said)
+
+
+def worst(final: dict[str, Any], metric: str) -> list[tuple[Text, Text]]:
+    """The worst classes and groups and the most frequent confusions, a line each."""
+    lines = []
+    for given in breakdown.tables(final, metric):
+        scored = [said for said in given["rows"] if not said["invalid"]][:SHOWN]
+        said = [
+            f"{units.text(row['label'], SHORT)}: {row['score']} (source model {row['reference']}, n={row['n']})"
+            for row in scored
+        ]
+        few = f"{given['few']} with fewer than 20 samples" if given["few"] else ""
+        few = few if scored else f"none: each of {given['few']} has fewer than 20 samples"
+        lines.append((Text(f"{given['unit']}, worst"), Text("; ".join(filter(None, (*said, few))))))
+    wrong = breakdown.confusions(final)[:SHOWN]
+    said = [
+        f"{units.text(one['label'], SHORT)} for {units.text(one['decided'], SHORT)}: {one['n']} "
+        f"(source model {one['reference']})"
+        for one in wrong
+    ]
+    return lines + ([(Text("mistaken"), Text("; ".join(said)))] if said else [])
+
+
+def _tables(final: dict[str, Any], metric: str, console: Console) -> None:
+    """The score by class and by group, and the confusions."""
+    for given in breakdown.tables(final, metric):
+        rows = given["rows"][:SHOWN_IN_FULL] if given["scored"] else []
+        cells = [(row["label"], row["n"], row["score"], row["reference"], row["drop"]) for row in rows]
+        _print_table(console, (f"{given['unit']}, worst first", "n", "on the board", "source model", "drop"), cells)
+        if not rows:
+            console.print(Text(f"\nby {given['unit']}: each of {given['few']} has fewer than 20 samples"))
+        elif hidden := given["scored"] + given["few"] - len(rows):
+            few = f", {given['few']} with fewer than 20 samples" if given["few"] else ""
+            console.print(Text(f"  {hidden} more in the page or in run.json{few}"))
+    wrong = [(one["label"], one["decided"], one["n"], one["reference"]) for one in breakdown.confusions(final)]
+    _print_table(console, ("class", "taken for", "on the board", "by the source model"), wrong)
+
+
+def _print_table(console: Console, titles: tuple[str, ...], cells: Sequence[tuple[str, ...]]) -> None:
+    if not cells:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(titles):
+        table.add_column(name, overflow="fold", justify="left" if number == 0 else "right")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 def _grid(lines: list[tuple[Text, Text]]) -> Table:

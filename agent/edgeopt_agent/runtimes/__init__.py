@@ -4,18 +4,20 @@ A runtime module has
   PACKAGES            distributions that can serve it, best first
   available()         {"package", "version"} of the one installed for this Python, else None; imports nothing heavy
   require()           imports it, without a model; raises RemoteError('missing-runtime')
-  load(path, threads) a Session, after which `Session.inputs` and `.outputs` describe the tensors
+  OPTIONS             the options that load() knows, with the values that each may have
+  load(path, threads, options) a Session, after which `Session.inputs` and `.outputs` describe the tensors
 and its Session has
   inputs, outputs     lists of {"name", "shape", "dtype"}
   set_inputs(arrays)  copies them in; invoke() runs; get_outputs() returns copies
-  executed()          what the runtime says it runs: threads, operator counts, delegates
+  executed()          what the runtime says it runs, None for what it does not tell: {"threads", "delegate_nodes",
+                      "precision", "ops": {operator: count}, "macs": {type: multiply-accumulates}}
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ..wire import RemoteError
 
@@ -30,6 +32,14 @@ def load(name: str) -> Any:
     if name != "fake" and name not in names():
         raise RemoteError("bad-request", f"unknown runtime {name!r}; this agent has: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def check_options(name: str, known: Mapping[str, Sequence[str]], options: Dict[str, Any]) -> None:
+    """Raises RemoteError('bad-request') for an option or a value that the adapter does not know."""
+    for key, value in options.items():
+        if value not in known.get(key, ()):
+            allowed = {option: list(values) for option, values in known.items()}
+            raise RemoteError("bad-request", f"runtime '{name}' does not take {key} = {value!r}; it takes: {allowed}")
 
 
 def installed(packages: Sequence[str]) -> Optional[Dict[str, str]]:

@@ -7,7 +7,10 @@ import os
 import time
 from typing import Any, Dict, List, Optional, Sequence
 
+from . import check_options
+
 PACKAGES = ()
+OPTIONS: Dict[str, Any] = {}
 
 
 def available() -> Optional[Dict[str, str]]:
@@ -48,8 +51,9 @@ class Session:
         return self._value
 
     def executed(self) -> Dict[str, Any]:
-        return {"threads": self._threads, "ops": {"FAKE": 1}, "delegate_nodes": 0}
+        return {"threads": self._threads, "ops": {"FAKE": 1}, "delegate_nodes": 0, "precision": None, "macs": None}
 
 
-def load(path: str, threads: int) -> Session:
+def load(path: str, threads: int, options: Dict[str, Any]) -> Session:
+    check_options("fake", OPTIONS, options)
     return Session(path, threads)

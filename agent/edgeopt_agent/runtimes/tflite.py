@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import collections
+import math
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
 from ..wire import RemoteError
-from . import installed
+from . import check_options, installed
 
 PACKAGES = ("ai-edge-litert", "tflite-runtime")
+OPTIONS: Dict[str, Any] = {}
+WITH_WEIGHTS = {"CONV_2D": slice(1, None), "DEPTHWISE_CONV_2D": slice(1, 3), "FULLY_CONNECTED": slice(1, None)}
 
 
 def available() -> Optional[Dict[str, str]]:
@@ -65,9 +68,31 @@ class Session:
         return [self._interpreter.get_tensor(index) for index in self._output_indices]
 
     def executed(self) -> Dict[str, Any]:
-        operators = collections.Counter(op["op_name"] for op in self._interpreter._get_ops_details())
+        nodes = self._interpreter._get_ops_details()
+        operators = collections.Counter(node["op_name"] for node in nodes)
         delegated = operators.pop("DELEGATE", 0)
-        return {"threads": self._threads, "ops": dict(operators), "delegate_nodes": delegated}
+        return {
+            "threads": self._threads,
+            "ops": dict(operators),
+            "delegate_nodes": delegated,
+            "precision": None,
+            "macs": self._macs(nodes),
+        }
+
+    def _macs(self, nodes: List[Dict[str, Any]]) -> Dict[str, int]:
+        """Multiply-accumulates by the type of data and weights: "int8", "float32", or "int8 x float32" where they
+        differ. Filters are (out, kh, kw, in), depthwise ones (1, kh, kw, out), dense weights (out, in)."""
+        tensors = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
+        found: Dict[str, int] = collections.Counter()
+        for node in nodes:
+            if node["op_name"] in WITH_WEIGHTS or node["op_name"] == "BATCH_MATMUL":
+                data, weights = (tensors[index] for index in node["inputs"][:2])
+                sizes = [int(size) for size in tensors[node["outputs"][0]]["shape"]]
+                inner = WITH_WEIGHTS.get(node["op_name"])
+                sizes += [int(size) for size in (weights["shape"][inner] if inner else data["shape"][-1:])]
+                types = [tensor["dtype"].__name__ for tensor in (data, weights)]
+                found[" x ".join(dict.fromkeys(types))] += math.prod(sizes)
+        return dict(found)
 
 
 def _describe(detail: Dict[str, Any]) -> Dict[str, Any]:
@@ -78,5 +103,6 @@ def _describe(detail: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def load(path: str, threads: int) -> Session:
+def load(path: str, threads: int, options: Dict[str, Any]) -> Session:
+    check_options("tflite", OPTIONS, options)
     return Session(path, threads)

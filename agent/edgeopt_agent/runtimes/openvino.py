@@ -1,0 +1,122 @@
+"""OpenVINO on the CPU: precision and threads pinned, one stream; what was executed is read from the runtime model."""
+
+from __future__ import annotations
+
+import collections
+import math
+import sys
+from typing import Any, Dict, List, Optional, Sequence
+
+from ..wire import RemoteError
+from . import check_options, installed
+
+PACKAGES = ("openvino",)
+OPTIONS = {"precision": ("f32", "f16")}  # of what is not quantized; without it the runtime might choose bf16
+SPATIAL_FROM = {4: 1, 5: 2}  # weights (out, in, kh, kw), grouped (groups, out / groups, in / groups, kh, kw)
+
+
+def available() -> Optional[Dict[str, str]]:
+    return installed(PACKAGES)
+
+
+def require() -> None:
+    _openvino()
+
+
+def _openvino() -> Any:
+    if available() is None:
+        raise RemoteError(
+            "missing-runtime",
+            f"runtime 'openvino' is not installed for {sys.executable}; install openvino for this Python, or name "
+            "another Python with --board-python",
+        )
+    try:
+        import openvino
+    except Exception as error:
+        raise RemoteError("missing-runtime", f"openvino cannot be imported: {error}") from error
+    return openvino
+
+
+class Session:
+    def __init__(self, path: str, threads: int, options: Dict[str, Any]) -> None:
+        openvino = _openvino()
+        pinned = {
+            "INFERENCE_PRECISION_HINT": options.get("precision", "f32"),
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            core = openvino.Core()
+            self._compiled = core.compile_model(core.read_model(path), "CPU", pinned)
+            self._request = self._compiled.create_infer_request()
+        except Exception as error:
+            raise RemoteError("runtime", f"openvino cannot load the model: {_words(error)}") from error
+        self._tensor = openvino.Tensor
+        self.inputs = [_describe(port) for port in self._compiled.inputs]
+        self.outputs = [_describe(port) for port in self._compiled.outputs]
+        self._is_fixed = [-1 not in tensor["shape"] for tensor in self.inputs]
+        self.invoke = self._request.infer
+
+    def set_inputs(self, arrays: Sequence[Any]) -> None:
+        for index, (array, is_fixed) in enumerate(zip(arrays, self._is_fixed)):
+            if is_fixed:
+                self._request.get_input_tensor(index).data[:] = array
+            else:
+                self._request.set_input_tensor(index, self._tensor(array, shared_memory=False))
+
+    def get_outputs(self) -> List[Any]:
+        return [self._request.get_output_tensor(index).data.copy() for index in range(len(self.outputs))]
+
+    def executed(self) -> Dict[str, Any]:
+        operators: Dict[str, int] = collections.Counter()
+        macs: Dict[str, int] = collections.Counter()
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            facts = node.get_rt_info()
+            kind, precision = (str(facts[key].astype(str)) for key in ("layerType", "runtimePrecision"))
+            if kind not in ("Const", "Input", "Output"):
+                operators[f"{kind} {precision}"] += 1
+            count = _macs(kind, node)
+            if count:
+                macs["int8" if precision in ("i8", "u8") else precision] += count
+        return {
+            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            "ops": dict(operators),
+            "delegate_nodes": 0,
+            "precision": self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
+            "macs": dict(macs),
+        }
+
+
+def _macs(kind: str, node: Any) -> int:
+    """Multiply-accumulates of an executed node; 0 where its shapes are only known while it runs."""
+    if kind not in ("Convolution", "FullyConnected", "MatMul"):
+        return 0
+    ports = [node.input(0), node.input(1), node.output(0)]
+    if any(port.get_partial_shape().is_dynamic for port in ports):
+        return 0
+    data, weights, result = (list(port.get_shape()) for port in ports)
+    produced: int = math.prod(result)
+    if kind == "Convolution":
+        inner: int = math.prod(weights[SPATIAL_FROM.get(len(weights), 1) :])
+        return produced * inner
+    return produced * int(data[-1])
+
+
+def _describe(port: Any) -> Dict[str, Any]:
+    return {
+        "name": port.get_any_name() if port.get_names() else "?",
+        "shape": [-1 if size.is_dynamic else int(size.get_length()) for size in port.get_partial_shape()],
+        "dtype": port.get_element_type().to_dtype().name,
+    }
+
+
+def _words(error: Exception) -> str:
+    """The last line of an error that begins with the places in OpenVINO's sources where it passed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def load(path: str, threads: int, options: Dict[str, Any]) -> Session:
+    check_options("openvino", OPTIONS, options)
+    return Session(path, threads, options)

@@ -1,0 +1,24 @@
+"""--json: one document on stdout, whatever the user's code and the frameworks print meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, TextIO
+
+import click
+
+_kept: TextIO | None = None
+
+
+def keep_stdout() -> None:
+    """From here on file descriptor 1 is stderr, for C++ too; only `print_json` writes to what stdout was."""
+    global _kept
+    sys.stdout.flush()
+    _kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+
+def print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False), file=_kept)

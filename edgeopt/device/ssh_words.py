@@ -1,0 +1,78 @@
+"""What both SSH transports say when they refuse or fail: the same words, so that a mend is learned once."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+from ..errors import DeviceUnreachable, IntegrityError
+from .ssh_config import Hop
+
+
+def fingerprint(key_type: str, blob: bytes) -> str:
+    """Of a public key in SSH's own encoding, as `ssh-keygen -l` prints it."""
+    digest = base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
+    return f"{key_type} SHA256:{digest}"
+
+
+def unknown_key(hop: Hop, shown: str) -> IntegrityError:
+    """`shown` is the key's fingerprint, which begins with its type."""
+    kind = shown.split()[0].removeprefix("ssh-").removeprefix("rsa-").partition("-")[0]
+    files = " or ".join(map(str, hop.known_hosts[:1])) or "no file of known hosts"
+    return IntegrityError(
+        f"{hop.name}: its host key is unknown: the board shows {shown}, and {files} has no key for "
+        f"{quoted(hop)}. Compare the fingerprint with the board's own (`ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` "
+        f"there), then add it with `{_adding(hop, kind, files)}`; nothing was sent"
+    )
+
+
+def changed_key(hop: Hop, where: object, expected: str, shown: str) -> IntegrityError:
+    return IntegrityError(
+        f"{hop.name}: THE HOST KEY CHANGED: {where} has {expected}, the board shows {shown}. If the board was "
+        f"reinstalled, remove the old key with `ssh-keygen -f {where} -R {quoted(hop)}` and add the new one; "
+        "nothing was sent"
+    )
+
+
+def revoked_key(hop: Hop, where: object, shown: str) -> IntegrityError:
+    return IntegrityError(
+        f"{hop.name}: its host key {shown} is marked as revoked in {where}: whoever answers there is not to be "
+        "trusted; give the board a new host key. Nothing was sent"
+    )
+
+
+def refused_user(hop: Hop, detail: str) -> DeviceUnreachable:
+    return DeviceUnreachable(
+        f"{hop.name} refused user '{hop.user}' ({detail}): name the right user in the address and its private key "
+        "with --identity, or load the key into the ssh agent"
+    )
+
+
+def unreachable(hop: Hop, detail: str) -> DeviceUnreachable:
+    return DeviceUnreachable(
+        f"{hop.name} cannot be reached: {detail}; is the board on, on this network, and listening on that port?"
+    )
+
+
+def too_old(hop: Hop, detail: str, transport: str) -> DeviceUnreachable:
+    """The two sides know no common algorithm: the server's are from another decade."""
+    lines = "`KexAlgorithms +diffie-hellman-group14-sha1` and `HostKeyAlgorithms +ssh-rsa`"
+    mend = f"add what it offers to the host's entry in ~/.ssh/config, for instance {lines}"
+    also = ", and use --transport ssh: paramiko has none of the old ones" if transport == "paramiko" else ""
+    return DeviceUnreachable(f"{hop.name}: {detail}: its SSH server is old. Update it, or {mend}{also}")
+
+
+def quoted(hop: Hop) -> str:
+    """The host as known_hosts has it, safe in a shell."""
+    return f"'{hop.known_as}'" if "[" in hop.known_as else hop.known_as
+
+
+def _adding(hop: Hop, kind: str, file: str) -> str:
+    """The command that adds the host's key to a file, once a person has compared it."""
+    if not hop.direct:  # ssh-keyscan knows no way through another host; ssh shows the fingerprint and asks
+        return f"ssh -o UserKnownHostsFile={file} {hop.spelled}"
+    scan = f"ssh-keyscan -t {kind} -p {hop.port} {hop.host}"
+    standard = hop.host if hop.port == 22 else f"[{hop.host}]:{hop.port}"
+    # under a HostKeyAlias the line that ssh-keyscan prints has the wrong name in front
+    scan += "" if hop.known_as == standard else f" | sed 's/^[^ ]*/{hop.known_as}/'"
+    return f"{scan} >> {file}"

@@ -1,0 +1,199 @@
+"""ONNX to ONNX Runtime's int8 (static, per channel, QDQ), or as it is. torch models are exported to ONNX first."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeopt import onnx_model, parity
+from edgeopt.errors import MissingDependency, ModelError, PlanError
+from edgeopt.lower import Lowered, Progress, TensorSpec, quiet
+from edgeopt.model import untold
+from edgeopt.plan import Ability
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Arrays = tuple[Array, ...]
+
+PER_CHANNEL_OPSET = 13  # the first in which DequantizeLinear takes a scale per channel
+
+ABILITY = Ability(
+    sources=("torch", "onnx"),
+    schemes={"fp32": ("fp32",), "int8": ("int8",)},
+    modules=("onnx", "onnxruntime", "onnxscript"),
+    extra="onnx",
+    distributions=("torch", "onnx", "onnxruntime", "onnxscript"),
+)
+
+
+def lower(
+    source: torch.nn.Module | Path,
+    scheme: str,
+    example: Arrays,
+    calibration: Arrays,
+    folder: Path,
+    progress: Progress,
+) -> Lowered:
+    """Writes model.onnx into `folder`. See the package's docstring for arguments and errors.
+
+    Inputs keep the source's layout and types; their shapes become those of one sample.
+    """
+    known = [name for names in ABILITY.schemes.values() for name in names]
+    if scheme not in known:
+        raise PlanError(f"runtime 'onnxruntime' has no scheme '{scheme}'; allowed: {', '.join(known)}")
+    if scheme == "int8":
+        parity.check_calibration(example, calibration, scheme)
+    _require()
+    samples = tuple(np.asarray(array)[: parity.SAMPLES] for array in example)
+    reference = parity.source_outputs(source, samples)
+    out = folder / "model.onnx"
+    progress("converting to ONNX")
+    with tempfile.TemporaryDirectory() as text:
+        plain = Path(text) / "plain.onnx"
+        with _named_failure("the model cannot be written as ONNX"):
+            _export(source, samples, plain)
+        progress("comparing with the source model")
+        stages = [_check(plain, samples, reference, "conversion to ONNX", parity.FP32_TOLERANCE)]
+        if scheme == "fp32":
+            shutil.copyfile(plain, out)
+        else:
+            progress(f"quantizing to int8 ({len(calibration[0])} samples)")
+            with _named_failure("ONNX Runtime cannot quantize the model"):
+                _quantize(plain, out, calibration)
+            progress("comparing with the source model")
+            stages.append(_check(out, samples, reference, "int8 quantization", None))
+    notes: dict[str, Any] = {"scheme": scheme, "parity": stages, "ops": _operators(out)}
+    if scheme == "int8":
+        notes["calibration_samples"] = len(calibration[0])
+    inputs, outputs = _interface(out, samples, reference)
+    return Lowered((out,), inputs, outputs, tuple(() for _ in inputs), {}, notes)
+
+
+def _require() -> None:
+    try:
+        with quiet():
+            for name in ("onnx", "onnxruntime.quantization"):
+                importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependency(
+            f"runtime 'onnxruntime' needs onnx and onnxruntime ({error}); install them: pip install 'edgeopt[onnx]'"
+        ) from error
+
+
+def _export(source: torch.nn.Module | Path, samples: Arrays, path: Path) -> None:
+    """One file, with batch 1 and the samples' shapes."""
+    import onnx
+
+    if isinstance(source, Path):
+        model = onnx.load(str(source))
+        _fix_shapes(model, samples)
+        onnx.save(onnx.shape_inference.infer_shapes(model), str(path))
+        return
+    import torch
+
+    torch.onnx.export(source.eval(), parity.one(samples, 0), str(path), dynamo=True, external_data=False)
+
+
+def _raise_opset(path: Path) -> None:
+    """To the first opset that can say what per-channel int8 is, in place; a newer one is left as it is."""
+    import onnx
+    from onnx import version_converter
+
+    model = onnx.load(str(path))
+    if max((own.version for own in model.opset_import if own.domain in ("", "ai.onnx")), default=1) < PER_CHANNEL_OPSET:
+        onnx.save(version_converter.convert_version(model, PER_CHANNEL_OPSET), str(path))
+
+
+def _fix_shapes(model: Any, samples: Arrays) -> None:
+    initialized = {tensor.name for tensor in model.graph.initializer}
+    ports = [value for value in model.graph.input if value.name not in initialized]
+    for value, array in zip(ports, samples, strict=True):
+        sizes = value.type.tensor_type.shape.dim
+        for size, own in zip(sizes, (1, *array.shape[1:]), strict=True):
+            size.dim_value = own
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+
+
+def _quantize(plain: Path, out: Path, calibration: Arrays) -> None:
+    from onnxruntime import quantization
+    from onnxruntime.quantization import shape_inference
+
+    names = [port.name for port in _inputs(plain)]
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._rows = iter(range(len(calibration[0])))
+
+        def get_next(self) -> dict[str, Array] | None:
+            row = next(self._rows, None)
+            if row is None:
+                return None
+            return {name: array[row : row + 1] for name, array in zip(names, calibration, strict=True)}
+
+    _raise_opset(plain)
+    ready = plain.with_name("ready.onnx")
+    shape_inference.quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    quantization.quantize_static(
+        str(ready),
+        str(out),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+
+
+def _inputs(path: Path) -> list[Any]:
+    graph = onnx_model.read(path).graph
+    initialized = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in initialized]
+
+
+def _check(path: Path, samples: Arrays, reference: list[Array], stage: str, tolerance: float | None) -> dict[str, Any]:
+    return parity.compare(onnx_model.run(path, samples, untold), reference, stage, tolerance)
+
+
+def _interface(
+    path: Path, samples: Arrays, reference: list[Array]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    graph = onnx_model.read(path).graph
+    inputs = [
+        TensorSpec(port.name, (1, *array.shape[1:]), array.dtype.name)
+        for port, array in zip(_inputs(path), samples, strict=True)
+    ]
+    outputs = [
+        TensorSpec(port.name, (1, *array.shape[1:]), array.dtype.name)
+        for port, array in zip(graph.output, reference, strict=True)
+    ]
+    return tuple(inputs), tuple(outputs)
+
+
+def _operators(path: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for node in onnx_model.read(path).graph.node:
+        found[node.op_type] = found.get(node.op_type, 0) + 1
+    return found
+
+
+@contextmanager
+def _named_failure(what: str) -> Iterator[None]:
+    """Runs a framework silently; whatever it raises becomes a ModelError with its first words."""
+    with quiet():
+        try:
+            yield
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            first = " ".join(lines[:2])[:400] or type(error).__name__
+            raise ModelError(f"{what}: {first}; leave runtime 'onnxruntime' out, or change that part") from error

@@ -1,0 +1,214 @@
+"""The run file, edgeopt.toml: its keys, what each may hold, and which contradict one another."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from edgeopt_agent import preprocess as operations
+from pydantic import Field
+
+from . import profile as profiles
+from . import tasks
+from .config import Allowed, Choices, Conflict, Section, show
+from .profile import Budget
+from .task import CLASS_METRICS
+
+RUNGS = ("fp32", "fp16", "int8", "threads", "prune")
+
+Text = Annotated[str, Field(min_length=1), Allowed("text, not empty")]
+Spec = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"),
+    Allowed('"package.module:factory", a function of a module beside the run file or installed'),
+]
+Texts = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Values = Annotated[dict[str, Any], Allowed("text, numbers, true, false, and lists and tables of these")]
+Prepare = Annotated[dict[str, Any], Allowed("a table with the keys of the kind of data that is named")]
+Steps = Annotated[
+    dict[str, Annotated[tuple[dict[str, Any], ...], Field(strict=False)]],
+    Allowed('per input a list of steps { op = "…", … }, op one of ' + ", ".join(operations.OPERATIONS)),
+]
+
+
+class ModelSection(Section):
+    torch: Spec | None = Field(default=None, description="A function that returns the trained torch.nn.Module.")
+    onnx: Text | None = Field(default=None, description="Instead of torch: a trained model's .onnx file.")
+    arguments: Values = Field(default_factory=dict, description="Keyword arguments for that function.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from _unstorable(self.arguments, "arguments")
+        if (self.torch is None) == (self.onnx is None):
+            found = "both" if self.torch else "neither"
+            yield Conflict(("torch", "onnx"), found, "exactly one of the two", "name a factory or an .onnx file")
+        if self.onnx is not None and self.arguments:
+            yield Conflict(("arguments",), show(self.arguments), "nothing beside onnx", "they are a torch factory's")
+
+    @property
+    def source(self) -> str:
+        return "torch" if self.torch is not None else "onnx"
+
+    def named(self) -> str:
+        """The key and its value, for messages."""
+        return f"[model] {self.source} = '{self.torch or self.onnx}'"
+
+
+class TaskSection(Section):
+    arrays: Text | None = Field(default=None, description="An .npz beside the run file, with one row per sample.")
+    object: Spec | None = Field(
+        default=None,
+        description="Instead of arrays: a function; its result has arrays(), and score() where no metric fits.",
+    )
+    images: Text | None = Field(default=None, description=tasks.source_words("images"))
+    audio: Text | None = Field(default=None, description=tasks.source_words("audio"))
+    text: Text | None = Field(default=None, description=tasks.source_words("text"))
+    prepare: Prepare = Field(default_factory=dict, description=tasks.explain())
+    inputs: Texts = Field(description="Names of the arrays that are the model's inputs, in its order.")
+    labels: Text | None = Field(default=None, description="Name of the array, or of the CSV file's column, of labels.")
+    groups: Text | None = Field(default=None, description="As labels, of groups: subjects, speakers, sites.")
+    metric: Annotated[str, Choices(tuple(operations.METRICS))] | None = Field(
+        default=None, description="How a sample is scored; absent only where the object has a score()."
+    )
+    classes: Annotated[tuple[Text, ...], Field(strict=False)] = Field(default=(), description="Names of the classes.")
+    preprocess: Steps = Field(
+        default_factory=dict,
+        description="Per input, the steps from the raw array to the model's input; run by host and board alike.",
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        sources = ("arrays", "object", *tasks.KINDS)
+        named = tuple(name for name in sources if getattr(self, name) is not None)
+        if len(named) != 1:
+            found = "both" if len(named) == 2 else "all of them" if named else "none of them"
+            yield Conflict(named or sources, found, "exactly one", "say in one way where the samples are")
+        yield from tasks.conflicts(self.kind, self.inputs, self.metric, self.prepare)
+        if self.metric is None and self.object is None:
+            yield Conflict(
+                ("metric",), "nothing", ", ".join(operations.METRICS), "say how a sample of the arrays is scored"
+            )
+        if self.metric is not None and self.labels is None:
+            yield Conflict(("labels",), "nothing", "the name of an array", f"metric '{self.metric}' needs labels")
+        for name, steps in self.preprocess.items():
+            if name not in self.inputs:
+                yield Conflict(("preprocess",), f"steps for '{name}'", ", ".join(self.inputs), "name an input")
+            key = f"preprocess.{name}"
+            for problem in operations.problems([dict(step) for step in steps]):
+                yield Conflict((key,), problem, f"steps of {', '.join(operations.OPERATIONS)}", "correct that step")
+
+    @property
+    def kind(self) -> str | None:
+        """What the samples are made of where they are no arrays yet: a file of edgeopt/tasks."""
+        return next((kind for kind in tasks.KINDS if getattr(self, kind) is not None), None)
+
+
+class SplitSection(Section):
+    groups: Annotated[tuple[int | str, ...], Field(strict=False, min_length=1)] | None = Field(
+        default=None, description="The groups that belong to this split alone."
+    )
+    count: Count | None = Field(default=None, description="At most so many samples, drawn with the seed.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.groups is None and self.count is None:
+            yield Conflict(("groups", "count"), "neither", "one of the two, or both", "say which samples it takes")
+
+
+class SplitsSection(Section):
+    seed: Seed = Field(default=0, description="Seed of which samples each split draws.")
+    calibration: SplitSection = Field(description="For quantization ranges and recovery training.")
+    selection: SplitSection = Field(description="Chooses among candidates.")
+    final: SplitSection = Field(description="Scored once, for the chosen candidate only.")
+
+
+class DeviceSection(Section):
+    profile: Text = Field(description="A name from `edgeopt profiles list`, or the path of a .toml.")
+    address: Text = Field(
+        default="local", description='"local", "ssh://[user@]host[:port]", or a name from `edgeopt device list`.'
+    )
+    root: Text | None = Field(
+        default=None, description="edgeopt's folder there; default: the profile's; for local, one of this user."
+    )
+    python: Text | None = Field(
+        default=None, description="The board's Python; default: the profile's; for local, this one."
+    )
+    identity: Text | None = Field(default=None, description="Private key file for ssh.")
+    known_hosts: Text | None = Field(default=None, description="known_hosts file; default: ~/.ssh/known_hosts.")
+
+
+class LadderSection(Section):
+    rungs: Annotated[tuple[Annotated[str, Choices(RUNGS)], ...], Field(strict=False, min_length=1)] = Field(
+        default=RUNGS, description="The rungs that may be tried, in their fixed order; fp32 is needed."
+    )
+    floor_drop: Annotated[float, Field(ge=0)] = Field(
+        description="Greatest drop of the score below the source model's, in the score's unit (0.01: one point)."
+    )
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.05, description="Once all budgets are met, rungs that promise a smaller gain are skipped."
+    )
+    mode: Annotated[str, Choices(("rapid", "quick", "normal"))] = Field(
+        default="rapid", description="How long each comparison measures; rapid gives p50 and p90 only."
+    )
+    runtime: Annotated[str, Choices(profiles.RUNTIMES)] | None = Field(
+        default=None, description="The runtime to make artifacts for; default: the profile's first that the model fits."
+    )
+    threads: Count = Field(default=1, description="Threads of the runtime; the rung 'threads' tries more.")
+    seed: Seed = Field(default=0, description="Seed of training, and of the samples that are timed and their order.")
+
+
+class PruneSection(Section):
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)] = Field(
+        default=(0.3,), description="Shares of channels to remove, mildest first; one that drops too far is the last."
+    )
+    round_to: Count = Field(default=8, description="Widths become multiples of this: kernels work in such lanes.")
+    epochs: Count = Field(default=20, description="Epochs of recovery by distillation from the source model.")
+    learning_rate: Positive = Field(default=1e-3, description="Learning rate of the recovery.")
+    batch: Count = Field(default=64, description="Batch size of the recovery.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        percent = [round(100 * ratio) for ratio in self.ratios]
+        if any(after <= before for before, after in itertools.pairwise(percent)):
+            mend = "sort them, and leave out what is twice"
+            yield Conflict(("ratios",), show(list(self.ratios)), "each at least 0.01 above the one before", mend)
+
+
+class RunFile(Section):
+    """edgeopt.toml, key by key; paths in it are relative to its folder."""
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100),
+        Allowed("at most 100 letters, digits and . _ -"),
+    ] = Field(description="Name of the run, of its folder in runs/ and of the bundle.")
+    model: ModelSection = Field(description="The trained model.")
+    task: TaskSection = Field(description="The data, and how a sample is prepared and scored.")
+    splits: SplitsSection = Field(description="Three disjoint parts of the data; no group is in two of them.")
+    device: DeviceSection = Field(description="The board.")
+    budget: Budget = Field(
+        default=Budget(),
+        description="Demands; each replaces the profile's own. The ladder improves the first of these that is given, "
+        "else latency_p50_s.",
+    )
+    ladder: LadderSection = Field(description="What may be tried, and how well it must do.")
+    prune: PruneSection = Field(default_factory=PruneSection, description="Structured pruning and its recovery.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        metric, drop = self.task.metric, self.ladder.floor_drop
+        if metric in CLASS_METRICS and drop >= 1:
+            mend = f"write {drop / 100:g} for {drop:g} points" if drop < 100 else "lower it"
+            yield Conflict(("ladder.floor_drop",), show(drop), f"below 1: '{metric}' is a share", mend)
+
+
+def _unstorable(value: object, key: str) -> Iterator[Conflict]:
+    """Dates, NaN and infinity: TOML has them, the JSON of plans, bundles and cache keys has not."""
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            yield from _unstorable(part, f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]")
+    elif not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        yield Conflict(
+            (key,), show(value), "text, finite numbers, true, false, and lists and tables of these", "change it"
+        )

@@ -1,0 +1,297 @@
+"""bundle: any model file as a bundle that flash, bench, compare, validate and rollback take.
+
+What the board's health check may judge depends on what is known. Without a board the outputs need only be finite. With
+one the model runs there first: its outputs are what is expected afterwards, and its median latency sets the limit. With
+labels as well, right answers are counted, and the bundle carries an evaluation pack.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgeopt_agent import preprocess as operations
+from edgeopt_agent.wire import RemoteError
+
+from edgeopt import bundle as bundles
+from edgeopt import formats, measure, validate
+from edgeopt.artifact import Artifact
+from edgeopt.cache import sha256_bytes, sha256_file
+from edgeopt.device.session import Session
+from edgeopt.errors import ConfigError, ModelError, PlanError
+from edgeopt.pack import HEALTH_LATENCY, HEALTH_OUTPUT_ERROR, HEALTH_SAMPLES, HEALTH_SPARE, SCHEDULING_S
+from edgeopt.profile import DeviceProfile
+from edgeopt.task import CLASS_METRICS, Array, Samples, check_labels, check_outputs
+
+from .source import Given, fits, random_array, read_inputs
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
+RANDOM_SAMPLES = 8
+Steps = list[list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the bundle is to be. steps: per input, in the model's order; options: the runtime's own settings."""
+
+    name: str
+    profile: DeviceProfile
+    root: str
+    python: str
+    threads: int
+    metric: str | None
+    floor_drop: float
+    steps: Steps
+    options: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the board answered: outputs (n, ...) for every sample, and the median latency."""
+
+    device: str
+    outputs: tuple[Array, ...]
+    latency_p50_s: float | None
+    marks: list[str]
+
+
+def read_steps(path: Path | None, names: Sequence[str]) -> tuple[Steps, dict[str, str]]:
+    """(preprocess steps per input, options) of a .toml or a .json file.
+
+    `preprocess` is there a list per input, a table by input's name, or with one input just its steps.
+
+    names: of the inputs, in the model's order. What `edgeopt convert --json` prints is such a file. Raises ConfigError.
+    """
+    if path is None:
+        return [[] for _ in names], {}
+    try:
+        text = path.read_text("utf-8")
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--preprocess {path}: {error}; a .toml or a .json file is needed") from error
+    given = data.get("preprocess") if isinstance(data, dict) else data
+    if isinstance(given, Mapping):
+        if unknown := [name for name in given if name not in names]:
+            raise ConfigError(f"--preprocess {path}: there is no input '{unknown[0]}'; there are: {', '.join(names)}")
+        given = [given.get(name, []) for name in names]
+    if isinstance(given, list) and len(names) == 1 and given and all(isinstance(step, dict) for step in given):
+        given = [given]
+    if not isinstance(given, list) or len(given) != len(names):
+        raise ConfigError(
+            f"--preprocess {path}: found no `preprocess` with a list of steps for each of the {len(names)} inputs "
+            f"({', '.join(names)}); write [[preprocess.NAME]] tables; with one input, [[preprocess]] will do"
+        )
+    for name, steps in zip(names, given, strict=True):
+        if wrong := operations.problems(steps):
+            raise ConfigError(f"--preprocess {path}: input '{name}': {'; '.join(wrong)}")
+    options = data.get("options", {}) if isinstance(data, dict) else {}
+    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+        raise ConfigError(f"--preprocess {path}: options = {options!r}; a table of texts is needed")
+    return given, options
+
+
+def samples_of(contents: formats.Contents, inputs: Path | None, labels: str | None) -> tuple[Given, list[str]]:
+    """(samples, the inputs' names in the model's order); random ones, in the model's own shapes, without `inputs`.
+
+    Raises ConfigError.
+    """
+    names = [port.name for port in contents.inputs]
+    if inputs is not None:
+        given = read_inputs(inputs, labels, names)
+        if len(given.arrays) != len(names):
+            told = ", ".join(str(port) for port in contents.inputs)
+            raise ConfigError(
+                f"--inputs {inputs}: {len(given.arrays)} arrays, and the model takes {len(names)}: {told}; if one of "
+                "them holds the labels, name it with --labels"
+            )
+        return given, names
+    for port in contents.inputs:
+        if None in port.shape[1:] or not port.shape:
+            raise ConfigError(
+                f"{contents.path}: input {port} has sizes that are free; give samples with --inputs FILE.npz"
+            )
+    made = tuple(random_array([1, *port.shape[1:]], port.dtype, RANDOM_SAMPLES) for port in contents.inputs)  # type: ignore[list-item]
+    return Given(made, None, True), names
+
+
+def require_samples_fit(contents: formats.Contents, given: Given, steps: Steps) -> None:
+    """Raises ConfigError when a sample after its steps is not what the model takes."""
+    for port, array, own in zip(contents.inputs, given.arrays, steps, strict=True):
+        try:
+            ready = operations.apply(own, array[:1])
+        except RemoteError as error:
+            raise ConfigError(f"input '{port.name}': {error}") from error
+        if not fits(port.shape, ready.shape) or port.dtype != ready.dtype.name:
+            done = "after its preprocess steps " if own else ""
+            raise ConfigError(
+                f"{contents.path}: input {port}, but a sample {done}is {ready.dtype} {list(ready.shape)}; change the "
+                "samples, or give steps with --preprocess"
+            )
+
+
+def as_artifact(contents: formats.Contents, wanted: Wanted) -> Artifact:
+    return Artifact.of_files(
+        contents.paths, contents.runtime, wanted.threads, wanted.steps, dict(wanted.options), wanted.name
+    )
+
+
+def try_on(session: Session, artifact: Artifact, given: Given) -> Tried:
+    """Runs the model on the board: every sample once, then a short measurement. Raises ModelError for NaN."""
+    samples = Samples(given.arrays, None, None)
+    outputs = measure.outputs(session, artifact, measure.shards(samples))
+    for index, output in enumerate(outputs):
+        if not np.isfinite(output.astype(np.float64)).all():
+            raise ModelError(
+                f"{artifact.paths[0]}: output {index} is NaN or infinite on {session.address}; mend the model"
+            )
+    some = measure.shards(samples.take(np.arange(min(len(samples), measure.LATENCY_SAMPLES))))
+    with tempfile.TemporaryDirectory(prefix="edgeopt-bundle-") as folder:
+        comparison = measure.bench(session, [artifact], some, "rapid", 0, Path(folder))
+    return Tried(
+        session.address, outputs, comparison.latency(0)["p50_s"]["value"], list(comparison.conditions()["marks"])
+    )
+
+
+def require_labels(given: Given, metric: str | None, tried: Tried | None) -> None:
+    """Raises ConfigError for labels that cannot be used: no metric, no board, or others than the metric takes."""
+    if given.labels is None:
+        if metric is not None:
+            raise ConfigError(f"--metric {metric}: it compares with labels; name their array with --labels")
+        return
+    if metric is None:
+        raise ConfigError(f"--labels: say how they are compared, with --metric {' or '.join(operations.METRICS)}")
+    if tried is None:
+        check_labels(given.labels, metric, None)
+        raise ConfigError("--labels: what is right is counted on the board; name it with --device")
+    check_outputs(tried.outputs, given.labels, metric, 0)
+
+
+def write(
+    out: Path, contents: formats.Contents, wanted: Wanted, given: Given, tried: Tried | None
+) -> tuple[bundles.Bundle, dict[str, Any]]:
+    """(the bundle, what was found, JSON-able). Raises ConfigError, PlanError, ModelError."""
+    if not NAME.fullmatch(wanted.name):
+        raise ConfigError(f"--name {wanted.name!r}: letters, digits and . _ - are allowed; give another name")
+    if contents.runtime not in wanted.profile.runtimes:
+        runs = ", ".join(wanted.profile.runtimes)
+        raise PlanError(f"{contents.path}: a model for {contents.runtime}; profile '{wanted.profile.id}' runs {runs}")
+    require_labels(given, wanted.metric, tried)
+    samples = Samples(given.arrays, given.labels, None)
+    health, limits = _health(samples, wanted, tried)
+    shards = validate.pack_shards(samples, tried.outputs) if tried and given.labels is not None else []
+    files = {name: path.read_bytes() for name, path in _named(contents).items()}
+    budgets = {name: value for name, value in wanted.profile.budget.model_dump().items() if value is not None}
+    lineage = _lineage(contents, given, tried)
+    manifest = bundles.Manifest.model_validate(
+        {
+            "format": 1,
+            "name": wanted.name,
+            "created_by": f"edgeopt {metadata.version('edgeopt')}",
+            "profile": wanted.profile.id,
+            "root": wanted.root,
+            "python": wanted.python,
+            "verdict": "undecided",
+            "budgets": budgets,
+            "artifact": {
+                "file": next(iter(files)),
+                "runtime": contents.runtime,
+                "threads": wanted.threads,
+                "preprocess": wanted.steps,
+                "options": wanted.options,
+            },
+            "files": {name: _entry(data) for name, data in {**files, "health.npz": health}.items()},
+            "health": limits,
+            "policy": {},
+            "evaluation": _evaluation(shards, wanted, len(samples)) if shards else None,
+            "lineage": lineage,
+        }
+    )
+    made = bundles.write(out, manifest, {sha256_bytes(data): data for data in (*files.values(), health, *shards)})
+    return made, {
+        "bundle": str(out),
+        "release": made.release,
+        "name": wanted.name,
+        "size_bytes": out.stat().st_size,
+        "runtime": contents.runtime,
+        "files": list(files),
+        "profile": wanted.profile.id,
+        "verdict": "undecided",
+        "health": limits,
+        "evaluation": len(samples) if shards else None,
+        "latency_p50_s": tried.latency_p50_s if tried else None,
+        "marks": tried.marks if tried else [],
+        "samples": {"n": len(given), "random": given.is_random},
+        "lineage": lineage,
+    }
+
+
+def _health(samples: Samples, wanted: Wanted, tried: Tried | None) -> tuple[bytes, dict[str, Any]]:
+    """(the shard that the board checks itself with, the limits)."""
+    rows = np.random.default_rng(0).permutation(len(samples))[:HEALTH_SAMPLES]
+    some = samples.take(rows)
+    expected = [output[rows] for output in tried.outputs] if tried else []
+    correct = None
+    if tried and some.labels is not None and wanted.metric in CLASS_METRICS:
+        right = int(operations.score(str(wanted.metric), expected, some.labels).sum())
+        correct = max(0, int(right - np.ceil(HEALTH_SPARE * len(some))))
+    p50 = tried.latency_p50_s if tried else None
+    limits = {
+        "file": "health.npz",
+        "metric": wanted.metric if correct is not None else None,
+        "of": len(some),
+        "least_correct": correct,
+        "greatest_median_latency_s": None if p50 is None else HEALTH_LATENCY * p50 + SCHEDULING_S,
+        "greatest_output_error": HEALTH_OUTPUT_ERROR if tried else None,
+    }
+    return measure.shard(some, {f"expected{index}": array for index, array in enumerate(expected)}), limits
+
+
+def _evaluation(shards: Sequence[bytes], wanted: Wanted, count: int) -> dict[str, Any]:
+    return {
+        "shards": [_entry(shard) for shard in shards],
+        "metric": wanted.metric,
+        "n": count,
+        "floor_drop": wanted.floor_drop,
+        "classes": [],
+    }
+
+
+def _named(contents: formats.Contents) -> dict[str, Path]:
+    """The files by the names that they have on the board: an application opens model.tflite, whoever made it."""
+    first, *others = contents.paths
+    found = {f"model{first.suffix}": first}
+    for path in others:
+        name = f"model{path.suffix}" if contents.runtime == "openvino" else path.name
+        if not NAME.fullmatch(name) or name in (*found, "health.npz", "manifest.json"):
+            raise ConfigError(
+                f"{path}: a bundle cannot hold a file of that name; save the model again with its external data in a "
+                "file that is named like weights.bin"
+            )
+        found[name] = path
+    return found
+
+
+def _lineage(contents: formats.Contents, given: Given, tried: Tried | None) -> dict[str, Any]:
+    """Where everything is from, and what nobody judged."""
+    return {
+        "made_by": "edgeopt bundle",
+        "model": {path.name: sha256_file(path) for path in contents.paths},
+        "format": contents.versions,
+        "samples": "random" if given.is_random else "given",
+        "expected_outputs": f"this model's own on {tried.device}" if tried else None,
+        "reference": "this model itself: there is no source model, so a drop says what changed since it was bundled",
+        "accuracy": "not judged",
+        "latency_p50_s": tried.latency_p50_s if tried else None,
+    }
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"sha256": sha256_bytes(data), "size_bytes": len(data)}
