@@ -31,7 +31,10 @@ LAYERS = (
     {"profile", "model", "onnx_model", "task", "tasks", "config", "formats"},
     {"errors"},
 )
-HEAVY = {"torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert", "openvino", "nncf", "onnx"}
+HEAVY = {
+    *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
+    *("openvino", "nncf", "onnx", "onnxruntime"),
+}
 MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "parity", "compress", "lower"}
 AGENT_FOR_HOST = {"wire", "preprocess"}
 RUNTIME_PACKAGES = {"ai_edge_litert", "tflite_runtime", "openvino", "onnxruntime"}

@@ -73,7 +73,10 @@ class Session:
         macs: Dict[str, int] = collections.Counter()
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
-            kind, precision = (str(facts[key].astype(str)) for key in ("layerType", "runtimePrecision"))
+            kind, stored, kernel = (
+                str(facts[key].astype(str)) for key in ("layerType", "runtimePrecision", "primitiveType")
+            )
+            precision = _computed(kernel, stored)
             if kind not in ("Const", "Input", "Output"):
                 operators[f"{kind} {precision}"] += 1
             count = _macs(kind, node)
@@ -86,6 +89,13 @@ class Session:
             "precision": self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
             "macs": dict(macs),
         }
+
+
+def _computed(kernel: str, stored: str) -> str:
+    """The precision that a kernel computes in: its name ends in it (brgconv_avx512_amx_I8, jit_avx2_f32). What the
+    runtime calls a node's precision is that of its weights as they are stored."""
+    last = kernel.rsplit("_", 1)[-1].lower()
+    return last if last in ("i8", "u8", "f16", "bf16", "f32") else stored
 
 
 def _macs(kind: str, node: Any) -> int:
