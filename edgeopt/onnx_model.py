@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import formats
 from .errors import ConfigError, MissingDependency, ModelError
 from .task import Array
 
@@ -21,20 +22,13 @@ NARROW = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(int64
 
 
 def files(path: Path) -> list[Path]:
-    """The file and those that hold its external data, each of which is there. Raises ConfigError, ModelError."""
+    """The file and those that hold its external data, each of which is there; read without any framework.
+
+    Raises ConfigError, ModelError.
+    """
     if not path.is_file():
         raise ConfigError(f"[model] onnx = '{path}': no such file")
-    proto = read(path)
-    external = sorted({name for tensor in _tensors(proto) for name in _locations(tensor)})
-    found = [path]
-    for name in external:
-        beside = (path.parent / name).resolve()
-        if not beside.is_relative_to(path.parent.resolve()):
-            raise ModelError(f"{path}: its external data '{name}' lies outside its folder; save it beside the model")
-        if not beside.is_file():
-            raise ModelError(f"{path}: its external data '{name}' is not beside it; put that file there")
-        found.append(beside)
-    return found
+    return list(formats.read(path, "onnxruntime").paths)
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -129,16 +123,6 @@ def _check_inputs(path: Path, wanted: Sequence[Any], inputs: Sequence[Array]) ->
                 f"{path}: input '{value.name}' takes {value.shape}, the prepared samples are {list(array.shape)} with "
                 "the sample first; change them with [task.preprocess]"
             )
-
-
-def _tensors(proto: onnx.ModelProto) -> Any:
-    from onnx.external_data_helper import _get_all_tensors
-
-    return _get_all_tensors(proto)
-
-
-def _locations(tensor: Any) -> list[str]:
-    return [entry.value for entry in tensor.external_data if entry.key == "location"]
 
 
 def _first(error: Exception) -> str:

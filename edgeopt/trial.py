@@ -46,6 +46,7 @@ def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
     """
     try:
         artifact, notes = stages.artifact(run.bench, recipe)
+        artifact.require_fit(run.facts["runtimes"], run.session.address)
         run.artifacts[recipe.name] = artifact
         run.outputs[recipe.name] = stages.board_outputs(run.bench, run.session, run.facts, artifact, "selection")
     except (ModelError, PlanError, AgentFailure) as error:
