@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from loopback_board import LoopbackBoard
 
     from edgeopt.device.session import Session
+
+# A test run that was started in the background ignores SIGINT, and with it all that it starts; tests press Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test judges an absolute time, a property's neither.
 settings.register_profile("edgeopt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
