@@ -92,7 +92,7 @@ class NamespacedBoard(LoopbackBoard):
     @staticmethod
     def _open_root_home(view: Path) -> list[str]:
         """The Pythons under /root may be run by an ordinary user in this namespace; nothing else there is shown."""
-        pythons = [CACHE, Path(sys.prefix), Path(sys.base_prefix), Path("/root/.pyenv")]
+        pythons = [CACHE, Path(sys.prefix), Path(sys.base_prefix), Path.home() / ".pyenv"]
         found = sorted({str(path.relative_to("/root")) for path in pythons if path.is_relative_to("/root")})
         found = [name for name in found if Path("/root", name).is_dir() and not name.startswith(".pyenv/")]
         for name in found:

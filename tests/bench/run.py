@@ -1,6 +1,6 @@
 """`make bench`: edgeopt's median latency against the runtimes' own tools, same file, same threads, in turns (A B B A).
 
-Referees: litert-benchmark, and benchmark_app -hint latency -api sync with precision and threads pinned. Ratios from
+Referees: litert-benchmark, and benchmark_app -api sync, one stream, with precision and threads pinned. Ratios from
 paired runs on one machine; an absolute time means little here. litert-benchmark rounds to 0.01 ms, so only models of
 5 ms and more are judged. Run it on an idle machine: neighbours on a shared host move single runs by a third.
 """
@@ -42,24 +42,13 @@ def litert_benchmark(model: Path, threads: int, folder: Path) -> float:
 
 
 def benchmark_app(model: Path, threads: int, folder: Path) -> float:
-    command = [
-        BIN / "benchmark_app",
-        "-m",
-        model,
-        "-hint",
-        "latency",
-        "-api",
-        "sync",
-        "-nthreads",
-        threads,
-        "-d",
-        "CPU",
-    ]
-    command += ["-infer_precision", "f32", "-t", SECONDS, "-report_type", "no_counters", "-json_stats"]
-    command += ["-report_folder", folder]
+    """With threads pinned it refuses -hint latency; one stream is what that hint comes to."""
+    command = [BIN / "benchmark_app", "-m", model, "-nthreads", threads, "-t", SECONDS, "-report_folder", folder]
+    command += ["-d", "CPU", "-hint", "none", "-nstreams", "1", "-api", "sync", "-infer_precision", "f32"]
+    command += ["-report_type", "no_counters", "-json_stats"]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
     found = json.loads((folder / "benchmark_report.json").read_text())
-    return float(found["execution_results"]["latency_median"]) / 1000
+    return float(found["execution_results"]["latency (ms)"]) / 1000
 
 
 Referee = Callable[[Path, int, Path], float]
