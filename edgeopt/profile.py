@@ -15,6 +15,7 @@ from edgeopt.errors import ConfigError
 T = TypeVar("T")
 
 RUNTIMES = ("tflite", "openvino", "onnxruntime")
+TRANSPORTS = ("auto", "paramiko", "ssh")  # auto: paramiko, unless the ssh config asks for what only ssh can do
 SENSOR_KINDS = ("rapl", "hwmon", "power_supply", "pmic")
 INT8_FEATURES = {
     "x86_64": ("avx2", "avx512_vnni", "avx_vnni", "amx_int8"),

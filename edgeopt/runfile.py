@@ -137,6 +137,9 @@ class DeviceSection(Section):
     )
     identity: Text | None = Field(default=None, description="Private key file for ssh.")
     known_hosts: Text | None = Field(default=None, description="known_hosts file; default: ~/.ssh/known_hosts.")
+    transport: Annotated[str, Choices(profiles.TRANSPORTS)] | None = Field(
+        default=None, description="Who speaks ssh; default: the known board's, else paramiko."
+    )
 
 
 class LadderSection(Section):

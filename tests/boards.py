@@ -26,6 +26,7 @@ from edgeopt.device.session import Placement, Session
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeopt-tests"
 BOARD_PACKAGES = ("numpy<2", "tflite-runtime")
+NEWER_PACKAGES = ("numpy", "ai-edge-litert")  # tflite-runtime ended with Python 3.11
 
 
 def npz(*inputs: np.ndarray, **others: np.ndarray) -> bytes:
@@ -178,19 +179,20 @@ def pyenv_python(version: str) -> str:
 
 
 def board_python(version: str) -> str:
-    """A Python of that version with BOARD_PACKAGES, made once per machine; skips where it cannot be made."""
+    """A Python of that version with a TFLite runtime, made once per machine; skips where it cannot be made."""
     base = pyenv_python(version)
-    key = hashlib.sha256(f"{base} {BOARD_PACKAGES}".encode()).hexdigest()[:12]
+    packages = NEWER_PACKAGES if version in ("3.12", "3.13") else BOARD_PACKAGES
+    key = hashlib.sha256(f"{base} {packages}".encode()).hexdigest()[:12]
     folder = CACHE / f"python{version}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "complete").exists():
             subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True, capture_output=True)
-            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *BOARD_PACKAGES]
+            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *packages]
             done = subprocess.run(pip, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                pytest.skip(f"pip cannot install {BOARD_PACKAGES} for Python {version}: {done.stderr[-300:]}")
+                pytest.skip(f"pip cannot install {packages} for Python {version}: {done.stderr[-300:]}")
             (folder / "complete").touch()
     return str(folder / "bin" / "python")
 

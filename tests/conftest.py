@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from edgeopt import bundle as bundles
 
 if TYPE_CHECKING:
-    from board_folder import Board
+    from board_folder import Board, Way
     from loopback_board import LoopbackBoard
 
     from edgeopt.device.session import Session
@@ -39,6 +39,9 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 sys.path.insert(0, str(REPOSITORY / "examples"))
 os.environ["EDGEOPT_SSH_CONFIG"] = "none"  # whatever this machine's user has there
+
+# Two far corners; `make boards` has every server with every transport and account, and every Python.
+WAYS = ("local", "openssh,ssh,root,3.13", "dropbear,paramiko,user,3.8")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -176,12 +179,37 @@ def ssh_board(tmp_path: Path) -> Iterator[SshBoard]:
     server.close()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--board",
+        action="append",
+        help="How the fixtures `board` and `session` reach their board: local, or SERVER,TRANSPORT,ACCOUNT,PYTHON, "
+        "each one of openssh dropbear, paramiko ssh, root user, 3.8 to 3.13; repeat it for several. "
+        f"Default: {' '.join(WAYS)}",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "way" in metafunc.fixturenames:
+        ways = metafunc.config.getoption("--board") or WAYS
+        metafunc.parametrize("way", ways, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+    """How the boards of these tests are reached."""
+    from board_folder import way
+
+    with way(request.param) as found:
+        yield found
+
+
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    """This machine as a board, with a folder of its own."""
+def board(way: Way, tmp_path: Path) -> Board:
+    """A board with a folder of its own."""
     from board_folder import Board
 
-    return Board(tmp_path / "board")
+    return Board(way.folder(tmp_path / "board"), way)
 
 
 @pytest.fixture(scope="session")
@@ -213,17 +241,15 @@ def dropbear() -> Iterator[LoopbackBoard]:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(way: Way, tmp_path: Path) -> Path:
     """The folder of `session`'s board."""
-    return tmp_path / "root"
+    return way.folder(tmp_path / "root")
 
 
 @pytest.fixture
-def session(root: Path) -> Iterator[Session]:
-    """A conversation with the agent on this machine."""
-    from boards import local_session
-
-    with local_session(root) as opened:
+def session(way: Way, root: Path) -> Iterator[Session]:
+    """A conversation with a board's agent."""
+    with way.session(root) as opened:
         yield opened
 
 

@@ -63,6 +63,19 @@ def test_it_is_small(base: Path, record_property: Callable[[str, object], None])
     assert not {"torch", "scipy", "ai_edge_litert", "openvino"} & set(os.listdir(site_packages))
 
 
+PACKAGES = {"edgeopt": "edgeopt", "agent/edgeopt_agent": "edgeopt_agent", "device_profiles": "edgeopt_profiles"}
+
+
+@pytest.mark.parametrize("source", PACKAGES)
+def test_no_file_is_left_out_of_the_wheel(base: Path, source: str) -> None:
+    def files(folder: Path) -> set[str]:
+        found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        return {str(path) for path in found if "__pycache__" not in path.parts}
+
+    (site_packages,) = (base / "lib").glob("python*/site-packages")
+    assert files(site_packages / PACKAGES[source]) == files(REPOSITORY / source)
+
+
 def test_it_is_enough_for_a_field_engineer(base: Path, bundle_file: Path, small_run: Path, tmp_path: Path) -> None:
     """The board's Python has the runtime; the laptop's has none."""
     where = ["--root", tmp_path / "board", "--board-python", sys.executable, "--json"]

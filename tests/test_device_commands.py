@@ -240,6 +240,32 @@ def test_the_transport_given_to_add_is_kept(server: LoopbackBoard, cli: Run) -> 
     assert cli("status", "--device", "one", "--transport", "paramiko").returncode == 0
 
 
+def test_optimize_takes_the_profile_of_the_board_that_is_named(cli: Run, watch_folder: Path) -> None:
+    def planned(*options: object) -> str:
+        done = cli("optimize", watch_folder, "--show-plan", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["profile"]["id"])
+
+    registry.put("kitchen", registry.Entry(address="ssh://pi@kitchen", profile="raspberry-pi-4"))
+    registry.put("bare", registry.Entry(address="ssh://pi@bare"))
+    assert planned("--device", "kitchen") == "raspberry-pi-4"
+    assert planned("--device", "kitchen", "--profile", "raspberry-pi-5") == "raspberry-pi-5"
+    assert planned("--device", "bare") == planned("--device", "ssh://pi@kitchen") == planned()
+
+
+def test_a_run_file_may_name_the_transport(server: LoopbackBoard, cli: Run, watch_folder: Path) -> None:
+    """`ssh` is not found on this PATH, so whoever needs it says so."""
+    text = (watch_folder / "edgeopt.toml").read_text()
+    (watch_folder / "edgeopt.toml").write_text(text.replace("[device]\n", '[device]\ntransport = "ssh"\n'))
+    alone = {"PATH": "/nowhere"}
+    refused = cli("optimize", watch_folder, "--device", server.address, "--root", "/nowhere/at/all", env=alone)
+    assert refused.returncode == 2
+    assert "--transport ssh: there is no `ssh` command here" in refused.stderr
+    (watch_folder / "edgeopt.toml").write_text(text.replace("[device]\n", '[device]\ntransport = "telnet"\n'))
+    refused = cli("optimize", watch_folder, "--show-plan")
+    assert 'device.transport: found "telnet"; allowed: one of auto, paramiko, ssh' in refused.stderr
+
+
 def test_another_host_key_is_refused(server: LoopbackBoard, devices: Path, cli: Run, tmp_path: Path) -> None:
     added(server)
     kept = devices.parent / "known_hosts" / "one"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from board_folder import Way
 from boards import (
     bench_request,
     events,
@@ -17,7 +18,6 @@ from boards import (
     is_alive,
     job_folders,
     kill,
-    local_session,
     long_bench,
     processes,
     progress_of,
@@ -31,9 +31,9 @@ from edgeopt.device.session import Session
 from edgeopt.errors import AgentFailure, IntegrityError
 
 
-def test_a_job_survives_its_session_and_every_event_arrives_once(root: Path) -> None:
+def test_a_job_survives_its_session_and_every_event_arrives_once(way: Way, root: Path) -> None:
     seen: list[dict[str, Any]] = []
-    with local_session(root, on_event=seen.append) as session:
+    with way.session(root, on_event=seen.append) as session:
         request = long_bench(session, seconds=2.0)
         thread, outcome = in_background(session, request)
         until(lambda: progress_of(root), "the middle of the job")
@@ -48,8 +48,8 @@ def test_a_job_survives_its_session_and_every_event_arrives_once(root: Path) -> 
     assert [event["done"] for event in of_the_job] == list(range(1, 11))
 
 
-def test_two_listeners_from_the_start_see_the_same_events(root: Path) -> None:
-    with local_session(root) as session, local_session(root) as other:
+def test_two_listeners_from_the_start_see_the_same_events(way: Way, root: Path) -> None:
+    with way.session(root) as session, way.session(root) as other:
         request = long_bench(session, seconds=0.5)
         session.request("job.start", job="one", request=request)
         heard: list[list[dict[str, Any]]] = [[], []]
@@ -79,11 +79,11 @@ def test_more_events_than_one_reply_holds_all_arrive_before_the_end_is_told(sess
     assert got == events(root / "jobs" / "one")
 
 
-def test_starting_a_job_twice_is_one_job(root: Path) -> None:
+def test_starting_a_job_twice_is_one_job(way: Way, root: Path) -> None:
     """Also when two sessions ask at the same moment, as after a lost link."""
-    with local_session(root) as session:
+    with way.session(root) as session:
         request = long_bench(session, seconds=1.0)
-    sessions = [local_session(root) for _ in range(4)]
+    sessions = [way.session(root) for _ in range(4)]
     together = threading.Barrier(len(sessions))
     states: list[str] = []
 
@@ -183,7 +183,9 @@ def test_result_files_come_by_their_hash(session: Session, root: Path) -> None:
         session.fetch(job, {**entry, "name": "../../secret"})
 
 
-def test_only_the_newest_finished_jobs_are_kept_and_a_running_one_always(session: Session, root: Path) -> None:
+def test_only_the_newest_finished_jobs_are_kept_and_a_running_one_always(
+    way: Way, session: Session, root: Path
+) -> None:
     session.request("job.start", job="works", request=long_bench(session, 10.0))
     until(lambda: progress_of(root), "the middle of the job")
     for number in range(jobs.KEEP_FINISHED + 3):
@@ -192,6 +194,7 @@ def test_only_the_newest_finished_jobs_are_kept_and_a_running_one_always(session
         (root / "jobs" / name / "request.json").write_text("{}")
         (root / "jobs" / name / "result.json").write_text('{"ok": true, "result": {}}')
         os.utime(root / "jobs" / name, (2e9 + number, 2e9 + number))
+        way.give(*root.glob(f"jobs/{name}/*"), root / "jobs" / name)
     session.request("job.start", job="new", request={"kind": "nonsense"})
     kept = {folder.name for folder in job_folders(root)}
     assert {"works", "new", f"old-{jobs.KEEP_FINISHED + 2:02}"} <= kept

@@ -139,6 +139,9 @@ STAGES = (
 
 def test_after_ctrl_c_no_finished_work_is_repeated(watch_folder: Path, tmp_path: Path) -> None:
     """Each start is interrupted one stage later; what was finished before is never announced again."""
+    run_file = watch_folder / "edgeopt.toml"
+    larger = run_file.read_text().replace("count = 300", "count = 1100")  # the last stage is to be caught at work
+    run_file.write_text(larger)
     where = ["--root", tmp_path / "board", "--cache", tmp_path / "cache", "--out", tmp_path / "run"]
     command = list(map(str, [EDGEOPT, "optimize", watch_folder, "--allow-undecided", *where]))
     seen: list[str] = []

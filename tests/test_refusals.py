@@ -78,7 +78,8 @@ def test_a_board_without_the_runtime_is_told_before_anything_is_sent(
     )
     if bare.returncode == 0:
         pytest.skip(f"{python} has a TFLite runtime")
-    refused = board.run("flash", versions[0].path, "--board-python", python, code=4)
+    refused = run_cli("flash", versions[0].path, *board.where, "--board-python", python)
+    assert refused.returncode == 4
     for word in ("'tflite' is not installed", str(python), "--board-python", "ai-edge-litert"):
         assert word in refused.stderr
     assert list((board.root / "store").iterdir()) == []

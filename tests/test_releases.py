@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from board_folder import Board, tree
+from board_folder import Board, Way, tree
 from conftest import EDGEOPT, SshBoard, run_cli
 
 from edgeopt import bundle as bundles
@@ -52,7 +52,8 @@ def test_rollback_returns_and_ends(board: Board, versions: list[bundles.Bundle])
 
 def test_an_empty_board_has_no_release(board: Board) -> None:
     said = board.run("status").stdout
-    assert said.split("\n", 1)[0] == f"board     this machine, {board.root}"
+    name = board.by.server.address if board.by.server else "this machine"
+    assert said.split("\n", 1)[0] == f"board     {name}, {board.root}"
     assert said.split()[-4:] == ["current", "none", "previous", "none"]
     assert "no earlier release" in board.run("rollback", code=4).stderr
 
@@ -111,8 +112,8 @@ def test_a_damaged_predecessor_is_said_and_not_returned_to(board: Board, version
     assert board.current() == (versions[2].release, versions[1].release)
 
 
-def test_the_board_answers_without_a_host(tmp_path: Path, versions: list[bundles.Bundle]) -> None:
-    board = Board(tmp_path / "it's a board")
+def test_the_board_answers_without_a_host(way: Way, tmp_path: Path, versions: list[bundles.Bundle]) -> None:
+    board = Board(way.folder(tmp_path) / "it's a board", way)
     board.flash(versions[0])
     refused = board.agent("rollback")
     assert refused.returncode == 4

@@ -1,4 +1,4 @@
-"""The report's tables: by class, by group, confusions, how artifacts ran; the schema of run.json; two runs."""
+"""The report's tables: by class, by group, confusions, how artifacts ran; the schema of run.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edgeopt import slices
-from edgeopt.report import against, breakdown, html, measured, schema_text, units
+from edgeopt.report import breakdown, html, measured, schema_text, units
 
 SCORED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=200)
 
@@ -198,63 +198,3 @@ def test_report_prints_the_schema_and_refuses_runs_of_another(tmp_path: Path) ->
     done = run_cli("report", tmp_path)
     assert done.returncode == 2
     assert "found schema 7; this edgeopt reads schema 1" in done.stderr
-
-
-# two runs
-
-
-def other_run() -> dict[str, Any]:
-    """The same search, another time: without the last trial, with a smaller int8, on another board."""
-    run = report_data.run()
-    run["trials"].pop()
-    run["trials"][1]["artifact"] |= {"size_bytes": 80_000, "sha256": "cd" * 32}
-    run["board"]["kernel"] = "6.12.1"
-    run["plan"] |= {"budgets": {"size_bytes": 60_000}}
-    return run
-
-
-def test_two_runs_differ_where_they_differ() -> None:
-    found = against.differences(report_data.run(), other_run(), ("runs/a", "runs/b"))
-    assert found["board"] == [{"key": "kernel", "first": "6.6.31+rpt-rpi-v8", "second": "6.12.1"}]
-    assert [line["key"] for line in found["plan"]] == ["budgets.latency_p50_s", "budgets.latency_p95_s"]
-    by_name = {line["name"]: line for line in found["candidates"]}
-    assert list(by_name) == ["fp32", "int8", "prune30-int8", "prune50-int8"]
-    assert by_name["prune50-int8"]["second"] is None
-    assert [by_name["int8"][side]["size_bytes"] for side in ("first", "second")] == [88_000, 80_000]
-    assert found["caution"] == against.CAUTION
-    again = other_run()
-    again["plan"]["run_file"] = {"model": {"torch": "other:load"}}
-    assert (
-        "their scores are of different things" in against.differences(report_data.run(), again, ("a", "b"))["caution"]
-    )
-
-
-def test_two_runs_on_one_screen(tmp_path: Path) -> None:
-    for name, run in (("a", report_data.run()), ("b", other_run())):
-        report_data.write(tmp_path / name, run)
-    done = run_cli("report", "a", "--against", "b", cwd=tmp_path, env={"COLUMNS": "120"})
-    assert done.returncode == 0, done.stderr
-    shown = re.sub(r"\s+", " ", done.stdout)
-    assert shown.index("No verdict compares these two runs") < shown.index("prune30-int8 1 ")
-    for said in (
-        "88.0 kB",
-        "80.0 kB",
-        "other bytes",
-        "the same bytes",
-        "2 not tried",
-        "kernel 6.6.31+rpt-rpi-v8 6.12.1",
-    ):
-        assert said in shown, said
-    assert not re.search(r"faster than|slower than|better|worse\b", shown)
-    assert not (tmp_path / "a" / "report.html").exists(), "a look at two runs writes nothing"
-    told = json.loads(run_cli("report", "a", "--against", "b", "--json", cwd=tmp_path).stdout)
-    assert told == against.differences(report_data.run(), other_run(), ("a", "b"))
-
-
-@pytest.mark.parametrize("name", ["bare", "hostile"])
-def test_two_runs_of_any_kind_fit(name: str) -> None:
-    console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    against.render(report_data.RUNS[name](), report_data.run(), ("a", "b"), console)
-    written = console.file.getvalue()  # type: ignore[attr-defined]
-    assert max(map(len, written.splitlines())) <= 80
-    assert "\x1b" not in written

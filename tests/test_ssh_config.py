@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from boards import is_alive, until
 from conftest import Run
 from loopback_board import LoopbackBoard
 
-from edgeopt.device import Address, open_transport, parse_address, ssh_config
+from edgeopt.device import Address, hostkey, open_transport, openssh, parse_address, ssh_config, ssh_hop
 from edgeopt.errors import ConfigError, DeviceUnreachable, EdgeoptError, IntegrityError
 
 
@@ -218,6 +219,51 @@ def test_a_jump_host_that_is_off_is_named(
     assert "its jump host 'bastion' cannot be reached: Connection refused" in str(error)
 
 
+def test_the_key_of_a_board_behind_a_jump_host_is_asked_for_there(
+    cli: Run, loopback: LoopbackBoard, jump: LoopbackBoard, tmp_path: Path, transport: str
+) -> None:
+    """No key of the user's is offered before somebody trusts the board; on the jump host one is."""
+    config, devices = tmp_path / "config", tmp_path / "devices.toml"
+    config.write_text(entry("watch", loopback, "ProxyJump bastion") + entry("bastion", jump))
+    environment = {"EDGEOPT_SSH_CONFIG": str(config), "EDGEOPT_DEVICES": str(devices)}
+    options = ["--transport", transport, "--board-python", sys.executable, "--root", tmp_path / "root"]
+    logs = [server.log.stat().st_size for server in (jump, loopback)]
+    refused = cli("device", "add", "watch", "ssh://watch", *options, env=environment)
+    assert refused.returncode == 2, refused.stderr
+    key = subprocess.run(["ssh-keygen", "-lf", loopback.folder / "host_key.pub"], capture_output=True, text=True)
+    shown = key.stdout.split()[1]
+    assert shown in refused.stderr
+    said, board = (server.log.read_text()[size:] for server, size in zip((jump, loopback), logs, strict=True))
+    assert "Accepted publickey" in said
+    assert "publickey" not in board
+    added = cli("device", "add", "watch", "ssh://watch", "--fingerprint", shown, *options, env=environment)
+    assert added.returncode == 0, added.stderr
+    done = cli("status", "--device", "watch", env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_key_is_not_asked_for_past_a_jump_host_that_nobody_trusts(
+    loopback: LoopbackBoard, jump: LoopbackBoard, tmp_path: Path, transport: str
+) -> None:
+    config, known = tmp_path / "config", tmp_path / "known"
+    known.write_text("")
+    strange = entry("bastion", jump, f"UserKnownHostsFile {known}")
+    config.write_text(entry("watch", loopback, "ProxyJump bastion") + strange)
+    before = loopback.log.stat().st_size
+    with pytest.raises(IntegrityError, match="its jump host 'bastion': its host key is unknown"):
+        hostkey.shown_by(at("watch", transport, config))
+    assert loopback.log.stat().st_size == before
+
+
+def test_the_key_of_a_board_that_is_off_cannot_be_shown(
+    loopback: LoopbackBoard, tmp_path: Path, transport: str
+) -> None:
+    config = tmp_path / "config"
+    config.write_text(entry("watch", loopback).replace(f"Port {loopback.port}", "Port 1"))
+    with pytest.raises(DeviceUnreachable, match="ssh://watch cannot be reached: Connection refused"):
+        hostkey.shown_by(at("watch", transport, config))
+
+
 def test_jumps_that_lead_in_a_circle_are_a_config_error(loopback: LoopbackBoard, tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text(entry("watch", loopback, "ProxyJump a") + "Host a\n  ProxyJump b\nHost b\n  ProxyJump a\n")
@@ -325,6 +371,34 @@ def test_what_only_ssh_can_do_is_not_left_out_silently(loopback: LoopbackBoard, 
     config.write_text(entry("watch", loopback, line))
     with pytest.raises(ConfigError, match=rf"{line.split()[0].lower()} cannot be honoured.*--transport ssh"):
         said_by(at("watch", "paramiko", config))
+
+
+ADMITTED = {
+    "Ciphers": ("aes256-ctr", "chacha20-poly1305@openssh.com"),
+    "MACs": ("hmac-sha2-512", "umac-128@openssh.com"),
+    "KexAlgorithms": ("diffie-hellman-group16-sha512", "sntrup761x25519-sha512@openssh.com"),
+    "HostKeyAlgorithms": ("ssh-ed25519", "sk-ssh-ed25519@openssh.com"),
+    "PubkeyAcceptedAlgorithms": ("ssh-ed25519", "sk-ssh-ed25519@openssh.com"),
+}
+
+
+@pytest.mark.parametrize("key", ADMITTED)
+def test_only_algorithms_that_the_config_admits_are_offered(loopback: LoopbackBoard, tmp_path: Path, key: str) -> None:
+    """What paramiko has of them, it takes; of what it has none, it says so, and `auto` takes ssh."""
+    config, (known, unknown) = tmp_path / "config", ADMITTED[key]
+    config.write_text(entry("watch", loopback, f"{key} {known},{unknown}"))
+    with socket.create_connection(("127.0.0.1", loopback.port)) as stream:
+        made = ssh_hop.offering(ssh_config.chain(at("watch", "paramiko", config))[-1], ssh_hop.HostKeys((), ()), stream)
+        option = ssh_hop.PARAMIKO_OPTIONS[key.lower()]
+        offered = made.preferred_pubkeys if "Pubkey" in key else getattr(made.get_security_options(), option)
+        made.close()
+    assert list(offered) == [known]
+    assert said_by(at("watch", "paramiko", config))
+    assert not openssh.is_needed(at("watch", "auto", config))
+    config.write_text(entry("watch", loopback, f"{key} {unknown}"))
+    with pytest.raises(ConfigError, match=rf"of the ssh config's {key.lower()} \({unknown}\) paramiko has none"):
+        said_by(at("watch", "paramiko", config))
+    assert openssh.is_needed(at("watch", "auto", config))
 
 
 def test_auto_takes_ssh_where_the_config_needs_it(loopback: LoopbackBoard, tmp_path: Path) -> None:

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from board_folder import Answer, Board, Way
 from bundle_variants import changed_arrays, variant
 from conftest import made_once, run_cli
 
 from edgeopt import bundle as bundles
 
-Answer = subprocess.CompletedProcess[str]
 
-
-def flash(bundle: bundles.Bundle, root: Path) -> None:
-    done = run_cli("flash", bundle.path, "--root", root)
-    assert done.returncode == 0, done.stderr
-
-
-def validate(bundle: bundles.Bundle, root: Path, *options: str) -> Answer:
-    return run_cli("validate", bundle.path, "--root", root, *options)
-
-
-def current(root: Path) -> str:
-    done = run_cli("status", "--root", root, "--json")
-    assert done.returncode == 0, done.stderr
-    release: str = json.loads(done.stdout)["current"]["release"]
-    return release
+def validate(board: Board, bundle: bundles.Bundle, *options: str) -> Answer:
+    return run_cli("validate", bundle.path, *board.where, *options)
 
 
 def few_samples(data: bytes) -> bytes:
@@ -64,17 +50,18 @@ def small_bundle(bundle_file: Path, shared_tmp: Path) -> bundles.Bundle:
 
 
 @pytest.fixture(scope="session")
-def passed(small_bundle: bundles.Bundle, shared_tmp: Path) -> dict[str, Any]:
+def passed(way: Way, small_bundle: bundles.Bundle, shared_tmp: Path) -> dict[str, Any]:
     """What `validate --json` says of it."""
 
     def build(folder: Path) -> None:
-        flash(small_bundle, folder / "board")
-        done = validate(small_bundle, folder / "board", "--json")
+        board = Board(way.folder(folder / "board"), way)
+        board.flash(small_bundle)
+        done = validate(board, small_bundle, "--json")
         assert done.returncode == 0, done.stderr
         (folder / "found.json").write_text(done.stdout)
 
     found: dict[str, Any] = json.loads(
-        (made_once(shared_tmp / "validate-passed", build) / "found.json").read_text(),
+        (made_once(shared_tmp / f"validate-passed-{way.name}", build) / "found.json").read_text(),
         parse_constant=lambda word: pytest.fail(f"{word} is not JSON"),
     )
     return found
@@ -91,43 +78,45 @@ def test_pass(passed: dict[str, Any], small_bundle: bundles.Bundle) -> None:
     assert passed["memory"]["above_runtime_bytes"] > 0
 
 
-def test_undecided_is_11_unless_allowed(passed: dict[str, Any], small_bundle: bundles.Bundle, tmp_path: Path) -> None:
+def test_undecided_is_11_unless_allowed(
+    board: Board, passed: dict[str, Any], small_bundle: bundles.Bundle, tmp_path: Path
+) -> None:
     """The floor is put into the interval that was measured, so these samples cannot decide."""
     low, high = passed["final"]["drop_interval"]
     assert low < high
     floor = {"floor_drop": (max(low, passed["final"]["drop"]) + high) / 2}
     doubtful = variant(small_bundle.path, tmp_path / "doubtful.edgeopt", evaluation=floor)
-    flash(doubtful, tmp_path / "board")
-    done = validate(doubtful, tmp_path / "board")
+    board.flash(doubtful)
+    done = validate(board, doubtful)
     assert done.returncode == 11, done.stderr
     assert "UNDECIDED" in done.stdout
     assert "point estimate inside the floor" in done.stdout
-    allowed = validate(doubtful, tmp_path / "board", "--allow-undecided", "--json")
+    allowed = validate(board, doubtful, "--allow-undecided", "--json")
     assert allowed.returncode == 0
     assert json.loads(allowed.stdout)["verdict"] == "undecided"
 
 
-def test_a_broken_floor_is_10_and_returns_to_the_earlier_release(small_bundle: bundles.Bundle, tmp_path: Path) -> None:
-    root = tmp_path / "board"
+def test_a_broken_floor_is_10_and_returns_to_the_earlier_release(
+    board: Board, small_bundle: bundles.Bundle, tmp_path: Path
+) -> None:
     worse = variant(small_bundle.path, tmp_path / "worse.edgeopt", evaluation={"floor_drop": -1.0})
-    flash(small_bundle, root)
-    flash(worse, root)
-    kept = validate(worse, root, "--allow-undecided")
+    board.flash(small_bundle)
+    board.flash(worse)
+    kept = validate(board, worse, "--allow-undecided")
     assert kept.returncode == 10, kept.stderr
     assert "outside the floor" in kept.stdout
-    assert current(root) == worse.release
-    done = validate(worse, root, "--rollback-on-fail")
+    assert board.current()[0] == worse.release
+    done = validate(board, worse, "--rollback-on-fail")
     assert done.returncode == 10
     assert f"rolled back to {small_bundle.release[:12]}" in done.stdout
-    assert current(root) == small_bundle.release
+    assert board.current()[0] == small_bundle.release
 
 
-def test_a_broken_budget_is_10_with_its_figures(small_bundle: bundles.Bundle, tmp_path: Path) -> None:
-    root = tmp_path / "board"
+def test_a_broken_budget_is_10_with_its_figures(board: Board, small_bundle: bundles.Bundle, tmp_path: Path) -> None:
     budgets = {"size_bytes": 1000.0, "latency_p50_s": 1e-9, "energy_j": 1.0}
     slow = variant(small_bundle.path, tmp_path / "slow.edgeopt", budgets=budgets)
-    flash(slow, root)
-    done = validate(slow, root, "--rollback-on-fail", "--json")
+    board.flash(slow)
+    done = validate(board, slow, "--rollback-on-fail", "--json")
     assert done.returncode == 10, done.stderr
     found = json.loads(done.stdout)
     assert found["verdict"] == "fail"
@@ -137,10 +126,12 @@ def test_a_broken_budget_is_10_with_its_figures(small_bundle: bundles.Bundle, tm
     assert "latency_p50_s" in reasons
     assert "energy_j could not be measured" in reasons
     assert "no earlier release" in found["rollback"]["error"]  # said, and the verdict is told all the same
-    assert current(root) == slow.release
+    assert board.current()[0] == slow.release
 
 
-def test_outputs_that_are_not_numbers_fail(small_bundle: bundles.Bundle, bundle_file: Path, tmp_path: Path) -> None:
+def test_outputs_that_are_not_numbers_fail(
+    board: Board, small_bundle: bundles.Bundle, bundle_file: Path, tmp_path: Path
+) -> None:
     assert small_bundle.manifest.evaluation is not None
     shard = small_bundle.blob(small_bundle.manifest.evaluation.shards[0])
 
@@ -154,54 +145,54 @@ def test_outputs_that_are_not_numbers_fail(small_bundle: bundles.Bundle, bundle_
         changed_arrays(shard, lose),
         health={"greatest_output_error": None, "greatest_median_latency_s": None},
     )
-    flash(sick, tmp_path / "board")
-    done = validate(sick, tmp_path / "board", "--json")
+    board.flash(sick)
+    done = validate(board, sick, "--json")
     assert done.returncode == 10, done.stderr
     found = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert "2 of 90 samples gave NaN or infinite outputs" in found["reasons"][0]
 
 
-def test_another_release_is_current(small_bundle: bundles.Bundle, other_bundle_file: Path, tmp_path: Path) -> None:
-    root, other = tmp_path / "board", bundles.read(other_bundle_file)
-    nothing = validate(small_bundle, root)
+def test_another_release_is_current(board: Board, small_bundle: bundles.Bundle, other_bundle_file: Path) -> None:
+    other = bundles.read(other_bundle_file)
+    nothing = validate(board, small_bundle)
     assert nothing.returncode == 4
     assert "no release is current" in nothing.stderr
-    flash(other, root)
-    refused = validate(small_bundle, root)
+    board.flash(other)
+    refused = validate(board, small_bundle)
     assert refused.returncode == 4
     for word in (other.release[:12], small_bundle.release[:12], str(small_bundle.path), "flash that bundle first"):
         assert word in refused.stderr
-    assert list((root / "jobs").glob("bench-*")) == []  # told before anything is measured
-    blob = root / "store" / other.manifest.files["model.tflite"].sha256
+    assert list((board.root / "jobs").glob("bench-*")) == []  # told before anything is measured
+    blob = board.root / "store" / other.manifest.files["model.tflite"].sha256
     blob.write_bytes(b"damaged")
-    damaged = validate(other, root)
+    damaged = validate(board, other)
     assert damaged.returncode == 4
     assert "model.tflite" in damaged.stderr
 
 
-def test_a_bundle_without_a_usable_pack_says_so(small_bundle: bundles.Bundle, tmp_path: Path) -> None:
-    root = tmp_path / "board"
+def test_a_bundle_without_a_usable_pack_says_so(board: Board, small_bundle: bundles.Bundle, tmp_path: Path) -> None:
     bare = variant(small_bundle.path, tmp_path / "bare.edgeopt", evaluation=None)
-    flash(bare, root)
-    refused = validate(bare, root)
+    board.flash(bare)
+    refused = validate(board, bare)
     assert refused.returncode == 2
     assert "evaluation pack" in refused.stderr
     foreign = variant(small_bundle.path, tmp_path / "foreign.edgeopt", evaluation_shard=b"not arrays")
-    flash(foreign, root)
-    refused = validate(foreign, root)
+    board.flash(foreign)
+    refused = validate(board, foreign)
     assert refused.returncode == 5
     assert str(foreign.path) in refused.stderr
 
 
-def test_a_p95_budget_is_measured_long_enough_by_default(small_bundle: bundles.Bundle, tmp_path: Path) -> None:
+def test_a_p95_budget_is_measured_long_enough_by_default(
+    board: Board, small_bundle: bundles.Bundle, tmp_path: Path
+) -> None:
     """rapid gives no p95: asking for it is refused, and the default is a mode that gives one."""
-    root = tmp_path / "board"
     loose = variant(small_bundle.path, tmp_path / "loose.edgeopt", budgets={"latency_p95_s": 1.0})
-    flash(loose, root)
-    refused = validate(loose, root, "--mode", "rapid")
+    board.flash(loose)
+    refused = validate(board, loose, "--mode", "rapid")
     assert refused.returncode == 2
     assert "use quick or normal" in refused.stderr
-    done = validate(loose, root, "--allow-undecided", "--json")
+    done = validate(board, loose, "--allow-undecided", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["latency"]["mode"] == "quick"

@@ -260,6 +260,12 @@ def _known(device: str) -> tuple[str | None, Entry | None]:
     return device, registry.get(device)
 
 
+def known_profile(device: str | None) -> str | None:
+    """The profile that a board was added with; None for an address, and where none was named. Raises ConfigError."""
+    _, entry = _known(device) if device else (None, None)
+    return entry.profile if entry else None
+
+
 def verdict_code(verdict: str, allow_undecided: bool) -> int:
     """0 pass, 10 fail, 11 undecided."""
     return 0 if verdict == "undecided" and allow_undecided else VERDICT_CODES[verdict]

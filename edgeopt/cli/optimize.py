@@ -9,14 +9,18 @@ from typing import Any
 import click
 
 from . import complete
-from .common import Where, json_option, print_json, transport_option, undecided_option, verdict_code
+from .common import Where, json_option, known_profile, print_json, transport_option, undecided_option, verdict_code
 from .display import Display
 
 
 @click.command(short_help="Find the best artifact of a model for a board.")
 @click.argument("run_file", type=click.Path(path_type=Path), default=Path())
 @click.option("--device", help="Board: address or name; default: the run file's.", shell_complete=complete.devices)
-@click.option("--profile", help="Profile of the board; default: the run file's.", shell_complete=complete.profiles)
+@click.option(
+    "--profile",
+    help="Profile of the board; default: that of the board that --device names, else the run file's.",
+    shell_complete=complete.profiles,
+)
 @click.option("--root", help="edgeopt's folder there; default: the run file's, the known board's, its profile's.")
 @click.option("--board-python", help="The board's Python; default: as for --root.")
 @click.option("--identity", type=click.Path(path_type=Path), help="Private key file for ssh.")
@@ -64,7 +68,7 @@ def optimize(
         known = [dataclasses.asdict(key) for key in config.keys(runfile.RunFile)]
         print_json({"keys": known}) if as_json else click.echo(config.explain(runfile.RunFile))
         return 0
-    made = plan.load(run_file, lower.abilities(), options["profile"])
+    made = plan.load(run_file, lower.abilities(), options["profile"] or known_profile(options["device"]))
     if show_plan:
         print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
         return 0
@@ -95,7 +99,7 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
         options["board_python"] or section.python,
         options["identity"] or beside(section.identity),
         options["known_hosts"] or beside(section.known_hosts),
-        options["transport"],
+        options["transport"] or section.transport,
     )
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:

@@ -14,20 +14,29 @@ from .common import json_option, print_json
 
 @click.command(short_help="Show a run; rewrite its page.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.option("--against", type=click.Path(path_type=Path), help="Another run: what differs is shown.")
 @click.option(
-    "--against", type=click.Path(path_type=Path), help="Another run: what differs is shown; nothing is written."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="With --against: write both as one offline page, a new .html file or an earlier such page.",
 )
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of run.json, which --json prints, and stop.")
 @json_option
-def report(run: Path | None, against: Path | None, schema: bool, as_json: bool) -> int:
-    """Show RUN (a folder of runs/) and write its report.html again.
+def report(run: Path | None, against: Path | None, out: Path | None, schema: bool, as_json: bool) -> int:
+    """Show RUN (a folder of runs/) and write its report.html again; with --against, nothing but --out is written.
 
     \b
     Example:
       edgeopt report runs/smartwatch-activity
       edgeopt report runs/smartwatch-activity --against runs/before
+      edgeopt report runs/smartwatch-activity --against runs/before --out two-runs.html
       edgeopt report --schema
     """
+    if out is not None and against is None:
+        raise ConfigError(
+            f"--out {out}: it is for a page of two runs; name the other run with --against, or leave --out away: the "
+            "page of one run is always runs/<name>/report.html"
+        )
     if schema:
         from ..report import schema_text
 
@@ -37,7 +46,7 @@ def report(run: Path | None, against: Path | None, schema: bool, as_json: bool) 
         raise ConfigError("report: name a folder that `edgeopt optimize` wrote, runs/<name>")
     document = _read(run)
     if against is not None:
-        _show_against(document, _read(against), (str(run), str(against)), as_json)
+        _show_against(document, _read(against), (str(run), str(against)), out, as_json)
         return 0
     from ..report import html
 
@@ -53,15 +62,24 @@ def report(run: Path | None, against: Path | None, schema: bool, as_json: bool) 
     return 0
 
 
-def _show_against(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str], as_json: bool) -> None:
+def _show_against(
+    first: dict[str, Any], second: dict[str, Any], names: tuple[str, str], out: Path | None, as_json: bool
+) -> None:
     from ..report import against
 
+    if out is not None:
+        from ..report import against_page
+
+        against_page.write(first, second, names, out)
     if as_json:
-        print_json(against.differences(first, second, names))
+        written = {} if out is None else {"report": str(out)}
+        print_json(against.differences(first, second, names) | written)
         return
     from rich.console import Console
 
     against.render(first, second, names, Console())
+    if out is not None:
+        click.echo(f"\nreport  {out}")
 
 
 def _read(run: Path) -> dict[str, Any]:

@@ -14,8 +14,6 @@ from typing import Protocol
 
 from ..errors import ConfigError
 
-TRANSPORTS = ("paramiko", "ssh", "auto")  # auto: paramiko, unless the ssh config asks for what only ssh can do
-
 
 class Pipe(Protocol):
     """One command running on the board."""
@@ -66,7 +64,10 @@ class Address:
 def parse_address(
     text: str, identity: Path | None = None, known_hosts: Path | None = None, transport: str = "paramiko"
 ) -> Address:
-    """`transport`: one of TRANSPORTS. Raises ConfigError for anything but `local` and ssh URLs without a password."""
+    """`transport`: one of profile.TRANSPORTS.
+
+    Raises ConfigError for anything but `local` and ssh URLs without a password.
+    """
     if text == "local":
         return Address(text)
     match = re.fullmatch(r"ssh://(?:([^@:/\s]+)@)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][^@:/\s]*)(?::(\d{1,5}))?/?", text)
@@ -85,9 +86,14 @@ def open_transport(address: Address) -> Transport:
         from .local import LocalTransport
 
         return LocalTransport()
-    from .openssh import OpenSshTransport, is_needed
+    from .openssh import OpenSshTransport
     from .ssh import SshTransport
 
-    if address.transport == "ssh" or (address.transport == "auto" and is_needed(address)):
-        return OpenSshTransport(address)
-    return SshTransport(address)
+    return OpenSshTransport(address) if takes_ssh(address) else SshTransport(address)
+
+
+def takes_ssh(address: Address) -> bool:
+    """Whether the system's `ssh` speaks to that address, and not paramiko. Raises ConfigError."""
+    from .openssh import is_needed
+
+    return address.transport == "ssh" or (address.transport == "auto" and is_needed(address))

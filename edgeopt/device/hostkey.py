@@ -1,14 +1,18 @@
-"""The host key that a board shows before anybody trusts it. Nothing but the key exchange happens."""
+"""The host key that a board shows before anybody trusts it: nothing is said to it that it could keep."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import dataclasses
-import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, DeviceUnreachable
-from . import Address
+from . import Address, ssh_config, ssh_hop, ssh_words, takes_ssh
 from .registry import write_text
+
+if TYPE_CHECKING:
+    import paramiko
 
 TIMEOUT_S = 15.0
 
@@ -23,35 +27,43 @@ class HostKey:
 
 
 def shown_by(address: Address) -> HostKey:
-    """Raises DeviceUnreachable, and ConfigError for a board behind a jump host."""
-    import paramiko
+    """Asked for by the transport that the address names. Jump hosts on the way are verified and logged in to.
 
-    from .ssh import fingerprint
-    from .ssh_config import chain
+    Raises DeviceUnreachable, ConfigError, and IntegrityError for a jump host's key.
+    """
+    from .openssh import OpenSshTransport
 
-    hops = chain(address)
-    hop = hops[-1]
-    if len(hops) > 1 or hop.proxy_command:
-        raise ConfigError(
-            f"{address.text} is reached through another host, so its key cannot be asked for directly: connect once "
-            f"with `ssh {address.host}`, compare the fingerprint, and add it with --known-hosts ~/.ssh/known_hosts"
-        )
-    try:
-        with socket.create_connection((hop.host, hop.port), TIMEOUT_S) as connection:
-            transport = paramiko.Transport(connection)
-            try:
-                transport.banner_timeout = TIMEOUT_S
-                transport.start_client(timeout=TIMEOUT_S)
-                key = transport.get_remote_server_key()
-            finally:
-                transport.close()
-    except (OSError, EOFError, paramiko.SSHException) as error:
-        raise DeviceUnreachable(
-            f"{address.text} cannot be reached: {error}; is the board on, on this network, and listening on that port?"
-        ) from error
-    kind, _, digest = fingerprint(key).partition(" ")
-    return HostKey(kind, digest, f"{hop.known_as} {key.get_name()} {key.get_base64()}\n")
+    kind, key = OpenSshTransport(address, TIMEOUT_S).shown_key() if takes_ssh(address) else _asked(address)
+    digest = ssh_words.fingerprint(kind, base64.b64decode(key)).partition(" ")[2]
+    return HostKey(kind, digest, f"{ssh_config.chain(address)[-1].known_as} {kind} {key}\n")
 
 
 def keep(key: HostKey, path: Path) -> None:
     write_text(path, key.line)
+
+
+def _asked(address: Address) -> tuple[str, str]:
+    """(type, key in base64) by paramiko: the key exchange with the board, and nothing after it."""
+    import paramiko
+
+    hops = ssh_config.chain(address)
+    for hop in hops:
+        ssh_config.refuse_what_only_ssh_can(hop)
+    before: paramiko.SSHClient | None = None
+    way: ssh_hop.Way | None = None
+    with contextlib.ExitStack() as held:
+        for hop in hops[:-1]:
+            before = ssh_hop.connect(hop, before, TIMEOUT_S, held)
+        hop = hops[-1]
+        try:
+            way = ssh_hop.Way(hop, before, TIMEOUT_S, held)
+            transport = ssh_hop.offering(hop, ssh_hop.HostKeys((), ()), way.stream)
+            held.callback(transport.close)
+            transport.banner_timeout = TIMEOUT_S
+            transport.start_client(timeout=TIMEOUT_S)
+            key = transport.get_remote_server_key()
+        except paramiko.ssh_exception.IncompatiblePeer as error:
+            raise ssh_words.too_old(hop, ssh_hop.words(error), "paramiko") from error
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise ssh_words.unreachable(hop, (way.complaint() if way else "") or ssh_hop.words(error)) from error
+        return key.get_name(), key.get_base64()

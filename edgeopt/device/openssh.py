@@ -68,7 +68,8 @@ CONNECTING = re.compile(r"^(ssh: )?(connect to host \S+ port \d+: )?")
 
 def is_needed(address: Address) -> bool:
     """Whether the ssh config asks for what paramiko cannot do."""
-    return any(hop.only_ssh for hop in ssh_config.chain(address))
+    hops = ssh_config.chain(address)
+    return any(hop.only_ssh or not all(ssh_hop.admitted(hop).values()) for hop in hops)
 
 
 class OpenSshPipe(ProcessPipe):
@@ -94,6 +95,7 @@ class OpenSshTransport:
         self._target = address
         self._timeout_s = timeout_s
         self._folder: Path | None = None
+        self._hops: list[Hop] = []
 
     def open(self, command: str) -> OpenSshPipe:
         if not self._is_connected():
@@ -132,21 +134,54 @@ class OpenSshTransport:
                 return False
         return True
 
+    def shown_key(self) -> tuple[str, str]:
+        """(type, key in base64) of the host key that the board shows; no key of the user's is offered to it.
+
+        Jump hosts on the way are verified and logged in to as ever. Raises as open() does.
+        """
+        known = self._prepare() / "shown"
+        ask = ["StrictHostKeyChecking=accept-new", f"UserKnownHostsFile={_quoted(known)}", "GlobalKnownHostsFile=none"]
+        ask += ["HashKnownHosts=no", "PreferredAuthentications=none", "PubkeyAuthentication=no"]
+        try:
+            _, said = self._begin(["-v", *_set(ask)], "true")
+            if not known.is_file():
+                raise self._failure(said)
+            kind, key = known.read_text("utf-8").split()[1:3]
+            return kind, key
+        finally:
+            self.close()
+
     def _connect(self) -> None:
         """Start the master; returns when it is logged in."""
-        hops = ssh_config.chain(self._target)
+        self._prepare()
+        # without -v, a master that will persist hides what its ProxyCommand or jump host says
+        settings = ["ControlMaster=yes", f"ControlPersist={IDLE_S}"]
+        try:
+            code, said = self._begin(["-v", "-f", "-N", *_set(settings)])
+            if code != 0:
+                raise self._failure(said)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> Path:
+        """The private folder of one connection, with its config."""
+        self._hops = ssh_config.chain(self._target)
         _check_files(self._target)
         temporary = tempfile.gettempdir()
         where = temporary if len(temporary) <= LONGEST_FOLDER else "/tmp"
         self._folder = Path(tempfile.mkdtemp(prefix="edgeopt-ssh-", dir=where))  # mode 0700
         (self._folder / "config").write_text(_config(self._timeout_s, self._target))
+        return self._folder
+
+    def _begin(self, options: list[str], *command: str) -> tuple[int, str]:
+        """(exit code of ssh, what it said). Raises DeviceUnreachable, ConfigError."""
+        assert self._folder is not None
         said = self._folder / "said"
-        # without -v, a master that will persist hides what its ProxyCommand or jump host says
-        begin = self._ssh("-v", "-f", "-N", "-o", "ControlMaster=yes", "-o", f"ControlPersist={IDLE_S}")
         try:
             with said.open("wb") as errors:
                 done = subprocess.run(
-                    begin,
+                    [*self._ssh(*options), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
@@ -154,17 +189,14 @@ class OpenSshTransport:
                     start_new_session=True,
                     check=False,
                 )
-            if done.returncode != 0:
-                raise _failure(hops, self._target, said.read_text("utf-8", "replace"))
         except FileNotFoundError as error:
-            self.close()
             raise ConfigError("--transport ssh: there is no `ssh` command here: install OpenSSH's client") from error
         except subprocess.TimeoutExpired as error:
-            self.close()
-            raise ssh_words.unreachable(hops[-1], f"no login within {self._timeout_s:g} s") from error
-        except BaseException:
-            self.close()
-            raise
+            raise ssh_words.unreachable(self._hops[-1], f"no login within {self._timeout_s:g} s") from error
+        return done.returncode, said.read_text("utf-8", "replace")
+
+    def _failure(self, said: str) -> EdgeoptError:
+        return _failure(self._hops, self._target, said)
 
     def _ssh(self, *options: str, folder: Path | None = None) -> list[str]:
         folder = folder or self._folder
@@ -186,6 +218,10 @@ class OpenSshTransport:
             "--",
             str(target.host),
         ]
+
+
+def _set(settings: list[str]) -> list[str]:
+    return [word for setting in settings for word in ("-o", setting)]
 
 
 def _config(timeout_s: float, target: Address) -> str:

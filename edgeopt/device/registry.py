@@ -9,12 +9,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..config import Allowed, Section, load_toml, nearest
+from ..config import Allowed, Choices, Section, load_toml, nearest
 from ..errors import ConfigError, IntegrityError
+from ..profile import TRANSPORTS
 
 VARIABLE = "EDGEOPT_DEVICES"
 HEAD = "# Boards that edgeopt knows; written by `edgeopt device`.\n"
@@ -36,7 +37,7 @@ class Entry(Section):
     python: Text | None = Field(default=None, description="Its Python that has the runtimes.")
     base_python: Text | None = Field(default=None, description="The Python that `device setup` builds upon.")
     identity: Text | None = Field(default=None, description="Private key file.")
-    transport: Literal["auto", "paramiko", "ssh"] | None = Field(default=None, description="Who speaks ssh to it.")
+    transport: Annotated[str, Choices(TRANSPORTS)] | None = Field(default=None, description="Who speaks ssh to it.")
     known_hosts: Text | None = Field(default=None, description="File of host keys, instead of edgeopt's own.")
     model: Text | None = Field(default=None, description="What the board calls itself.")
     serial: Text | None = Field(default=None, description="Its serial number.")

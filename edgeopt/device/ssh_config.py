@@ -7,6 +7,7 @@ The command line wins over the config. EDGEOPT_SSH_CONFIG, if set, is read inste
 from __future__ import annotations
 
 import dataclasses
+import functools
 import getpass
 import os
 import pwd
@@ -32,6 +33,7 @@ ONLY_SSH = {  # what paramiko has no means for, and the values that ask for noth
     "bindinterface": set[str](),
     "proxyusefdpass": {"no", "false"},
 }
+ALGORITHMS = ("pubkeyacceptedalgorithms", "hostkeyalgorithms", "ciphers", "macs", "kexalgorithms")
 FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 Settings = Mapping[str, tuple[str, ...]]
@@ -39,7 +41,10 @@ Settings = Mapping[str, tuple[str, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Hop:
-    """One SSH connection: the board's, or a jump host's on the way to it. `name` is what errors call it."""
+    """One SSH connection: the board's, or a jump host's on the way to it. `name` is what errors call it.
+
+    algorithms: (key of ALGORITHMS, the names that the config admits) where it is not what ssh admits by itself.
+    """
 
     name: str
     host: str
@@ -57,6 +62,7 @@ class Hop:
     known_hosts_named: bool = False
     spelled: str = ""
     direct: bool = True
+    algorithms: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def chain(address: Address) -> list[Hop]:
@@ -121,7 +127,18 @@ def _database_home() -> Path:
 def _ask_ssh(ssh: str, host: str, user: str | None, port: int | None, config: str | None) -> Settings:
     file = config_file(config)
     command = [ssh, "-G", *(["-F", file] if file else []), *(["-l", user] if user else [])]
-    command += [*(["-p", str(port)] if port else []), "--", host]
+    found = _told(host, [*command, *(["-p", str(port)] if port else []), "--", host])
+    own = _defaults(ssh)
+    return {key: values for key, values in found.items() if key not in ALGORITHMS or values != own.get(key)}
+
+
+@functools.cache
+def _defaults(ssh: str) -> Settings:
+    return _told("localhost", [ssh, "-G", "-F", "none", "--", "localhost"])
+
+
+def _told(host: str, command: list[str]) -> Settings:
+    """What `ssh -G` prints."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=RESOLVE_TIMEOUT_S, check=False
@@ -169,6 +186,8 @@ def _hop(name: str, spelled: str, settings: Settings) -> Hop:
     own_agent = agent.lower() == "none" or agent in ("SSH_AUTH_SOCK", os.environ.get("SSH_AUTH_SOCK"))
     beyond = [key for key, nothing in ONLY_SSH.items() if key in one and one[key].lower() not in nothing]
     command = one.get("proxycommand", "none")
+    algorithms = {key: tuple(one[key].split(",")) for key in ALGORITHMS if key in one}
+    beyond += [key for key, names in algorithms.items() if names[0][0] in "+-^"]  # only ssh knows what is added to
     return Hop(
         name=name,
         host=host,
@@ -183,6 +202,7 @@ def _hop(name: str, spelled: str, settings: Settings) -> Hop:
         proxy_command=None if command.lower() == "none" else _expanded(name, command, tokens),
         family=FAMILIES.get(one.get("addressfamily", "any"), socket.AF_UNSPEC),
         only_ssh=(*beyond, *(() if own_agent else ("identityagent",))),
+        algorithms=tuple(algorithms.items()),
     )
 
 

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import re
 import shlex
 import socket
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 
 LOST_AFTER_S = 20.0  # unanswered bytes, keepalives included, for that long are a lost link
 DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ed25519")
+USERS_SIGNATURES = "pubkeyacceptedalgorithms"
+PARAMIKO_OPTIONS = {  # the first must come before the second: both are filtered from one list of signatures
+    USERS_SIGNATURES: "key_types",
+    "hostkeyalgorithms": "key_types",
+    "ciphers": "ciphers",
+    "macs": "digests",
+    "kexalgorithms": "kex",
+}
 
 
 def connect(hop: Hop, before: paramiko.SSHClient | None, timeout_s: float, held: contextlib.ExitStack) -> Any:
@@ -44,7 +53,7 @@ def connect(hop: Hop, before: paramiko.SSHClient | None, timeout_s: float, held:
         client.connect(
             hop.host,
             sock=way.stream,
-            transport_factory=host_keys.transport,
+            transport_factory=functools.partial(offering, hop, host_keys),
             username=hop.user,
             auth_strategy=keys,
             timeout=timeout_s,
@@ -159,16 +168,42 @@ class HostKeys:
             expected, file = (alike or self.known)[0]
             raise ssh_words.changed_key(hop, file, fingerprint(expected), fingerprint(shown))
 
-    def transport(self, stream: Any, **options: Any) -> paramiko.Transport:
-        """A Transport that asks for the kinds of key that are known, so that the server shows one of those."""
-        import paramiko
-
-        made = paramiko.Transport(stream, **options)
+    @property
+    def kinds(self) -> set[str]:
+        """Algorithms by which the server can prove one of the known keys."""
         kinds = {key.get_name() for key, _ in self.known}
-        kinds |= {"rsa-sha2-512", "rsa-sha2-256"} if "ssh-rsa" in kinds else set()
-        security = made.get_security_options()
-        security.key_types = sorted(security.key_types, key=lambda kind: kind not in kinds)
-        return made
+        return kinds | ({"rsa-sha2-512", "rsa-sha2-256"} if "ssh-rsa" in kinds else set())
+
+
+def admitted(hop: Hop) -> dict[str, list[str]]:
+    """What is left of paramiko's algorithms where the config admits some only; keys are ssh_config.ALGORITHMS."""
+    import paramiko
+
+    own = paramiko.transport.SecurityOptions(paramiko.Transport)
+    return {
+        key: [name for name in getattr(own, PARAMIKO_OPTIONS[key]) if name in names] for key, names in hop.algorithms
+    }
+
+
+def offering(hop: Hop, host_keys: HostKeys, stream: Any, **options: Any) -> paramiko.Transport:
+    """A Transport that offers what the config admits, and asks first for the kinds of key that are known.
+
+    Raises ConfigError where paramiko has nothing of what the config admits.
+    """
+    import paramiko
+
+    made = paramiko.Transport(stream, **options)
+    security = made.get_security_options()
+    for key, left in admitted(hop).items():
+        if not left:
+            names = ", ".join(dict(hop.algorithms)[key])
+            raise ConfigError(f"{hop.name}: of the ssh config's {key} ({names}) paramiko has none; use --transport ssh")
+        if key == USERS_SIGNATURES:
+            made.disabled_algorithms = {"pubkeys": set(security.key_types) - set(left)}
+        else:
+            setattr(security, PARAMIKO_OPTIONS[key], left)
+    security.key_types = sorted(security.key_types, key=lambda kind: kind not in host_keys.kinds)
+    return made
 
 
 def load_host_keys(hop: Hop) -> HostKeys:

@@ -17,6 +17,10 @@ CAUTION = (
     "Ratios are to the run's own fp32. To know which artifact is faster, measure both in one job: edgeopt compare"
 )
 OTHER_DATA = ". The two had another model, other data or other splits: their scores are of different things"
+OTHER_SOURCE = (
+    ". The source model itself scored otherwise in the two, so it or the data were others: their scores are of "
+    "different things"
+)
 # What makes figures differ before any artifact does.
 OF_THE_BOARD = ("model", "serial", "machine_id", "machine", "cpu_model", "kernel", "governor", "python", "address")
 FIGURES = ("verdict", "latency_p50_s", "size_bytes", "peak_memory_bytes", "score", "drop", "ratios", "file_sha256")
@@ -26,7 +30,7 @@ def differences(first: dict[str, Any], second: dict[str, Any], names: tuple[str,
     """What differs between two run.json documents, in plain values; `names` tells where they were found.
 
     {"runs": [two heads], "plan", "board": [{key, first, second}], "candidates": [{name, first, second}], "final",
-    "caution"}. A candidate that one run lacks is None there.
+    "per_class", "per_group": as `slices` gives them, "caution"}. A candidate that one run lacks is None there.
     """
     return {
         "runs": [_head(run, name) for run, name in zip((first, second), names, strict=True)],
@@ -34,11 +38,30 @@ def differences(first: dict[str, Any], second: dict[str, Any], names: tuple[str,
         "board": _changed(_board(first), _board(second)),
         "candidates": _candidates(first, second),
         "final": {key: [part(run, "final").get(key) for run in (first, second)] for key in _FINAL},
-        "caution": CAUTION + (OTHER_DATA if _given(first) != _given(second) else ""),
+        **{key: slices(first, second, key) for key in ("per_class", "per_group")},
+        "caution": CAUTION + _other_scores(first, second),
     }
 
 
 _FINAL = ("metric", "value", "interval", "reference", "drop", "drop_interval", "n", "verdict")
+
+
+def slices(first: dict[str, Any], second: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """What both final scores have of "per_class" or "per_group": {label, first, second, difference}.
+
+    The greatest difference first. first, second: the runs' own rows; difference: the second's score less the first's,
+    None where either has too few samples. Nothing where the two were scored by different metrics.
+    """
+    finals = [part(run, "final") for run in (first, second)]
+    if len({final.get("metric") for final in finals}) > 1:
+        return []
+    own, other = ({row["label"]: row for row in final.get(key) or [] if isinstance(row, dict)} for final in finals)
+    found = []
+    for label in (label for label in own if label in other):
+        value, others = own[label].get("value"), other[label].get("value")
+        difference = others - value if units.known(value) and units.known(others) else None
+        found.append({"label": label, "first": own[label], "second": other[label], "difference": difference})
+    return sorted(found, key=lambda line: -1.0 if line["difference"] is None else abs(line["difference"]), reverse=True)
 
 
 def _head(run: dict[str, Any], name: str) -> dict[str, Any]:
@@ -58,6 +81,20 @@ def _plan(run: dict[str, Any]) -> dict[str, Any]:
     twice = ("name", "description", *plan)
     found = _flat(plan)
     return {key: value for key, value in found.items() if "." not in key or key.rsplit(".", 1)[-1] not in twice}
+
+
+def _other_scores(first: dict[str, Any], second: dict[str, Any]) -> str:
+    if _given(first) != _given(second):
+        return OTHER_DATA
+    # Data may change under an unchanged name; what the source model made of them tells.
+    pairs = zip(_references(first), _references(second), strict=True)
+    return OTHER_SOURCE if any(None not in pair and pair[0] != pair[1] for pair in pairs) else ""
+
+
+def _references(run: dict[str, Any]) -> list[Any]:
+    """The source model's own score on the selection and on the final data."""
+    scores = (part(trial, "score").get("reference") for trial in run.get("trials") or [] if trial)
+    return [next(filter(units.known, scores), None), part(run, "final").get("reference")]
 
 
 def _given(run: dict[str, Any]) -> list[Any]:
@@ -84,21 +121,26 @@ def _changed(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, An
     ]
 
 
-def _candidates(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
+def trials_by_name(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[dict[str, Any] | None]]:
+    """Name of a candidate -> its trial in either run, None where it was not tried."""
     own, other = ({t["name"]: t for t in run.get("trials") or [] if t and t.get("name")} for run in (first, second))
+    return {name: [own.get(name), other.get(name)] for name in {**own, **other}}
+
+
+def _candidates(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
-    for name in {**own, **other}:
-        sides = [_figures(trials[name]) if name in trials else None for trials in (own, other)]
+    for name, trials in trials_by_name(first, second).items():
+        sides = [_figures(trial) if trial else None for trial in trials]
         found.append({"name": name, "first": sides[0], "second": sides[1]})
     return found
 
 
 def _figures(trial: dict[str, Any]) -> dict[str, Any]:
     score, artifact = part(trial, "score"), part(trial, "artifact")
-    ratios = {key: part(part(trial, "ratios"), key).get("value") for key in part(trial, "ratios")}
+    ratios = {key: _valid(part(part(trial, "ratios"), key)) for key in part(trial, "ratios")}
     found = (
         trial.get("verdict"),
-        part(part(trial, "latency"), "p50_s").get("value"),
+        _valid(part(part(trial, "latency"), "p50_s")),
         artifact.get("size_bytes"),
         part(trial, "memory").get("above_runtime_bytes"),
         score.get("value"),
@@ -107,6 +149,10 @@ def _figures(trial: dict[str, Any]) -> dict[str, Any]:
         artifact.get("sha256"),
     )
     return dict(zip(FIGURES, found, strict=True))
+
+
+def _valid(figure: dict[str, Any]) -> Any:
+    return None if figure.get("invalid") else figure.get("value")
 
 
 def render(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str], console: Console) -> None:
@@ -126,6 +172,8 @@ def render(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]
     for title in ("board", "plan"):
         _print_changed(title, found[title], console)
     console.print(_candidate_table(first, second))
+    for line in _marks(first, second):
+        console.print(Text(line, "yellow"))
     console.print(_final_table(first, second))
 
 
@@ -137,13 +185,17 @@ def _print_changed(title: str, changed: list[dict[str, Any]], console: Console) 
     for head in (f"other in the {title}", "run 1", "run 2"):
         table.add_column(head, overflow="fold")
     for line in changed:
-        sides = (_said(line["key"], line[side]) for side in ("first", "second"))
-        table.add_row(*map(Text, (units.text(line["key"], 60), *sides)))
+        table.add_row(*map(Text, changed_words(line)))
     console.print(table)
 
 
-def _said(key: str, value: Any) -> str:
-    return "absent" if value is None else units.by_key(key.rsplit(".", 1)[-1], value)
+def changed_words(line: dict[str, Any]) -> tuple[str, str, str]:
+    """A line of `differences`' board or plan: key, run 1, run 2; long lists are cut."""
+    key = line["key"].rsplit(".", 1)[-1]
+    first, second = (
+        "absent" if line[side] is None else units.text(units.by_key(key, line[side])) for side in ("first", "second")
+    )
+    return units.text(line["key"], 60), first, second
 
 
 def _candidate_table(first: dict[str, Any], second: dict[str, Any]) -> Table:
@@ -154,20 +206,27 @@ def _candidate_table(first: dict[str, Any], second: dict[str, Any]) -> Table:
     for name in ("× own fp32", "size", "score", "drop"):
         table.add_column(name, justify="right")
     table.add_column("artifact")
-    for line in _candidates(first, second):
-        same = _same(line)
-        for number, run in enumerate((first, second), start=1):
-            trial = next((t for t in run.get("trials") or [] if t and t.get("name") == line["name"]), None)
-            title = units.text(line["name"], NAME_LIMIT) if number == 1 else ""
+    for name, trials in trials_by_name(first, second).items():
+        same = same_words(trials)
+        for number, (trial, run) in enumerate(zip(trials, (first, second), strict=True), start=1):
+            title = units.text(name, NAME_LIMIT) if number == 1 else ""
             table.add_row(*_cells(title, number, trial, run, same if number == 2 else ""))
     return table
 
 
-def _same(line: dict[str, Any]) -> str:
-    if line["first"] is None or line["second"] is None:
-        return ""
-    hashes = [line[side]["file_sha256"] for side in ("first", "second")]
-    return "" if None in hashes else "the same bytes" if hashes[0] == hashes[1] else "other bytes"
+def same_words(trials: list[dict[str, Any] | None]) -> str:
+    """Whether a candidate's artifact is the same file in both runs; empty where that is not known."""
+    hashes = {part(trial or {}, "artifact").get("sha256") for trial in trials}
+    return "" if None in hashes else "the same bytes" if len(hashes) == 1 else "other bytes"
+
+
+def _marks(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    found = []
+    for number, run in enumerate((first, second), start=1):
+        for trial in filter(None, run.get("trials") or []):
+            said = "; ".join(row(trial, False, "")["marks"])
+            found += [f"marked: run {number} {units.text(trial.get('name'), NAME_LIMIT)}: {said}"] if said else []
+    return found
 
 
 def _cells(title: str, number: int, trial: dict[str, Any] | None, run: dict[str, Any], same: str) -> list[Text]:

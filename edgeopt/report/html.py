@@ -37,6 +37,11 @@ def write(run: dict[str, Any], run_dir: Path) -> Path:
 
 def render(run: dict[str, Any], run_dir: Path) -> str:
     """The page as text. Fields of the run may be null or absent; missing samples leave a curve out and say so."""
+    return page("page.html.j2", view(run, run_dir))
+
+
+def page(template: str, shown: dict[str, Any]) -> str:
+    """A page on base.html.j2, as text. shown: what the template names, and `charts`, the data of its plots."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -50,8 +55,8 @@ def render(run: dict[str, Any], run_dir: Path) -> str:
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=True)
     here = resources.files("edgeopt.report")
     chart = (here / "vendor" / "chart.umd.min.js").read_text(encoding="utf-8").partition("//# sourceMappingURL")[0]
-    page = environment.get_template("page.html.j2")
-    return page.render(view(run, run_dir), chart=chart, style=(here / "page.css").read_text(encoding="utf-8"))
+    style = (here / "page.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(shown, chart=chart, style=style)
 
 
 def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -128,32 +133,13 @@ def _pareto(
     factor, unit = units.score_axis(metric)
     points, left_out = [], []
     for trial in trials:
-        score, name = part(trial, "score"), units.text(trial.get("name") or "?", NAME_LIMIT)
-        ratio = part(part(trial, "ratios"), "latency_p50_s")
-        if not ratio and trial.get("verdict") == "baseline":
-            ratio = {"value": 1.0}
-        if ratio.get("invalid") or not units.known(ratio.get("value")) or not units.known(score.get("value")):
-            left_out.append(name)
+        score, said = part(trial, "score"), row(trial, trial is chosen, metric)
+        found = point(trial, said, score.get("value"), factor)
+        if found is None:
+            left_out.append(said["name"])
             continue
-        said = row(trial, trial is chosen, metric)
-        points.append(
-            {
-                "name": name,
-                "x": ratio["value"],
-                "y": score["value"] * factor,
-                "x_interval": _ends(ratio.get("interval"), 1.0),
-                "y_interval": _ends(score.get("interval"), factor),
-                "size": budgeted_value(trial, "size_bytes"),
-                "verdict": said["verdict"],
-                "chosen": said["chosen"],
-                "tip": [
-                    f"latency {said['latency_ratio']}",
-                    f"{metric} {said['score']}",
-                    f"{said['size']}",
-                    said["verdict"],
-                ],
-            }
-        )
+        tip = [f"latency {said['latency_ratio']}", f"{metric} {said['score']}", said["size"], said["verdict"]]
+        points.append(found | {"y_interval": _ends(score.get("interval"), factor), "tip": tip})
     lines = list(_budget_lines(trials, plan))
     floor = _floor(trials, plan)
     return {
@@ -161,10 +147,33 @@ def _pareto(
         "left_out": left_out,
         "lines": lines,
         "floor": None if floor is None else {"y": floor * factor, "label": f"floor {units.score(floor, metric)}"},
-        "front": _front(points),
+        "paths": [_front(points)],
         "x_title": "Median latency relative to fp32",
+        "x_ticks": None,
         "y_title": f"{units.text(metric, 40)} on selection data{unit}",
         **_edges(points, lines, None if floor is None else floor * factor),
+    }
+
+
+def point(trial: dict[str, Any], said: dict[str, Any], y: Any, factor: float) -> dict[str, Any] | None:
+    """A mark at (latency ratio to the baseline, y times factor), or None where either is invalid or not measured.
+
+    said: `terminal.row` of the trial.
+    """
+    ratio = part(part(trial, "ratios"), "latency_p50_s")
+    if not ratio and trial.get("verdict") == "baseline":
+        ratio = {"value": 1.0}
+    if ratio.get("invalid") or not units.known(ratio.get("value")) or not units.known(y):
+        return None
+    return {
+        "name": said["name"],
+        "x": ratio["value"],
+        "y": y * factor,
+        "x_interval": _ends(ratio.get("interval"), 1.0),
+        "y_interval": None,
+        "size": budgeted_value(trial, "size_bytes"),
+        "look": said["verdict"],
+        "chosen": said["chosen"],
     }
 
 
@@ -191,15 +200,20 @@ def _front(points: list[dict[str, Any]]) -> list[list[float]]:
     return front
 
 
-def _edges(points: list[dict[str, Any]], lines: list[dict[str, Any]], floor: float | None) -> dict[str, float]:
+def _edges(points: list[dict[str, Any]], lines: list[dict[str, Any]], floor: float | None) -> dict[str, Any]:
     xs = [x for p in points for x in (p["x"], *(p["x_interval"] or ()))]
     right = max([1.0, *xs])
     # A budget far beyond every point would squeeze them all into one corner.
     right = max([right, *(line["x"] for line in lines if line["x"] < 1.6 * right)])
     ys = [y for p in points for y in (p["y"], *(p["y_interval"] or ()))] + ([] if floor is None else [floor])
-    low, high = min(ys, default=0.0), max(ys, default=1.0)
+    return {"x_axis": {"min": 0, "max": math.ceil(right * 11.5) / 10}, "y_axis": padded(ys)}
+
+
+def padded(values: list[float]) -> dict[str, float]:
+    """The ends of an axis that leaves some room around all of these."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
     pad = 0.08 * (high - low or 1.0)
-    return {"x_max": math.ceil(right * 11.5) / 10, "y_min": low - pad, "y_max": high + pad}
+    return {"min": low - pad, "max": high + pad}
 
 
 def _curves(

@@ -129,6 +129,11 @@ def score_axis(metric: str) -> tuple[float, str]:
     return (100.0, " (%)") if metric in SHARES else (1.0, "")
 
 
+def drop_axis(metric: str) -> tuple[float, str]:
+    """The same for drops."""
+    return (100.0, " (points)") if metric in SHARES else (1.0, "")
+
+
 def drop(value: float | None, metric: str, interval: Any = None) -> str:
     """A loss of score: percentage points for shares. Below zero it is a gain."""
     if not known(value):

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, Any] = {
     "device.python": "python3",
     "device.identity": "~/.ssh/id_ed25519",
     "device.known_hosts": "~/.ssh/known_hosts",
+    "device.transport": "auto",
     "budget.latency_p50_s": 0.02,
     "budget.latency_p95_s": 0.04,
     "budget.size_bytes": 1_000_000,
