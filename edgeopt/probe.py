@@ -75,12 +75,12 @@ def profile_text(facts: Mapping[str, Any], root: str, python: str, day: datetime
     return text
 
 
-def write(path: Path, text: str, force: bool) -> None:
+def write(path: Path, text: str, overwrite: bool) -> None:
     """Raises ConfigError for a name that profiles cannot have, or a file that is there and may not be replaced."""
     if path.suffix != ".toml":
         raise ConfigError(f"--out {path}: a profile's file ends in .toml")
-    if path.exists() and not force:
-        raise ConfigError(f"--out {path}: this file is there already; name another, or replace it with --force")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"--out {path} exists; name another, or add --overwrite")
     write_text(path, text)
 
 

@@ -341,7 +341,7 @@ def test_probe_knows_hidden_folders_and_needs_no_name(server: LoopbackBoard, tmp
         (server.address, where, probe.DEFAULT_ROOT),
         ("local", [], f"{tmp_path}/home/.local/state/edgeopt"),
     ):
-        done = run_cli("device", "probe", device, *options, "--out", out, "--force")
+        done = run_cli("device", "probe", device, *options, "--out", out, "--overwrite")
         assert done.returncode == 0, done.stderr
         assert profile.load(out).board.root == root
         assert profile.load(out).board.python.startswith(str(hidden if options else Path(sys.executable).parent))
@@ -354,7 +354,7 @@ def test_probe_overwrites_only_when_told(server: LoopbackBoard, tmp_path: Path) 
     done = run_cli("device", "probe", "one", "--out", out)
     assert done.returncode == 2
     assert out.read_text() == "mine"
-    assert run_cli("device", "probe", "one", "--out", out, "--force").returncode == 0
+    assert run_cli("device", "probe", "one", "--out", out, "--overwrite").returncode == 0
     assert profile.load(out).cpu.architecture == os.uname().machine
     done = run_cli("device", "probe", "one", "--out", tmp_path / "board.txt")
     assert done.returncode == 2

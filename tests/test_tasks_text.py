@@ -155,3 +155,50 @@ def test_a_damaged_tokenizer_file(project: Path) -> None:
         ConfigError, match=r"tokenizer = '.*t\.json': found .*; allowed: a tokenizer file; save it again"
     ):
         task_project.everything(project)
+
+
+NET = """
+import torch
+
+
+class Intent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(13, 8)
+        self.out = torch.nn.Linear(8, 2)
+
+    def forward(self, ids, mask):
+        known = mask.unsqueeze(-1).float()
+        return self.out((self.words(ids) * known).sum(1) / known.sum(1))
+
+
+def load():
+    torch.manual_seed(0)
+    return Intent().eval()
+"""
+
+
+@pytest.mark.parametrize("runtime", ["tflite", "openvino", "onnxruntime"])
+def test_a_text_model_goes_through_the_ladder(project: Path, runtime: str) -> None:
+    pytest.importorskip("torch")
+    (project / "net.py").write_text(NET)
+    lines = [
+        f"{a} {b} my card {c},{'where' if a == 'where' else 'lost'}"
+        for a in WORDS[4:8]
+        for b in WORDS[4:8]
+        for c in WORDS[8:]
+    ]
+    (project / "texts.csv").write_text("text,intent\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    counts = {"calibration": "{ count = 16 }", "selection": "{ count = 20 }", "final": "{ count = 20 }"}
+    task_project.write(project, TASK, VOCABULARY, **counts)
+    text = (project / "edgeopt.toml").read_text()
+    text = text.replace('rungs = ["fp32"]', f'rungs = ["fp32", "int8"]\nruntime = "{runtime}"')
+    (project / "edgeopt.toml").write_text(text.replace("floor_drop = 0.02", "floor_drop = 0.9"))
+    where = ["--root", project / "board", "--cache", project / "cache", "--out", project / "run"]
+    done = run_cli("optimize", project, *where, "--allow-undecided", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {trial["name"] for trial in found["trials"]} >= {"fp32", "int8"}
+    assert found["final"]["n"] == 20
+    assert found["trials"][0]["score"]["agreement"] == 1.0
+    assert (project / "run" / "files.edgeopt").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from board_folder import Answer, Board, Way
 from bundle_variants import changed_arrays, variant
 from conftest import made_once, run_cli
+from loopback_board import LoopbackBoard
 
 from edgeopt import bundle as bundles
+from edgeopt.device import registry
 
 
 def validate(board: Board, bundle: bundles.Bundle, *options: str) -> Answer:
@@ -197,3 +200,22 @@ def test_a_p95_budget_is_measured_long_enough_by_default(
     found = json.loads(done.stdout)
     assert found["latency"]["mode"] == "quick"
     assert 0 < found["latency"]["p95_s"]["value"] <= 1.0
+
+
+def test_several_boards_have_a_verdict_each(
+    loopback: LoopbackBoard, small_bundle: bundles.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One holds the floor; one has another release; the table and the exit code say both."""
+    monkeypatch.setenv(registry.VARIABLE, str(tmp_path / "devices.toml"))
+    shared = {"identity": str(loopback.identity), "known_hosts": str(loopback.known_hosts), "python": sys.executable}
+    for name in ("good", "empty"):
+        registry.put(name, registry.Entry(address=loopback.address, root=str(tmp_path / name), **shared))
+    flashed = run_cli("flash", small_bundle.path, "--device", "good")
+    assert flashed.returncode == 0, flashed.stderr
+    done = run_cli("validate", small_bundle.path, "--all-devices", "--json")
+    assert done.returncode == 4, done.stderr
+    found = {entry["board"]["name"]: entry for entry in json.loads(done.stdout)["devices"]}
+    assert (found["good"]["outcome"], found["good"]["exit_code"]) == ("pass", 0)
+    assert found["good"]["final"]["n"] == 90
+    assert found["empty"]["exit_code"] == 4
+    assert "no release is current" in found["empty"]["error"]["message"]

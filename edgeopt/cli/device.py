@@ -100,7 +100,7 @@ def add(name: str, address: str, accept_new: bool, fingerprint: str | None, as_j
 @device.command("list")
 @json_option
 def list_(as_json: bool) -> int:
-    """The boards that are known, from the file that `device add` writes; none is asked.
+    """List the boards that `device add` made known. None of them is contacted.
 
     \b
     Example:
@@ -131,7 +131,7 @@ def list_(as_json: bool) -> int:
 @click.argument("name", shell_complete=complete.known_devices)
 @json_option
 def show(name: str, as_json: bool) -> int:
-    """What is known of the board NAME; it is not asked.
+    """Show what is stored about the board NAME: address, profile, folders, serial number. It is not contacted.
 
     \b
     Example:
@@ -198,6 +198,10 @@ def setup(
       edgeopt device setup kitchen --runtime tflite --download-only wheels
       edgeopt device setup kitchen --wheels wheels
     """
+    if download_only is not None and upgrade:
+        raise ConfigError(
+            "--upgrade is about a board; --download-only asks for the newest wheels anyway: leave one out"
+        )
     base = options["board_python"]
     where = where_of(name, options)
     wanted = list(runtimes) or where.runtimes()[:1] or ["tflite"]
@@ -222,10 +226,10 @@ def setup(
 @device.command("probe")
 @click.argument("name", shell_complete=complete.known_devices)
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; default: NAME.toml, or <its host>.toml.")
-@click.option("--force", is_flag=True, help="Replace the file when it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace --out if it exists.")
 @about_a_board
 @json_option
-def probe(name: str, out: Path | None, force: bool, as_json: bool, **options: Any) -> int:
+def probe(name: str, out: Path | None, overwrite: bool, as_json: bool, **options: Any) -> int:
     """Write a device profile of the board NAME (or at an address) from what it says of itself.
 
     Every figure names its source, "measured: … on …". Demands and power are yours to add. Nothing stays on the board.
@@ -239,13 +243,13 @@ def probe(name: str, out: Path | None, force: bool, as_json: bool, **options: An
     where = where_of(name, options)
     address = where.address()
     out = out or Path(f"{where.name or address.host or 'this-machine'}.toml")
-    if out.exists() and not force:
-        raise ConfigError(f"--out {out}: this file is there already; name another, or replace it with --force")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out {out} exists; name another, or add --overwrite")
     python = where.place(job.DEFAULT_ROOT).python
     facts = _look(where, python)
     root = where.place(job.DEFAULT_ROOT).root
     text = job.profile_text(facts, root, python, datetime.date.today())
-    job.write(out, text, force)
+    job.write(out, text, overwrite)
     board = {key: facts[key] for key in ("model", "serial", "machine_id")}
     if as_json:
         print_json({"file": str(out), "board": {"name": where.name, **board}, "facts": facts})

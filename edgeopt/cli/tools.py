@@ -28,31 +28,38 @@ def _shapes(_context: click.Context, _option: click.Parameter, texts: tuple[str,
         raise click.BadParameter(f"{texts[-1]!r} is not sizes with commas between, as 1,3,224,224") from None
 
 
+REQUIRED = "  [required]"
+
 to_option = click.option(
     "--to", type=click.Choice(RUNTIMES), help="Runtime; default: by --out's suffix, else the profile's first that fits."
 )
 profile_option = click.option(
     "--profile", help="Profile of the board, whose runtimes are admitted: a name, or a .toml."
 )
-inputs_option = click.option(
-    "--inputs",
-    type=click.Path(path_type=Path),
-    help="An .npz of real samples: one array (n, ...) per model input, by its name or else in its order.",
-)
 out_option = click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace --out if it exists.")
-labels_option = click.option("--labels", help="Name of the array of labels in --inputs.")
 
 
-def lowering_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (json_option, overwrite_option, out_option, inputs_option, profile_option, to_option):
-        command = option(command)
-    return command
+def inputs_option(note: str = "") -> Callable[..., Any]:
+    """note: what follows the help, as click's own "[required]": what is missing is told in our words."""
+    told = "An .npz of real samples: one array (n, ...) per model input, by its name or else in its order."
+    return click.option("--inputs", type=click.Path(path_type=Path), help=told + note)
+
+
+def lowering_options(note: str = "") -> Callable[..., Any]:
+    """note: as for inputs_option."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (json_option, overwrite_option, out_option, inputs_option(note), profile_option, to_option):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.command(short_help="Convert a model for a runtime, and compare with the source.")
 @click.argument("model")
-@lowering_options
+@lowering_options()
 @click.option(
     "--scheme", default="fp32", show_default=True, help="fp32, fp16, fp16-compute, int8, … as the runtime has."
 )
@@ -74,7 +81,7 @@ def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **ho
 
 @click.command(short_help="Make a model int8 with the ranges of real samples.")
 @click.argument("model")
-@lowering_options
+@lowering_options(REQUIRED)
 @click.option(
     "--scheme",
     type=click.Choice(INT8_SCHEMES),
@@ -119,8 +126,8 @@ def _lower(
 
 @click.command(short_help="Remove channels, recover by distillation, convert.")
 @click.argument("factory")
-@lowering_options
-@labels_option
+@lowering_options(REQUIRED)
+@click.option("--labels", help="Name of an array in --inputs that is no input; it is left out.")
 @click.option(
     "--ratio",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -172,8 +179,8 @@ def prune(
 @click.argument("model", type=click.Path(path_type=Path))
 @out_option
 @overwrite_option
-@inputs_option
-@labels_option
+@inputs_option()
+@click.option("--labels", help="Name of the array of labels in --inputs; then validate can judge the bundle.")
 @click.option("--metric", type=click.Choice(["top1", "top5", "negative_mae"]), help="How labels are compared.")
 @click.option(
     "--floor-drop", type=click.FloatRange(0), default=0.01, show_default=True, help="Drop that validate allows."
