@@ -27,6 +27,7 @@ from .errors import ConfigError, IntegrityError
 MANIFEST_LIMIT_BYTES = 4 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)
 ENCRYPTED = 1  # zip's flag
+MODEL_FILES = (".tflite", ".onnx", ".xml")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,120}$")]
@@ -150,7 +151,7 @@ def write(path: Path, manifest: Manifest, blobs: Mapping[str, bytes]) -> Bundle:
 
 
 def read(path: Path) -> Bundle:
-    """Open a bundle and check its manifest. Raises ConfigError (no such file), IntegrityError."""
+    """Open a bundle and check its manifest. Raises ConfigError (no such file, a model's file), IntegrityError."""
     data = _member(path, "manifest.json", MANIFEST_LIMIT_BYTES)
     try:
         manifest = Manifest.model_validate_json(data)
@@ -166,7 +167,7 @@ def read(path: Path) -> Bundle:
 
 
 def _member(path: Path, name: str, limit_bytes: int) -> bytes:
-    """One file of the zip, of at most `limit_bytes`. Raises IntegrityError; for a missing bundle, ConfigError."""
+    """One file of the zip, of at most `limit_bytes`. Raises IntegrityError; ConfigError for none, or a model."""
     try:
         with zipfile.ZipFile(path) as archive:
             info = archive.getinfo(name)
@@ -178,10 +179,18 @@ def _member(path: Path, name: str, limit_bytes: int) -> bytes:
                 )
             return archive.read(info)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such bundle; `edgeopt optimize` writes one into runs/<name>/") from error
+        raise ConfigError(
+            f"{path}: no such bundle; `edgeopt optimize` writes one into runs/<name>/, and `edgeopt bundle` makes one "
+            "of a model file"
+        ) from error
     except KeyError as error:
         raise IntegrityError(f"{path} is a zip without {name}, so not a whole bundle; get it again") from error
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError) as error:
+        if path.suffix.lower() in MODEL_FILES:
+            raise ConfigError(
+                f"{path} is a model's file, and a bundle is needed; `edgeopt bundle {path} --profile NAME --out "
+                f"{path.with_suffix('.edgeopt').name}` makes one of it"
+            ) from error
         raise IntegrityError(
             f"{path} is not a whole bundle ({error}): another kind of file, or cut short; get it again"
         ) from error

@@ -195,12 +195,13 @@ def require_runtime(facts: Mapping[str, Any], runtime: str, address: str, python
     known = facts["runtimes"]
     if known.get(runtime) is None:
         there = ", ".join(name for name, found in known.items() if found) or "none"
+        package = PACKAGES.get(runtime, runtime)
+        setup = f"`edgeopt device setup … --runtime {runtime}` brings it there from this machine; or install "
         raise AgentFailure(
             f"{address}: runtime '{runtime}' is not installed for the board's Python '{python}' ({facts['python']}, "
             f"{facts['machine']}); runtimes there: {there}. "
-            f"`edgeopt device setup … --runtime {runtime}` brings it there from this machine; or install "
-            f"{PACKAGES.get(runtime, runtime)} for that Python, or name another one in the profile's [board] python, "
-            "or with --board-python",
+            f"{'install ' if address == 'local' else setup}{package} for that Python, or name another one in the "
+            "profile's [board] python, or with --board-python",
             kind="missing-runtime",
         )
 

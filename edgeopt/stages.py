@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import decode, measure, model, onnx_model, stats
+from . import decode, lower, measure, model, onnx_model, stats
 from .artifact import Artifact
 from .cache import Cache, key_of, sha256_file, source_of, versions
 from .device.session import Session
@@ -262,7 +262,7 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
         "lower": dataclasses.asdict(step),
         "calibration": bench.calibration_hash,
         "versions": versions(lowering.ABILITY.distributions),
-        "code": source_of("edgeopt/parity.py", "edgeopt/lower/__init__.py", f"edgeopt/lower/{step.runtime}.py"),
+        "code": source_of("edgeopt/parity.py", "edgeopt/lower/__init__.py", *lower.sources(step.runtime)),
     }
 
     def build(folder: Path) -> None:

@@ -86,6 +86,10 @@ def read_npz(path: Path, key: str = "[task] arrays") -> dict[str, Array]:
         raise ConfigError(f"{what}: no such file; give the path of an .npz") from error
     except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         array = f", array '{name}'" if name else ""
+        if isinstance(error, ValueError) and not array:  # numpy then speaks of pickles
+            raise ConfigError(
+                f"{what} cannot be read: it is not an .npz; give a file that numpy.savez(path, name=array, …) wrote"
+            ) from error
         why = "its arrays do not fit into memory" if isinstance(error, MemoryError) else error
         raise ConfigError(
             f"{what} cannot be read as .npz of plain arrays{array} ({why}); save it again with "

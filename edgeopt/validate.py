@@ -1,5 +1,6 @@
 """Validate a release on its board: accuracy against the source model's stored outputs, latency and size against the
-budgets. Needs no torch, no data set and no source model: the bundle carries its evaluation pack."""
+budgets. Needs no torch, no data set and no source model: the bundle carries its evaluation pack. Where nobody named a
+source model, the stored outputs are the model's own, recorded when it was bundled."""
 
 from __future__ import annotations
 
@@ -66,6 +67,13 @@ def read_pack(bundle: Bundle) -> Pack:
     source = tuple(arrays[f"source{i}"] for i in range(sum(name.startswith("source") for name in arrays)))
     samples = Samples(inputs, arrays.get("labels"), arrays.get("groups"))
     return Pack(samples, source, evaluation.metric, tuple(evaluation.classes), evaluation.floor_drop)
+
+
+def reference_of(bundle: Bundle) -> dict[str, Any]:
+    """{"kind": "own", the model's own outputs when it was bundled, or "source"; "file" of that model, where known}."""
+    told = bundle.manifest.lineage.get("reference")  # `edgeopt bundle` writes a text where it is the model itself
+    file = told.get("file") if isinstance(told, dict) else None
+    return {"kind": "own" if isinstance(told, str) else "source", "file": file}
 
 
 def health_inputs(bundle: Bundle) -> bytes:
@@ -207,6 +215,7 @@ def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = 
         "release": bundle.release,
         "name": bundle.manifest.name,
         "verdict": verdict,
+        "reference": reference_of(bundle),
         "reasons": [*broken, *unknown, f"score: {final['reason']}"],
         "final": dict(final, metric=metric),
         "latency": latency,

@@ -74,6 +74,11 @@ class Board:
         there = [*server.options, "--transport", self.by.transport, "--board-python", self.by.python] if server else []
         self.where = [*there, "--root", str(root)]
 
+    @property
+    def named(self) -> str:
+        """What the screens call it."""
+        return self.by.server.address if self.by.server else "this machine (no --device was given)"
+
     def run(self, *arguments: object, code: int = 0) -> Answer:
         done = run_cli(*arguments, *self.where)
         assert done.returncode == code, done.stderr

@@ -25,9 +25,16 @@ from hypothesis import strategies as st
 from loopback_board import LoopbackBoard
 
 from edgeopt import probe, profile
+from edgeopt.cli import adding
 from edgeopt.device import registry
 from edgeopt.device.ssh import SshPipe, SshTransport
 from edgeopt.errors import ConfigError, IntegrityError
+
+MACHINE = os.uname().machine
+OWN_PROFILE, OTHER_PROFILE = {
+    "aarch64": ("generic-arm64", "generic-x86-64"),
+    "x86_64": ("generic-x86-64", "raspberry-pi-4"),
+}[MACHINE]
 
 
 @pytest.fixture
@@ -131,6 +138,90 @@ def test_a_name_is_given_once(server: LoopbackBoard, devices: Path) -> None:
     assert "known already" in done.stderr
     assert "edgeopt device remove one" in done.stderr
     assert devices.read_bytes() == before
+    assert "--overwrite" in done.stderr
+
+
+def test_overwrite_replaces_a_board_or_leaves_it_whole(server: LoopbackBoard, devices: Path, tmp_path: Path) -> None:
+    added(server)
+    key = devices.parent / "known_hosts" / "one"
+    before = devices.read_bytes(), key.read_bytes()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "stranger"], check=True)
+    options = ["--identity", tmp_path / "stranger", "--accept-new", "--overwrite"]
+    assert run_cli("device", "add", "one", server.address, *options).returncode == 3
+    assert add(server, "--overwrite", "--fingerprint", "SHA256:" + "A" * 43).returncode == 5
+    assert (devices.read_bytes(), key.read_bytes()) == before
+    assert [path.name for path in key.parent.iterdir()] == ["one"]
+    done = add(server, "--accept-new", "--overwrite", "--profile", OWN_PROFILE)
+    assert done.returncode == 0, done.stderr
+    assert registry.get("one").profile == OWN_PROFILE
+    assert list(registry.entries()) == ["one"]
+    assert "the same board" not in done.stdout
+
+
+def test_a_profile_of_another_processor_is_refused(server: LoopbackBoard, devices: Path) -> None:
+    done = add(server, "--accept-new", "--profile", OTHER_PROFILE)
+    assert done.returncode == 2
+    for words in (OTHER_PROFILE, MACHINE, f"--profile {OWN_PROFILE}", "nothing was kept"):
+        assert words in done.stderr
+    assert not devices.exists()
+    assert not (devices.parent / "known_hosts" / "one").exists()
+
+
+@pytest.mark.parametrize(
+    ("profile_of", "kernel", "python", "fits"),
+    [
+        ("aarch64", "arm64", "arm64", True),
+        ("armv7l", "aarch64", "armv7l", True),
+        ("armv7l", "armv8l", "armv8l", True),
+        ("aarch64", "armv7l", "armv7l", False),
+        ("x86_64", "aarch64", "aarch64", False),
+    ],
+)
+def test_names_of_processors_are_compared_by_what_they_mean(
+    profile_of: str, kernel: str, python: str, fits: bool
+) -> None:
+    told = {"machine": kernel, "environment": {"machine": python}}
+    with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match=f"is of an? {profile_of} board"):
+        adding.require_architecture("mine", profile_of, told, "ssh://x")
+
+
+def test_add_without_a_profile_says_what_is_missing(server: LoopbackBoard) -> None:
+    bare = ["--identity", server.identity, "--board-python", sys.executable, "--accept-new"]
+    done = run_cli("device", "add", "one", server.address, *bare)
+    assert done.returncode == 0, done.stderr
+    (command,) = re.findall(r"run `(edgeopt device add one .* --overwrite --profile \S+)`", done.stdout)
+    assert run_cli("status", "--device", "one").returncode == 2, "what was said is so"
+    done = run_cli(*command.split()[1:], "--accept-new", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["missing"] == []
+    assert registry.get("one").profile == OWN_PROFILE
+    assert registry.get("one").identity == str(server.identity)
+
+
+def test_the_same_board_under_two_names_is_told(server: LoopbackBoard) -> None:
+    added(server)
+    done = add(server, "--accept-new", name="two")
+    assert "of one: the same board, known by two names" in done.stdout
+    assert json.loads(add(server, "--accept-new", "--json", name="three").stdout)["same_as"] == ["one", "two"]
+
+
+def test_the_machine_id_tells_a_board_only_without_serial_numbers() -> None:
+    known = {
+        "numbered": registry.Entry(address="ssh://a", serial="1", machine_id="m"),
+        "bare": registry.Entry(address="ssh://b", machine_id="m"),
+        "unlike": registry.Entry(address="ssh://c", serial="2", machine_id="m"),
+        "silent": registry.Entry(address="ssh://d"),
+    }
+    same = adding.same_boards("new", registry.Entry(address="ssh://x", serial="1", machine_id="m"), known)
+    assert same == {"numbered": "serial number", "bare": "machine id"}
+    assert adding.same_boards("new", registry.Entry(address="ssh://x"), known) == {}
+
+
+def test_this_machine_needs_no_setup() -> None:
+    done = run_cli("device", "setup", "local")
+    assert done.returncode == 2
+    assert "pip install ai-edge-litert" in done.stderr
+    assert "--board-python" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["local", "../up", "a b", "", "ssh://x", "-x."])
@@ -169,6 +260,7 @@ def test_list_show_and_remove(server: LoopbackBoard, devices: Path) -> None:
     shown = json.loads(run_cli("device", "show", "two", "--json").stdout)
     assert shown == listed["devices"][1]
     assert shown["machine_id"] == Path("/etc/machine-id").read_text().strip()
+    assert "\npackages for Python " in run_cli("device", "show", "two").stdout
     assert shown["wheels"].startswith(f"Python {sys.version_info[0]}.{sys.version_info[1]}.")
     assert run_cli("device", "remove", "two").returncode == 0
     assert list(registry.entries()) == ["one"]
@@ -225,6 +317,7 @@ def test_a_name_serves_instead_of_an_address(server: LoopbackBoard, cli: Run, tm
     assert found["device"] == server.address
     assert found["root"] == str(server.folder / "root")
     assert found["board"]["name"] == "one"
+    assert f"board     one ({server.address}), " in cli("status", "--device", "one").stdout
     other = json.loads(cli("status", "--device", "one", "--root", tmp_path / "other", "--json").stdout)
     assert other["root"] == str(tmp_path / "other"), "the options given win"
     done = cli("status", "--device", "on")
@@ -274,6 +367,10 @@ def test_another_host_key_is_refused(server: LoopbackBoard, devices: Path, cli: 
     done = cli("status", "--device", "one")
     assert done.returncode == 5
     assert "THE HOST KEY CHANGED" in done.stderr
+    (mend,) = re.findall(r"`(edgeopt device add one .* --overwrite)`", done.stderr)
+    assert "ssh-keygen -f" not in done.stderr
+    assert cli(*mend.split()[1:], "--accept-new").returncode == 0
+    assert cli("status", "--device", "one").returncode == 0
 
 
 def test_another_board_under_that_name_is_refused(server: LoopbackBoard, devices: Path, cli: Run) -> None:
@@ -354,7 +451,10 @@ def test_probe_overwrites_only_when_told(server: LoopbackBoard, tmp_path: Path) 
     done = run_cli("device", "probe", "one", "--out", out)
     assert done.returncode == 2
     assert out.read_text() == "mine"
-    assert run_cli("device", "probe", "one", "--out", out, "--overwrite").returncode == 0
+    done = run_cli("device", "probe", "one", "--out", out, "--overwrite")
+    assert done.returncode == 0
+    assert f"wrote {out}: " in done.stdout
+    assert f"--profile {out}" in done.stdout
     assert profile.load(out).cpu.architecture == os.uname().machine
     done = run_cli("device", "probe", "one", "--out", tmp_path / "board.txt")
     assert done.returncode == 2

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from boards import (
     is_alive,
     job_folders,
     kill,
+    local_session,
     long_bench,
     progress_of,
     ssh_sessions,
@@ -31,9 +33,13 @@ from boards import (
 )
 from conftest import EDGEOPT, SshBoard
 from edgeopt_agent import wire
+from loopback_board import LoopbackBoard
 
+from edgeopt import bundle as bundles
+from edgeopt import flash
 from edgeopt.device import open_transport, parse_address
 from edgeopt.device.session import Placement, Session
+from edgeopt.errors import DeviceUnreachable
 
 BIG = {"inputs": 1024, "outputs": 10_000}  # 41 MB of weights
 ENOUGH_BYTES = 8 << 20
@@ -196,6 +202,53 @@ def test_flash_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, t
     status, _ = finish(start_cli("status", "--json", *ssh_board.options))
     assert status["current"]["release"] == document["release"]
     assert status["current"]["whole"] is True
+
+
+def test_a_link_that_stays_lost_is_told_once_and_then_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = LoopbackBoard(tmp_path / "sshd")
+    said: list[str] = []
+    place = Placement(str(tmp_path / "root"), sys.executable)
+    link = open_transport(parse_address(server.address, server.identity, server.known_hosts))
+    with Session(link, place, patience_s=4.0, on_event=lambda event: said.append(event["what"])) as session:
+        serving = ssh_sessions(server.pid)
+        server.close()
+        for pid in filter(is_alive, serving):
+            kill(pid)
+        for again_s in (1000.0, 0.0):
+            monkeypatch.setattr("edgeopt.device.session.SAY_AGAIN_S", again_s)
+            said.clear()
+            with pytest.raises(DeviceUnreachable, match="gave up after 4 s"):
+                session.facts()
+            assert "; trying again for 4 s; Ctrl-C gives up" in said[0]
+            assert all(re.search(r"; trying again, [0-4] s left$", told) for told in said[1:])
+            reasons = [told.partition("; trying again")[0] for told in said]
+            assert (len(set(reasons)) == len(reasons)) == (again_s > 0), said
+
+
+@pytest.mark.parametrize("kind", ["bench", "flash"])
+def test_what_ended_before_it_could_be_cancelled_is_told(tmp_path: Path, kind: str) -> None:
+    said: list[str] = []
+    root = tmp_path / "root"
+
+    def interrupt(event: dict[str, Any]) -> None:
+        """Ctrl-C when the job has ended, and the host does not know it yet."""
+        said.append(event["what"])
+        if len(said) == 1 and job_folders(root):
+            until(lambda: list(root.glob("jobs/*/result.json")), "the job's end")
+            raise KeyboardInterrupt
+
+    dense_bundle(tmp_path / "dense.edgeopt", 4, 3)
+    with local_session(root, on_event=interrupt) as session:
+        request = long_bench(session, seconds=0.2)
+        opened = bundles.read(tmp_path / "dense.edgeopt")
+        for name, entry in opened.manifest.files.items():
+            session.send(opened.blob(entry), name)
+        said.clear()
+        with pytest.raises(KeyboardInterrupt):
+            session.run(request) if kind == "bench" else flash.flash(session, opened, sys.executable)
+        (ended,) = [told for told in said if "it had ended before it could be cancelled" in told]
+        assert ended.startswith(f"{session.address}: ")
+        assert ("`edgeopt status` tells what is current" in ended) == (kind == "flash")
 
 
 @pytest.mark.parametrize("where", ["local", "paramiko", "ssh"])

@@ -266,7 +266,10 @@ def run(*arguments: str) -> Result:
 def test_list_show_and_keys() -> None:
     listed = run("list")
     assert listed.exit_code == 0
-    assert all(name in listed.output for name in profile.names())
+    lines = [line.split() for line in listed.output.splitlines()]
+    assert lines[0] == ["profile", "architecture", "runtimes", "board"]
+    assert [line[0] for line in lines[1:-1]] == profile.names()
+    assert listed.output.splitlines()[-1].startswith("The first runtime of a profile is its default")
     shown = run("show", "imx93-evk").output
     assert "cpu.cores = 2   (https://" in shown
     assert "power.idle_w = not stated" in shown

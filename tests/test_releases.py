@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from board_folder import Board, Way, tree
 from conftest import EDGEOPT, SshBoard, run_cli
+from edgeopt_agent import health
+from edgeopt_agent.wire import RemoteError
 
 from edgeopt import bundle as bundles
 
@@ -25,7 +27,7 @@ def test_flashing_what_is_current_changes_nothing(board: Board, versions: list[b
     assert first["health"]["correct"] >= versions[0].manifest.health.least_correct
     before = tree(board.root, without=())
     again = board.flash(versions[0])
-    assert "nothing was changed" in again.stdout
+    assert f"is current on {board.named} already; nothing was changed" in again.stdout
     assert tree(board.root, without=()) == before
 
 
@@ -37,7 +39,9 @@ def test_rollback_returns_and_ends(board: Board, versions: list[bundles.Bundle])
     done = json.loads(board.run("rollback", "--json").stdout)
     assert (done["activation"]["release"], done["from"]) == (two.release, three.release)
     assert board.current() == (two.release, one.release)
-    board.run("rollback")
+    said = board.run("rollback").stdout
+    assert f"{one.manifest.name} ({one.release[:12]}) is current again on {board.named}" in said
+    assert two.release[:12] in said
     assert board.current() == (one.release, None)
     refused = board.run("rollback", code=4)
     assert "no earlier release" in refused.stderr
@@ -136,6 +140,18 @@ def test_over_ssh(ssh_board: SshBoard, versions: list[bundles.Bundle]) -> None:
     assert run_cli("rollback", *ssh_board.options).returncode == 4
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model.xml"])
+def test_a_model_file_is_no_bundle_and_what_makes_one_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x08\x07")
+    done = run_cli("flash", tmp_path / name)
+    assert done.returncode == 2
+    assert f"{name} is a model's file" in done.stderr
+    assert f"`edgeopt bundle {tmp_path / name} --profile NAME --out model.edgeopt`" in done.stderr
+    missing = run_cli("flash", tmp_path / "none.edgeopt")
+    assert missing.returncode == 2
+    assert "`edgeopt bundle` makes one of a model file" in missing.stderr
+
+
 def test_what_nothing_uses_is_deleted(board: Board, versions: list[bundles.Bundle]) -> None:
     for bundle in versions[:4]:
         board.flash(bundle)
@@ -219,3 +235,21 @@ def test_two_flashes_at_the_same_time(board: Board, versions: list[bundles.Bundl
     assert current in {bundle.release for bundle in versions[:2]}
     assert previous in {bundle.release for bundle in versions[:2]}
     assert list((board.root / "store").glob("*.part")) == []
+
+
+def test_a_busy_board_is_no_reason_not_to_go_back(bundle_file: Path, tmp_path: Path) -> None:
+    """What refuses a flash is only told on the way back; wrong answers refuse both."""
+    bundle = bundles.read(bundle_file)
+    manifest = bundle.manifest.model_dump(mode="json")
+    paths = {}
+    for name, entry in bundle.manifest.files.items():
+        (tmp_path / name).write_bytes(bundle.blob(entry))
+        paths[name] = str(tmp_path / name)
+    manifest["health"]["greatest_median_latency_s"] = 1e-9
+    with pytest.raises(RemoteError, match="median latency"):
+        health.check(manifest, paths, str(tmp_path))
+    told = health.check(manifest, paths, str(tmp_path), refuse_slow=False)
+    assert "at most 0.000000 s is allowed" in str(told["slow"])
+    manifest["health"]["least_correct"] = manifest["health"]["of"] + 1
+    with pytest.raises(RemoteError, match="correct of"):
+        health.check(manifest, paths, str(tmp_path), refuse_slow=False)

@@ -81,7 +81,8 @@ def test_an_unknown_host_key_is_refused_with_its_fingerprint(
     done = status(cli, loopback, transport=transport, known_hosts=known)
     shown = fingerprint(loopback.folder / "host_key.pub")
     mend = f"ssh-keyscan -t ed25519 -p {loopback.port} 127.0.0.1 >> {known}"
-    refused(done, 5, "its host key is unknown", shown, mend, "nothing was sent")
+    by_name = f"`edgeopt device add NAME {loopback.address}`"
+    refused(done, 5, "its host key is unknown", shown, mend, "dropbearkey -y -f", by_name, "nothing was sent")
     subprocess.run(mend, shell=True, check=True, capture_output=True)
     assert status(cli, loopback, transport=transport, known_hosts=known).returncode == 0
 

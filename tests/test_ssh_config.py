@@ -112,7 +112,7 @@ def test_a_host_key_alias_names_the_line_of_known_hosts(
     error = refusal(at("watch", transport, config))
     assert isinstance(error, IntegrityError)
     assert "no key for serial-0042" in str(error)
-    mend = re.search(r"`(ssh-keyscan .*)`", str(error))
+    mend = re.search(r"`(ssh-keyscan [^`]*)`", str(error))
     assert mend is not None
     subprocess.run(mend[1], shell=True, check=True, capture_output=True)
     assert said_by(at("watch", transport, config))
@@ -201,7 +201,7 @@ def test_an_unknown_board_behind_a_jump_host_has_a_mend_that_passes_there(
     config.write_text(unknown + entry("bastion", jump))
     error = refusal(at("watch", transport, config))
     assert isinstance(error, IntegrityError)
-    mend = re.search(r"`(ssh -o .*)`", str(error))
+    mend = re.search(r"`(ssh -o [^`]*)`", str(error))
     assert mend is not None
     yes = mend[1].replace("ssh ", f"ssh -F {config} -o StrictHostKeyChecking=accept-new -o BatchMode=yes ", 1) + " true"
     subprocess.run(yes, shell=True, check=True, capture_output=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +17,10 @@ import pytest
 from board_folder import tree
 from conftest import run_cli
 
-from edgeopt import artifact, profile
+from edgeopt import artifact, lower, profile, stats
 from edgeopt import bundle as bundles
-from edgeopt.errors import ConfigError, PlanError
-from edgeopt.tools import lowering
+from edgeopt.errors import ConfigError, ModelError, PlanError
+from edgeopt.tools import lowering, reference
 
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs edgeopt[onnx]")
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs edgeopt[openvino]")
@@ -108,6 +110,34 @@ def test_an_old_opset_is_raised_for_int8(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "accuracy was not judged" in done.stdout
     assert "int8 quantization: off by" in done.stdout
+    assert "--reference old.onnx" in done.stdout
+    assert "large error" not in done.stdout
+
+
+@needs_onnx
+def test_a_large_error_has_a_line_of_its_own(project: Path) -> None:
+    """One calibration sample a thousand times the others takes nearly all of int8's range."""
+    arrays = images()
+    arrays[-1] *= 1000
+    np.savez(project / "outlier.npz", image=arrays)
+    given = ["quantize", "net.onnx", "--inputs", "outlier.npz", "--to", "onnxruntime", "--out", "q.onnx"]
+    done = run_cli(*given, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^large error: .* dB; try another runtime with --to openvino$", done.stdout, re.MULTILINE)
+
+
+def test_what_is_offered_against_a_large_error_is_there() -> None:
+    stages = [{"sqnr_db": 90.0}, {"sqnr_db": 6.1}]
+    found = lowering.large_error(stages, "openvino", "int8", "onnx")
+    assert found == {"sqnr_db": 6.1, "schemes": ["int8-mixed", "int8-safe"], "runtimes": ["onnxruntime"]}
+    assert lowering.large_error(stages[::-1], "openvino", "int8", "onnx") is None
+    assert lowering.large_error([{"sqnr_db": None}], "openvino", "int8", "onnx") is None
+    for runtime, ability in lower.abilities().items():
+        for schemes in ability.schemes.values():
+            offered = lowering.large_error(stages, runtime, schemes[0], "torch")
+            assert offered is not None
+            assert sorted(offered["schemes"]) == sorted(schemes[1:])
+            assert runtime not in offered["runtimes"]
 
 
 @needs_openvino
@@ -210,6 +240,9 @@ def test_what_is_no_model_and_no_samples(project: Path) -> None:
     refused(project, 2, ["it is an artifact already"], "convert", "net.tflite", *out)
     refused(project, 2, ["contradict", "give one"], "convert", "net.onnx", *out, "--inputs", "a.npz", "--shape", "1,2")
     refused(project, 2, ["'1x3' is not sizes"], "convert", "net.onnx", *out, "--shape", "1x3")
+    said = refused(project, 2, ["'net.onnx' cannot be read: it is not an .npz"], "quantize", "net.onnx", "--inputs",
+                   "net.onnx", *out)  # fmt: skip
+    assert "pickle" not in said
     refused(project, 2, ["there is no folder nowhere"], "convert", "net.onnx", "--out", "nowhere/o.onnx")
     refused(project, 2, ["no such array", "image"], "prune", "net:load", "--inputs",
             "image.npz", "--labels", "y", "--ratio", "0.3", *out)  # fmt: skip
@@ -348,6 +381,8 @@ def test_a_bundle_that_was_tried_on_a_board_is_validated_and_rolled_back(project
         "a.edgeopt",
     )
     refused(project, 2, ["counted on the board; name it with --device"], *how, "--out", "a.edgeopt")
+    absent = ["--device", "ssh://nobody@127.0.0.1:1", "--out", "a.edgeopt"]  # asking it would be another exit code
+    refused(project, 2, ["with --metric"], *given, "--preprocess", "steps.toml", *absent)
     refused(project, 2, ["but a sample is uint8", "--preprocess"], *given, "--metric", "top1", "--out", "a.edgeopt")
     done = run_cli(*how, "--device", "local", *board, "--out", "net.edgeopt", "--json", cwd=project)
     assert done.returncode == 0, done.stderr
@@ -359,19 +394,106 @@ def test_a_bundle_that_was_tried_on_a_board_is_validated_and_rolled_back(project
     made = bundles.read(project / "net.edgeopt")
     assert made.manifest.evaluation is not None
     assert made.manifest.evaluation.n == 200
-    assert "this model itself" in made.manifest.lineage["reference"]
+    assert made.manifest.lineage["reference"] == "its own outputs"
     older = run_cli("bundle", "net.onnx", "--profile", "generic-x86-64", "--out", "older.edgeopt", cwd=project)
     assert older.returncode == 0, older.stderr
     for name in ("older.edgeopt", "net.edgeopt"):
         flashed = run_cli("flash", project / name, *board)
         assert flashed.returncode == 0, flashed.stderr
-    judged = run_cli("validate", project / "net.edgeopt", *board, "--allow-undecided", "--json")
+    judged = run_cli("validate", project / "net.edgeopt", *board, "--allow-undecided")
     assert judged.returncode == 0, judged.stderr
-    final = json.loads(judged.stdout)["final"]
-    assert final["value"] == pytest.approx(0.9)
-    assert (final["drop"], final["agreement"]) == (0, 1)
+    assert re.search(r"recorded when it was bundled +90\.0 %", judged.stdout)
+    assert re.search(r"same answer as recorded then +100\.0 %", judged.stdout)
+    assert "source model" not in judged.stdout
     back = run_cli("rollback", *board)
     assert back.returncode == 0, back.stderr
+
+
+@needs_onnx
+def test_validate_tells_the_loss_against_the_model_that_it_was_made_from(project: Path, tmp_path: Path) -> None:
+    """The bundled model's weights are noisy; of the labels, the source model's own answers, it misses some."""
+    import onnxruntime
+    from onnx import load, numpy_helper, save
+
+    session = onnxruntime.InferenceSession(str(project / "net.onnx"), providers=["CPUExecutionProvider"])
+    samples = images(120)
+    (scores,) = session.run(None, {"image": samples})
+    np.savez(project / "test.npz", image=samples, y=scores.reshape(120, -1).argmax(axis=1))
+    noisy = load(str(project / "net.onnx"))
+    weights = numpy_helper.to_array(noisy.graph.initializer[0])
+    moved = weights + np.random.default_rng(2).normal(size=weights.shape).astype(np.float32) / 2
+    noisy.graph.initializer[0].CopyFrom(numpy_helper.from_array(moved, "w"))
+    save(noisy, str(project / "q.onnx"))
+    board = ["--root", tmp_path / "board"]
+    given = ["bundle", "q.onnx", "--profile", "generic-x86-64", "--inputs", "test.npz", "--labels", "y", "--metric"]
+    how = [*given, "top1", "--device", "local", *board, "--reference", "net.onnx", "--out", "q.edgeopt"]
+    made = run_cli(*how, cwd=project)
+    assert made.returncode == 0, made.stderr
+    assert "reference: net.onnx, 100.0 % here" in made.stdout
+    assert "a drop within 1.0 points needs at least n=381 to be shown" in made.stdout
+    assert re.search(r"at least \d+ of 64 right", made.stdout)
+    assert "undecided" not in made.stdout
+    lineage = bundles.read(project / "q.edgeopt").manifest.lineage["reference"]
+    assert (lineage["file"], lineage["samples"]) == ("net.onnx", "as given")
+    assert lineage["sha256"] == hashlib.sha256((project / "net.onnx").read_bytes()).hexdigest()
+    flashed = run_cli("flash", project / "q.edgeopt", *board)
+    assert flashed.returncode == 0, flashed.stderr
+    judged = run_cli("validate", project / "q.edgeopt", *board, "--json")
+    assert judged.returncode == 10, judged.stderr
+    found = json.loads(judged.stdout)
+    assert found["reference"] == {"kind": "source", "file": "net.onnx"}
+    assert found["final"]["reference"] == 1
+    assert found["final"]["drop"] == pytest.approx(1 - found["final"]["value"])
+    assert found["final"]["drop"] > 0.05
+
+
+@needs_onnx
+def test_references_that_cannot_be_compared(project: Path) -> None:
+    np.savez(project / "test.npz", image=images(), y=np.zeros(32, np.int64))
+    absent = ["--device", "ssh://nobody@127.0.0.1:1", "--out", "o.edgeopt"]  # asking it would be another exit code
+    given = ["bundle", "net.onnx", "--profile", "generic-x86-64", "--inputs", "test.npz", *absent]
+    judged = [*given, "--labels", "y", "--metric", "top1", "--reference"]
+    model_files.conv_onnx(project / "wide.onnx", shape=("n", 3, 16, 16))
+    words = ["--reference wide.onnx: input 'image' float32 [?, 3, 16, 16], but the samples are float32 [32, 3, 8, 8]"]
+    refused(project, 6, words, *judged, "wide.onnx")
+    refused(project, 2, ["--reference net.tflite: an .onnx file is needed"], *judged, "net.tflite")
+    refused(project, 2, ["missing.onnx: no such file"], *judged, "missing.onnx")
+    np.savez(project / "test.npz", image=images())
+    refused(project, 2, ["name their array with --labels"], *given, "--reference", "net.onnx")
+    source = reference.Reference(Path("net.onnx"), (np.zeros((5, 8, 1, 1)),), False)
+    assert source.matching(Path("q.tflite"), [np.zeros((5, 8))])[0].shape == (5, 8)
+    with pytest.raises(ModelError, match=r"net\.onnx gives outputs \[5, 8, 1, 1\], and q\.tflite gives \[5, 7\]"):
+        source.matching(Path("q.tflite"), [np.zeros((5, 7))])
+    with pytest.raises(ModelError, match=r"gives \[5, 8\], \[5, 8\]"):
+        source.matching(Path("q.tflite"), [np.zeros((5, 8)), np.zeros((5, 8))])
+
+
+@needs_onnx
+def test_a_reference_takes_samples_as_they_are_or_else_prepared(project: Path) -> None:
+    from edgeopt.tools.source import Given
+
+    steps: list[list[dict[str, Any]]] = [[{"op": "scale", "by": 0.5, "offset": 0.0}]]
+    plain = reference.run(project / "net.onnx", Given((images(4),), None, False), ["x"], steps)
+    assert not plain.steps_done
+    raw = np.random.default_rng(0).integers(0, 255, (4, 3, 8, 8)).astype(np.uint8)
+    prepared = reference.run(project / "net.onnx", Given((raw,), None, False), ["x"], steps)
+    assert prepared.steps_done
+    expected = reference.run(project / "net.onnx", Given((raw.astype(np.float32) / 2,), None, False), ["x"], [[]])
+    np.testing.assert_array_equal(prepared.outputs[0], expected.outputs[0])
+
+
+@pytest.mark.parametrize("scores", [np.tile([0.0, 1.0], 20), -np.linspace(0.1, 0.9, 40)])
+def test_fewer_samples_than_needed_would_show_nothing(scores: np.ndarray) -> None:
+    needed = reference.needed_samples(scores, 0.01)
+    assert needed is not None
+
+    def verdict(count: int) -> str:
+        repeated = np.resize(scores, count)
+        drop = stats.paired_drop(repeated, repeated)
+        return stats.verdict(drop["drop"], drop["drop_interval"], 0.01, count)[0]
+
+    assert (verdict(needed), verdict(needed - 1)) == ("pass", "undecided")
+    assert reference.needed_samples(np.ones(4), 0.0) is None
 
 
 def test_what_a_boards_runtime_cannot_take_is_said_before_anything_is_sent(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_undecided_is_11_unless_allowed(
     assert done.returncode == 11, done.stderr
     assert "UNDECIDED" in done.stdout
     assert "point estimate inside the floor" in done.stdout
+    assert "same answer as the source model" in done.stdout  # its lineage names no other reference
     allowed = validate(board, doubtful, "--allow-undecided", "--json")
     assert allowed.returncode == 0
     assert json.loads(allowed.stdout)["verdict"] == "undecided"

@@ -60,7 +60,7 @@ def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def rollback(context: Context) -> Dict[str, Any]:
-    """Make the predecessor of the current release current again, after the same checks."""
+    """Make the predecessor of the current release current again, after the same checks but for its latency."""
     root = context.root
     now = current_record(root)
     before = _record(root, now["previous_activation"]) if now and now["previous_activation"] else None
@@ -68,7 +68,7 @@ def rollback(context: Context) -> Dict[str, Any]:
         raise RemoteError("no-release", f"there is no earlier release under {root} to go back to")
     release = before["release"]
     manifest, paths = verified(root, release)
-    checked = health.check(manifest, paths, context.folder)
+    checked = health.check(manifest, paths, context.folder, refuse_slow=False)
     record = _switch(root, release, "rollback", before["previous_activation"])
     return {"activation": record, "health": checked, "from": now["release"]}
 

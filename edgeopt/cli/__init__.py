@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -95,7 +96,7 @@ def main() -> None:
     except EdgeoptError as error:
         if isinstance(error, AgentFailure) and error.traceback and os.environ.get("EDGEOPT_DEBUG"):
             click.echo(error.traceback, err=True)
-        _fail(str(error), error.exit_code, type(error).__name__, as_json)
+        _fail(_from_a_clone(str(error)), error.exit_code, type(error).__name__, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left
         sys.exit(1)
@@ -107,6 +108,12 @@ def main() -> None:
             type(error).__name__,
             as_json,
         )
+
+
+def _from_a_clone(message: str) -> str:
+    """`pip install 'edgeopt[extra]'` finds nothing where edgeopt was installed from its own folder."""
+    extras = re.search(r"pip install 'edgeopt(\[[\w,]+\])'", message)
+    return f"{message} (from edgeopt's own folder: pip install '.{extras[1]}')" if extras else message
 
 
 def _fail(message: str | None, code: int, kind: str, as_json: bool, text: str | None = None) -> None:

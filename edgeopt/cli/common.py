@@ -108,7 +108,8 @@ def boards_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(devices: tuple[str, ...], all_devices: bool, **options: Any) -> Any:
         chosen = tuple(where_of(device, dict(options)) for device in _chosen(devices, all_devices))
         where_of("local", options)
-        return command(boards=Boards(chosen, all_devices or len(chosen) > 1), **options)
+        boards = Boards(chosen, all_devices or len(chosen) > 1, not (devices or all_devices))
+        return command(boards=boards, **options)
 
     return wrapped
 
@@ -129,10 +130,18 @@ def _chosen(devices: tuple[str, ...], all_devices: bool) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Boards:
-    """several: a table and a list are wanted, even of one board."""
+    """several: a table and a list are wanted, even of one board. by_default: nobody named the one there is."""
 
     chosen: tuple[Where, ...]
     several: bool
+    by_default: bool = False
+
+    def named(self, document: dict[str, Any]) -> str:
+        """What a screen calls the board of a record with "device" and "board"."""
+        if document["device"] == "local":
+            return "this machine (no --device was given)" if self.by_default else "this machine"
+        name = document["board"]["name"]
+        return f"{name} ({document['device']})" if name else str(document["device"])
 
 
 class Where:

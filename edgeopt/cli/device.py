@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, IntegrityError, MissingDependency
-from . import complete
+from ..errors import ConfigError
+from . import adding, complete
 from .common import Where, about_a_board, json_option, print_json, where_of
 from .display import Display
 
 if TYPE_CHECKING:
-    from ..device import Address
-    from ..device.hostkey import HostKey
     from ..device.registry import Entry
 
 LINUX_BOARD = "ssh://[user@]host[:port]"
+TITLES = {"wheels": "packages for"}  # of `device show`, where a key of the file says too little
 
 
 @click.group()
@@ -40,9 +39,18 @@ def device() -> None:
 @click.argument("address")
 @click.option("--accept-new", is_flag=True, help="Trust the host key that the board shows, without asking.")
 @click.option("--fingerprint", help="Trust the host key that has this fingerprint, SHA256:…, and no other.")
+@click.option("--overwrite", is_flag=True, help="Replace what is known of NAME, its host key included.")
 @about_a_board
 @json_option
-def add(name: str, address: str, accept_new: bool, fingerprint: str | None, as_json: bool, **options: Any) -> int:
+def add(
+    name: str,
+    address: str,
+    accept_new: bool,
+    fingerprint: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Make the board at ADDRESS (ssh://[user@]host[:port]) known as NAME.
 
     Shows the fingerprint of its host key and asks. The key is kept in a file of edgeopt's own; ~/.ssh is left alone.
@@ -52,12 +60,13 @@ def add(name: str, address: str, accept_new: bool, fingerprint: str | None, as_j
     Example:
       edgeopt device add kitchen ssh://pi@raspberrypi --profile raspberry-pi-4
       edgeopt device add kitchen ssh://pi@raspberrypi --profile raspberry-pi-4 --accept-new
+      edgeopt device add kitchen ssh://pi@raspberrypi --profile raspberry-pi-4 --overwrite
     """
     from .. import profile as profiles
-    from ..device import hostkey, parse_address, registry
+    from ..device import parse_address, registry
 
     registry.check_name(name)
-    if name in (known := registry.entries()):
+    if name in (known := registry.entries()) and not overwrite:
         raise ConfigError(registry.taken(name, known[name]))
     if options["known_hosts"] and (accept_new or fingerprint):
         raise ConfigError("--known-hosts decides by itself; leave out --accept-new and --fingerprint, or leave it out")
@@ -76,24 +85,17 @@ def add(name: str, address: str, accept_new: bool, fingerprint: str | None, as_j
         known_hosts=_absolute(options["known_hosts"]),
         transport=options["transport"],
     )
-    own = registry.own_known_hosts(name)
-    key = None
-    if entry.known_hosts is None:
-        key = _trusted_key(target, accept_new, fingerprint)
-        hostkey.keep(key, own)
-    try:
-        entry = _seen(name, entry)
-        registry.put(name, entry, new=True)
-    except BaseException:
-        own.unlink(missing_ok=True)
-        raise
-    same = [other for other, its in known.items() if entry.serial and its.serial == entry.serial]
+    entry, key = adding.known_as(name, entry, target, accept_new, fingerprint, overwrite)
+    same = adding.same_boards(name, entry, known)
+    missing = adding.missing_profile(name, entry)
     if as_json:
-        print_json({**_record(name, entry), "fingerprint": key.fingerprint if key else None, "same_as": same})
+        shown = {"fingerprint": key.fingerprint if key else None, "same_as": list(same)}
+        print_json({**_record(name, entry), **shown, "missing": ["--profile"] if missing else []})
         return 0
     click.echo(f"{name} is {_described(entry)}")
-    if same:
-        click.echo(f"it has the serial number of {', '.join(same)}: the same board, known by two names")
+    adding.say_same(same)
+    if missing:
+        click.echo(missing)
     return 0
 
 
@@ -144,7 +146,7 @@ def show(name: str, as_json: bool) -> int:
         print_json(record)
         return 0
     for key, value in record.items():
-        click.echo(f"{key:<12} {value if value is not None else 'not stated'}")
+        click.echo(f"{TITLES.get(key, key):<12} {value if value is not None else 'not stated'}")
     return 0
 
 
@@ -209,6 +211,8 @@ def setup(
         done = _download(where, wanted, wheels, download_only)
         print_json(done) if as_json else click.echo(f"{len(done['wheels'])} wheels are in {download_only}")
         return 0
+    if where.address().host is None:
+        _refuse_this_machine(wanted)
     done = _set_up(where, wanted, wheels, upgrade, base)
     if as_json:
         print_json(done)
@@ -255,53 +259,21 @@ def probe(name: str, out: Path | None, overwrite: bool, as_json: bool, **options
         print_json({"file": str(out), "board": {"name": where.name, **board}, "facts": facts})
     else:
         serial = f", serial {facts['serial']}" if facts["serial"] else ""
-        click.echo(f"{out}: {facts['model'] or facts['cpu_model'] or facts['machine']}{serial}")
+        click.echo(f"wrote {out}: {facts['model'] or facts['cpu_model'] or facts['machine']}{serial}")
+        click.echo(f"use it with --profile {out}, here or in `edgeopt device add`")
     return 0
 
 
-def _trusted_key(target: Address, accept_new: bool, fingerprint: str | None) -> HostKey:
-    """The board's key, after somebody took it for the right one. Raises ConfigError, IntegrityError."""
-    from ..device import hostkey
+def _refuse_this_machine(wanted: list[str]) -> None:
+    """This machine is used with edgeopt's own Python, so nothing would ever use an environment made for it."""
+    from ..measure import PACKAGES
 
-    key = hostkey.shown_by(target)
-    shown = f"{target.text} shows the {key.kind} host key {key.fingerprint}"
-    if fingerprint is not None:
-        if fingerprint.rstrip("=") != key.fingerprint:
-            raise IntegrityError(f"{shown}, not {fingerprint}; nothing was sent")
-        return key
-    if accept_new:
-        click.echo(shown, err=True)
-        return key
-    if not sys.stdin.isatty():
-        raise ConfigError(
-            f"{shown}; there is no terminal to ask on: compare it with the board's own (`ssh-keygen -lf "
-            f"/etc/ssh/ssh_host_*_key.pub` there) and give --fingerprint {key.fingerprint}, or --accept-new"
-        )
-    click.echo(f"{shown}.\nThe board's own are told there by: ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub", err=True)
-    if not click.confirm("Is that the board you mean?", err=True):
-        raise IntegrityError(f"{target.text} was not added: nobody vouched for its host key; nothing was sent")
-    return key
-
-
-def _seen(name: str, entry: Entry) -> Entry:
-    """The entry with what the board says of itself."""
-    from .. import probe
-    from .. import profile as profiles
-    from .. import setup as environments
-    from ..device import open_transport, parse_address, registry
-
-    python = entry.python or (profiles.load(entry.profile).board.python if entry.profile else "python3")
-    identity = Path(entry.identity) if entry.identity else None
-    keys = registry.known_hosts(name, entry)
-    address = parse_address(entry.address, identity, keys, entry.transport or "paramiko")
-    with Display(f"adding {name}") as display:
-        facts = probe.look(open_transport(address), python, display.event)
-    try:
-        wheels: str | None = str(environments.Target.of(facts["environment"], entry.address))
-    except MissingDependency:
-        wheels = None
-    told = {key: facts[key] or None for key in ("model", "serial", "machine_id")}
-    return entry.model_copy(update={**told, "wheels": wheels})
+    packages = " ".join(PACKAGES.get(runtime, runtime).split()[0] for runtime in wanted)
+    raise ConfigError(
+        "device setup local: this machine is used with edgeopt's own Python, so nothing would use an environment made "
+        f"for it. Install the runtime into that Python: `{sys.executable} -m pip install {packages}`, or name another "
+        "one that has it with --board-python in each command"
+    )
 
 
 def _look(where: Where, python: str) -> dict[str, Any]:

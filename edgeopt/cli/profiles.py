@@ -37,9 +37,12 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json({"profiles": [_summary(board) for board in known]})
         return
-    width = max(len(board.id) for board in known)
-    for board in known:
-        click.echo(f"{board.id:<{width}}  {board.cpu.architecture:<8}  {','.join(board.runtimes)}  {board.name}")
+    rows = [(board.id, board.cpu.architecture, ",".join(board.runtimes), board.name) for board in known]
+    rows.insert(0, ("profile", "architecture", "runtimes", "board"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo("The first runtime of a profile is its default; `edgeopt profiles show NAME` tells all of it.")
 
 
 @profiles.command("show")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import AgentFailure, IntegrityError
+from ..errors import AgentFailure, EdgeoptError, IntegrityError
 from .common import Boards, Where, boards_options, json_option, undecided_option, verdict_code
 from .display import Display
 from .many import Done, on_each
@@ -44,12 +44,12 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
             session, python = where.open(display, opened.manifest.root, opened.manifest.python)
             with session:
                 done = dict(job.flash(session, opened, python), board=where.board(session))
-        name = f"{done['name']} {done['release'][:12]}"
+        name = _titled(done["name"], done["release"])
         if done["already"]:
             return Done(done, "pass", f"{name} was current already")
         return Done(done, "pass", f"{name} is current; {_health(done['health'], opened.manifest.health.of)}")
 
-    return on_each(boards, work, lambda done: _show_flash(done, opened.manifest.health.of), as_json)
+    return on_each(boards, work, lambda done: _show_flash(done, boards, opened.manifest.health.of), as_json)
 
 
 @click.command(short_help="Judge the current release: accuracy, latency, budgets.")
@@ -96,7 +96,7 @@ def validate(
         code = verdict_code(found["verdict"], allow_undecided)
         return Done(found, found["verdict"], found["reasons"][0], code)
 
-    return on_each(boards, work, _show_validation, as_json)
+    return on_each(boards, work, lambda found: _show_validation(found, boards), as_json)
 
 
 @click.command(short_help="Return to the release before.")
@@ -116,9 +116,10 @@ def rollback(boards: Boards, as_json: bool) -> int:
             session, _ = where.open(display)
             with session:
                 done = dict(job.rollback(session), device=session.address, board=where.board(session))
+                done["name"] = _name_of(session, done["activation"]["release"])
         return Done(done, "pass", _back(done))
 
-    return on_each(boards, work, lambda done: click.echo(_back(done)), as_json)
+    return on_each(boards, work, lambda done: click.echo(_back(done, f" on {boards.named(done)}")), as_json)
 
 
 @click.command(short_help="What is current, is it whole, what is before it.")
@@ -145,7 +146,7 @@ def status(boards: Boards, as_json: bool) -> int:
         verdict = "pass" if whole else "damaged"
         return Done(found, verdict, _release(found["current"]), 0 if whole else IntegrityError.exit_code)
 
-    return on_each(boards, work, _show_status, as_json)
+    return on_each(boards, work, lambda found: _show_status(found, boards), as_json)
 
 
 def _rolled_back(session: Session) -> dict[str, Any]:
@@ -157,22 +158,37 @@ def _rolled_back(session: Session) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _show_flash(done: dict[str, Any], of: int) -> None:
+def _name_of(session: Session, release: str) -> str | None:
+    """The name of what is current now. Asked only after the change: asking may itself undo an unconfirmed release."""
+    try:
+        current = session.status(verify=False)["current"]
+    except EdgeoptError:  # what was done stands, and is told with its id
+        return None
+    return current["name"] if current is not None and current["release"] == release else None
+
+
+def _titled(name: str | None, release: str) -> str:
+    return f"{name or 'release ?'} ({release[:12]})"
+
+
+def _show_flash(done: dict[str, Any], boards: Boards, of: int) -> None:
+    title, place = _titled(done["name"], done["release"]), boards.named(done)
     if done["already"]:
-        click.echo(
-            f"{done['name']} ({done['release'][:12]}) is current on {done['device']} already; nothing was changed"
-        )
+        click.echo(f"{title} is current on {place} already; nothing was changed")
         return
-    click.echo(f"{done['name']} ({done['release'][:12]}) is current on {done['device']}")
+    click.echo(f"{title} is current on {place}")
     click.echo(f"health check: {_health(done['health'], of)}")
 
 
-def _back(done: dict[str, Any]) -> str:
-    return f"{done['activation']['release'][:12]} is current again, instead of {done['from'][:12]}"
+def _back(done: dict[str, Any], place: str = "") -> str:
+    now = _titled(done["name"], done["activation"]["release"])
+    slow = (done["health"] or {}).get("slow")
+    marked = f"; marked: {slow}" if slow else ""
+    return f"{now} is current again{place}, instead of release {done['from'][:12]}{marked}"
 
 
-def _show_status(found: dict[str, Any]) -> None:
-    place = "this machine" if found["device"] == "local" else found["device"]
+def _show_status(found: dict[str, Any], boards: Boards) -> None:
+    place = "this machine" if found["device"] == "local" else boards.named(found)
     serial = f", serial {found['board']['serial']}" if found["board"]["serial"] else ""
     click.echo(f"{'board':<9} {place}, {found['root']}{serial}")
     for title in ("current", "previous"):
@@ -211,15 +227,15 @@ def _release(entry: dict[str, Any] | None) -> str:
         return whole
     at = datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds")
     confirmed = "" if entry.get("confirmed", True) else ", not confirmed yet"
-    return f"{entry['name'] or '?'} {entry['release'][:12]}, by {entry['why']} at {at}, {whole}{confirmed}"
+    return f"{_titled(entry['name'], entry['release'])}, by {entry['why']} at {at}, {whole}{confirmed}"
 
 
-def _show_validation(found: dict[str, Any]) -> None:
+def _show_validation(found: dict[str, Any], boards: Boards) -> None:
     from rich.console import Console
 
     from ..report import measured
 
-    measured.render_validation(found, Console())
+    measured.render_validation({**found, "device": boards.named(found)}, Console())
     back = found["rollback"]
     if back:
         said = f"not rolled back: {back['error']}" if "error" in back else None

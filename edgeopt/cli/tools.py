@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from . import tool_screens
 from .common import about_a_board, json_option, print_json, where_of
 from .display import Display
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("tflite", "openvino", "onnxruntime")
 INT8_SCHEMES = ("int8", "int8-mixed", "int8-safe")
-SHOWN_OPERATORS = 8
 
 
 def _shapes(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
@@ -87,12 +87,14 @@ def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **ho
     type=click.Choice(INT8_SCHEMES),
     default="int8",
     show_default=True,
-    help="Of openvino also int8-mixed (slower, closer to the source) and int8-safe (for x86 without VNNI).",
+    help="Of openvino also int8-mixed (slower, closer to the source) and int8-safe (for x86 without VNNI, sometimes "
+    "closer elsewhere).",
 )
 def quantize(model: str, as_json: bool, **how: Any) -> int:
     """Convert MODEL (an .onnx file, or package.module:factory of torch) to int8, with --inputs as calibration samples.
 
-    Reports how far each stage is from the source. Accuracy is not judged: that takes `optimize`, or `validate`.
+    Reports how far each stage is from the source. Accuracy is not judged: that takes `optimize`, or `bundle` with
+    --labels and --reference and then `validate`.
 
     \b
     Example:
@@ -120,7 +122,7 @@ def _lower(
     given = _samples(source, inputs, shapes, scheme)
     with Display(f"{model} to {runtime} {scheme}") as display:
         document = lowering.convert(source, given, runtime, scheme, place, Path.cwd(), display.event)
-    print_json(document) if as_json else _show(document)
+    print_json(document) if as_json else tool_screens.show(document)
     return 0
 
 
@@ -153,7 +155,8 @@ def prune(
 ) -> int:
     """Prune the torch model that FACTORY (package.module:function) returns, let it learn the source's answers, convert.
 
-    It learns on the samples of --inputs. Accuracy is not judged: that is `optimize`, or `validate` of a bundle.
+    It learns on the samples of --inputs. Accuracy is not judged: that takes `optimize`, or `bundle` with
+    --labels and --reference and then `validate`.
 
     \b
     Example:
@@ -171,7 +174,7 @@ def prune(
         document = pruning.prune(
             source, given, Prune(ratio, round_to), recover, runtime, scheme, place, Path.cwd(), display.event
         )
-    print_json(document) if as_json else _show(document)
+    print_json(document) if as_json else tool_screens.show(document)
     return 0
 
 
@@ -182,6 +185,12 @@ def prune(
 @inputs_option()
 @click.option("--labels", help="Name of the array of labels in --inputs; then validate can judge the bundle.")
 @click.option("--metric", type=click.Choice(["top1", "top5", "negative_mae"]), help="How labels are compared.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="The .onnx file that MODEL was made from, run here on the same samples; then validate's drop is the loss "
+    "against it.",
+)
 @click.option(
     "--floor-drop", type=click.FloatRange(0), default=0.01, show_default=True, help="Drop that validate allows."
 )
@@ -202,6 +211,7 @@ def bundle(
     inputs: Path | None,
     labels: str | None,
     metric: str | None,
+    reference: Path | None,
     floor_drop: float,
     preprocess: Path | None,
     threads: int,
@@ -214,15 +224,17 @@ def bundle(
 
     With --device the model runs there first: what it answers and how fast is what the board's health check expects from
     then on. Without, outputs need only be finite. With --labels, right answers count too, and the bundle can be
-    validated: against the model's own outputs, so that a drop says what changed since.
+    validated: against --reference, or else against the model's own outputs, so that a drop says what changed since.
 
     \b
     Example:
       edgeopt bundle vendor.tflite --profile raspberry-pi-4 --out vendor.edgeopt
       edgeopt bundle net.xml --profile intel-n100 --out n.edgeopt --inputs t.npz --labels y --metric top1 --device n100
+      edgeopt bundle q.onnx --reference net.onnx --inputs t.npz --labels y --metric top1 --device pi --out q.edgeopt
     """
     from .. import formats, profile
     from ..tools import bundling, lowering
+    from ..tools import reference as references
 
     known = options["profile"] or (where_of(device, dict(options)).profile if device else None)
     if known is None:
@@ -234,14 +246,13 @@ def bundle(
     steps, settings = bundling.read_steps(preprocess, names)
     bundling.require_samples_fit(contents, given, steps)
     wanted = bundling.Wanted(name or model.stem, board, root, python, threads, metric, floor_drop, steps, settings)
+    bundling.require_wanted(contents, wanted)
+    bundling.require_labels(given, metric, device is not None, reference is not None)
     place = lowering.writable(out, overwrite)
-    if device is None:
-        bundling.require_labels(given, metric, None)
-        tried = None
-    else:
-        tried = _try(device, options, contents, wanted, given)
-    _, document = bundling.write(place, contents, wanted, given, tried)
-    print_json(document) if as_json else _show_bundle(document)
+    ran = references.run(reference, given, names, steps) if reference else None
+    tried = _try(device, options, contents, wanted, given) if device else None
+    _, document = bundling.write(place, contents, wanted, given, tried, ran)
+    print_json(document) if as_json else tool_screens.show_bundle(document)
     return 0
 
 
@@ -282,116 +293,3 @@ def _samples(
     if scheme.startswith("int8") and inputs is None:
         raise ConfigError(f"--scheme {scheme} needs real samples for its ranges: give --inputs FILE.npz")
     return read_samples(source, inputs, shapes, labels)
-
-
-def _show(document: dict[str, Any]) -> None:
-    from ..report import units
-
-    for file in document["files"]:
-        click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
-    click.echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
-    if cut := document.get("prune"):
-        (macs, macs_left), (size, size_left) = cut["macs"], cut["parameters"]
-        click.echo(
-            f"pruned: {units.count(macs_left)} of {units.count(macs)} multiply-accumulates left "
-            f"({units.share(macs_left / macs)}), {units.count(size_left)} of {units.count(size)} parameters; "
-            + (f"recovered over {cut['epochs']} epochs" if cut["epochs"] else "not recovered")
-        )
-    for title, lines in _sections(document):
-        for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
-    click.echo("accuracy was not judged: `edgeopt optimize` does, or `edgeopt bundle --labels` and `edgeopt validate`")
-
-
-def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    from ..report import units
-
-    told = document["source_inputs"] or []
-    inputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["inputs"]]
-    inputs = [f"{own}, from {told[n]}" if n < len(told) else own for n, own in enumerate(inputs)]
-    inputs = [own + _steps(steps) for own, steps in zip(inputs, document["preprocess"], strict=True)]
-    samples = document["samples"]
-    parity = [
-        f"{stage['stage']}: off by {stage['max_abs_error']:.3g} at most" + _noise(stage["sqnr_db"])
-        for stage in document["parity"] or []
-    ]
-    operators = sorted((document["ops"] or {}).items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{count} {name}" for name, count in operators[:SHOWN_OPERATORS])
-    more = f" and {len(operators) - SHOWN_OPERATORS} other kinds" if len(operators) > SHOWN_OPERATORS else ""
-    moved = document["transposes_and_pads"]
-    sections = [
-        ("inputs", inputs),
-        ("outputs", [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]),
-        (
-            "samples",
-            [f"{samples['n']}" + (", random: ranges and errors of real ones may differ" if samples["random"] else "")],
-        ),
-        ("parity", parity),
-        (
-            "int8",
-            [f"{units.share(document['int8_mac_share'])} of the multiply-accumulates"]
-            if document["int8_mac_share"] is not None
-            else [],
-        ),
-        ("in float", [", ".join(document["float_ops"])] if document["float_ops"] else []),
-        ("operators", [shown + more] if shown else []),
-        (
-            "moved",
-            [", ".join(f"{count} {name}" for name, count in moved.items()) or "no explicit transpose or pad"]
-            if moved is not None
-            else [],
-        ),
-        (
-            "options",
-            [", ".join(f"{key} {value}" for key, value in document["options"].items())] if document["options"] else [],
-        ),
-        (
-            "time",
-            [
-                f"{units.quantity(part['seconds'], 's')} {part['what']}"
-                for part in document["seconds"]
-                if part["seconds"] >= 0.05
-            ],
-        ),
-        ("", [f"{units.quantity(document['total_s'], 's')} in all"]),
-    ]
-    return [(title, lines) for title, lines in sections if lines]
-
-
-def _noise(sqnr_db: float | None) -> str:
-    if sqnr_db is None:
-        return ", equal"
-    return f", signal to noise {sqnr_db:.1f} dB" + (": MORE NOISE THAN SIGNAL" if sqnr_db < 0 else "")
-
-
-def _steps(steps: list[dict[str, Any]]) -> str:
-    said = [f"{step['op']} " + " ".join(str(value) for key, value in step.items() if key != "op") for step in steps]
-    return f", after {', '.join(said)}" if said else ""
-
-
-def _show_bundle(document: dict[str, Any]) -> None:
-    from ..report import units
-
-    click.echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
-    click.echo(
-        f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}: undecided"
-    )
-    health = document["health"]
-    limits = ["finite outputs"]
-    if health["greatest_output_error"] is not None:
-        limits.append(f"outputs within {units.share(health['greatest_output_error'])} of their range")
-    if health["greatest_median_latency_s"] is not None:
-        limits.append(f"median latency up to {units.quantity(health['greatest_median_latency_s'], 's')}")
-    if health["least_correct"] is not None:
-        limits.append(f"{health['least_correct']} of {health['of']} right")
-    kind = "random" if document["samples"]["random"] else "given"
-    click.echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
-    pack = (
-        f"{document['evaluation']} samples; reference: this model's own outputs"
-        if document["evaluation"]
-        else "none; --labels with --device adds one"
-    )
-    click.echo(f"  to validate    {pack}")
-    for mark in document["marks"]:
-        click.echo(f"  marked         {mark}")
-    click.echo("accuracy was not judged")

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -99,9 +100,27 @@ def taken(name: str, entry: Entry) -> str:
     """What is said to who adds a name a second time."""
     serial = f", serial {entry.serial}" if entry.serial else ""
     return (
-        f"device '{name}' is known already ({entry.address}{serial}); choose another name, or remove that one with "
-        f"`edgeopt device remove {name}`"
+        f"device '{name}' is known already ({entry.address}{serial}); choose another name, replace what is known with "
+        f"--overwrite, or remove it with `edgeopt device remove {name}`"
     )
+
+
+def adding(name: str) -> str:
+    """The command that makes a known board known again, with what it was added with."""
+    entry = get(name)
+    options = {
+        **{"profile": entry.profile, "root": entry.root, "board-python": entry.base_python},
+        **{"identity": entry.identity, "known-hosts": entry.known_hosts, "transport": entry.transport},
+    }
+    given = [part for key, value in options.items() if value for part in (f"--{key}", shlex.quote(value))]
+    return " ".join(["edgeopt device add", name, entry.address, *given, "--overwrite"])
+
+
+def named_by(path: Path) -> str | None:
+    """The known board whose host keys edgeopt keeps in that file; None for a file that is somebody else's."""
+    if path.parent != own_known_hosts("x").parent:
+        return None
+    return path.name if path.name in entries() else None
 
 
 def remove(name: str) -> Entry:

@@ -24,6 +24,7 @@ CANCEL_PATIENCE_S = 5.0
 BANNER_LINES = 500
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
+SAY_AGAIN_S = 30.0
 
 Event = Callable[[dict[str, Any]], None]
 
@@ -38,6 +39,29 @@ class Placement:
 
     root: str
     python: str = "python3"
+
+
+class _Lost:
+    """A link that is lost, and what was said of it: every reason once, and one again when SAY_AGAIN_S have passed."""
+
+    def __init__(self, patience_s: float, on_event: Event) -> None:
+        self._until = time.monotonic() + patience_s
+        self._on_event = on_event
+        self._said: set[str] = set()
+        self._said_at = 0.0
+
+    def left_s(self) -> float:
+        return self._until - time.monotonic()
+
+    def say(self, reason: str) -> None:
+        now = time.monotonic()
+        if reason in self._said and now - self._said_at < SAY_AGAIN_S:
+            return
+        left = f"{self.left_s():.0f} s"
+        trying = f"trying again, {left} left" if self._said else f"trying again for {left}; Ctrl-C gives up"
+        self._said.add(reason)
+        self._said_at = now
+        self._on_event({"event": "waiting", "what": f"link lost ({reason}); {trying}"})
 
 
 class Session:
@@ -90,7 +114,7 @@ class Session:
 
         Raises AgentFailure (the board's side said no), ProtocolError, DeviceUnreachable.
         """
-        lost_at: float | None = None
+        lost: _Lost | None = None
         pause = FIRST_PAUSE_S
         while True:
             try:
@@ -99,13 +123,13 @@ class Session:
                 return self._exchange(op, payload, timeout_s or self._reply_s, fields)
             except DeviceUnreachable as error:
                 self._drop()
-                lost_at = time.monotonic() if lost_at is None else lost_at
-                if time.monotonic() - lost_at > self._patience_s:
+                lost = lost or _Lost(self._patience_s, self._on_event)
+                if lost.left_s() < 0:
                     raise DeviceUnreachable(
                         f"{error}; gave up after {self._patience_s:g} s. Work that was started on the board goes on "
                         "there; run the same command again when the board can be reached"
                     ) from error
-                self._on_event({"event": "waiting", "what": f"link lost ({error}); trying again"})
+                lost.say(str(error))
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -170,7 +194,11 @@ class Session:
     def _cancel(self, job: str) -> None:
         self._patience_s = min(self._patience_s, CANCEL_PATIENCE_S)
         try:
-            self.request("job.cancel", job=job)
+            if self.request("job.cancel", job=job)["state"] == "done":
+                changes = job.startswith(("activate-", "rollback-"))
+                tells = "; `edgeopt status` tells what is current" if changes else ""
+                what = f"{self.address}: it had ended before it could be cancelled{tells}"
+                self._on_event({"event": "waiting", "what": what})
         except EdgeoptError as error:
             if not (isinstance(error, AgentFailure) and error.kind == "not-found"):  # interrupted before it was started
                 self._on_event({"event": "waiting", "what": f"job {job} may still be running on the board: {error}"})

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from pathlib import Path
 
 from ..errors import DeviceUnreachable, IntegrityError
+from . import registry
 from .ssh_config import Hop
+
+OWN_KEYS = (
+    "`ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` there, or, where dropbear serves, "
+    "`dropbearkey -y -f /etc/dropbear/dropbear_ed25519_host_key`"
+)
 
 
 def fingerprint(key_type: str, blob: bytes) -> str:
@@ -21,16 +28,21 @@ def unknown_key(hop: Hop, shown: str) -> IntegrityError:
     files = " or ".join(map(str, hop.known_hosts[:1])) or "no file of known hosts"
     return IntegrityError(
         f"{hop.name}: its host key is unknown: the board shows {shown}, and {files} has no key for "
-        f"{quoted(hop)}. Compare the fingerprint with the board's own (`ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` "
-        f"there), then add it with `{_adding(hop, kind, files)}`; nothing was sent"
+        f"{quoted(hop)}. Compare the fingerprint with the board's own ({OWN_KEYS}), "
+        f"then add it with `{_adding(hop, kind, files)}`{_or_by_name(hop)}; nothing was sent"
     )
 
 
 def changed_key(hop: Hop, where: object, expected: str, shown: str) -> IntegrityError:
+    name = registry.named_by(Path(str(where)))
+    mend = (
+        f"make its new key known with `{registry.adding(name)}`, which shows it and asks"
+        if name
+        else f"remove the old key with `ssh-keygen -f {where} -R {quoted(hop)}` and add the new one"
+    )
     return IntegrityError(
         f"{hop.name}: THE HOST KEY CHANGED: {where} has {expected}, the board shows {shown}. If the board was "
-        f"reinstalled, remove the old key with `ssh-keygen -f {where} -R {quoted(hop)}` and add the new one; "
-        "nothing was sent"
+        f"reinstalled, {mend}; nothing was sent"
     )
 
 
@@ -65,6 +77,15 @@ def too_old(hop: Hop, detail: str, transport: str) -> DeviceUnreachable:
 def quoted(hop: Hop) -> str:
     """The host as known_hosts has it, safe in a shell."""
     return f"'{hop.known_as}'" if "[" in hop.known_as else hop.known_as
+
+
+def _or_by_name(hop: Hop) -> str:
+    """A board can be made known by name, which shows its key and asks; a jump host on the way cannot."""
+    if not hop.name.startswith("ssh://") or " " in hop.name:
+        return ""
+    name = registry.named_by(hop.known_hosts[0]) if hop.known_hosts else None
+    command = registry.adding(name) if name else f"edgeopt device add NAME {hop.name}"
+    return f", or make it known by a name: `{command}` shows the key and asks"
 
 
 def _adding(hop: Hop, kind: str, file: str) -> str:

@@ -38,6 +38,12 @@ def abilities() -> dict[str, Ability]:
     return {name: module.ABILITY for name, module in found.items() if hasattr(module, "ABILITY")}
 
 
+def sources(runtime: str) -> list[str]:
+    """The files that make a runtime's artifacts, for cache keys: <runtime>.py, and <runtime>_….py where it has such."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [f"edgeopt/lower/{name}.py" for name in names if name == runtime or name.startswith(f"{runtime}_")]
+
+
 class Progress(Protocol):
     """What is being done; `done` of `total` where it can be counted."""
 

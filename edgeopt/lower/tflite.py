@@ -1,4 +1,5 @@
-"""torch to TFLite: litert-torch converts, ai-edge-quantizer makes it int8 with the true ranges of the calibration data.
+"""torch to TFLite: litert-torch converts, ai-edge-quantizer makes it int8 with the true ranges of the calibration data;
+tflite_bias.py then corrects the biases.
 
 ai-edge-quantizer's own calibration keeps a moving average of each tensor's minimum and maximum, which clips:
 EfficientNet-Lite0 loses 2.0 points with it and 0.1 with the true ones, which its calibrator is told to keep here.
@@ -22,7 +23,7 @@ import numpy as np
 
 from edgeopt import parity
 from edgeopt.errors import MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, quiet
+from edgeopt.lower import Lowered, Progress, TensorSpec, quiet, tflite_bias
 from edgeopt.plan import Ability
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ def lower(
         progress("comparing with the source model")
         stages.append(_check(content, out, samples, channel_last, reference, "float16 weights", parity.FP16_TOLERANCE))
     elif scheme == "int8":
-        content = _quantize(content, _runtime_inputs(calibration, channel_last), progress)
+        content, corrected = _quantize(content, _runtime_inputs(calibration, channel_last), progress)
         notes["calibration_samples"] = len(calibration[0])
+        notes["bias_corrections"] = corrected
         notes["ranges"] = "minimum and maximum"
         progress("comparing with the source model")
         stages.append(_check(content, out, samples, channel_last, reference, "int8 quantization", None))
@@ -165,8 +167,9 @@ def _halve(content: bytes) -> bytes:
     return bytes(result.quantized_model)
 
 
-def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> bytes:
-    """Static int8: weights per output channel, activations per tensor with their true range over `calibration`."""
+def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> tuple[bytes, int]:
+    """Static int8: weights per output channel, activations per tensor with their true range over `calibration`, biases
+    corrected; (the model, how many layers' biases)."""
     from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
 
@@ -191,7 +194,13 @@ def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> bytes:
     with _named_failure("ai-edge-quantizer cannot quantize the model"):
         work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
         result = work.quantize(ranges.get_model_qsvs(), enable_progress_bar=False, enable_progress_report=False)
-    return bytes(result.quantized_model)
+    with _named_failure("the biases of the int8 artifact cannot be corrected"):
+        return tflite_bias.correct(
+            content,
+            bytes(result.quantized_model),
+            calibration,
+            lambda done, total: progress("correcting biases", done, total),
+        )
 
 
 @contextlib.contextmanager

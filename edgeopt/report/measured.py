@@ -13,6 +13,9 @@ from . import breakdown, units
 from .terminal import COLOURS, worst
 
 PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
+NOT_IN_RAPID = ("p95_s", "p99_s")
+NOT_TOLD = "not told"  # breakdown.detail's word for it
+MARGIN = 0.02  # as ladder.MARGIN: two processes of one artifact differ by as much
 
 
 def render_bench(document: dict[str, Any], console: Console) -> None:
@@ -27,12 +30,13 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
     for title, cells in _rows(document["results"]):
         table.add_row(title, *map(Text, cells))
     console.print(table)
+    if _all_rapid(document["results"]):
+        console.print(Text("p95 and p99 need --mode quick or normal", "dim"))
     for result in document["results"]:
         for mark in result["marks"]:
             console.print(Text(f"marked {units.text(result['name'], 40)}: {units.text(mark)}", "yellow"))
     if "ratio" in document:
-        first, second = (units.text(result["name"], 40) for result in document["results"])
-        console.print(Text(f"median of {second} / median of {first}: {units.ratio(document['ratio'])}", "bold"))
+        console.print(Text(_compared(document["results"], document["ratio"]), "bold"))
 
 
 def render_validation(found: dict[str, Any], console: Console) -> None:
@@ -44,12 +48,15 @@ def render_validation(found: dict[str, Any], console: Console) -> None:
     for reason in found["reasons"]:
         console.print(Text(f"  {units.text(reason, 600)}"))
     latency = found["latency"]
+    own = (found.get("reference") or {}).get("kind") == "own"
+    file = (found.get("reference") or {}).get("file")
+    source = "recorded when it was bundled" if own else "source model"
     rows = [
         ("score on the board", units.score(final["value"], metric, final["interval"])),
-        ("source model", units.score(final["reference"], metric)),
+        (source, units.score(final["reference"], metric) + (f", {units.text(file, 60)}" if file else "")),
         ("drop", units.drop(final["drop"], metric, final["drop_interval"]) + f", n={units.count(final['n'])}"),
         ("drop allowed", units.drop(final["floor_drop"], metric)),
-        ("same answer as the source model", units.share(final["agreement"])),
+        ("same answer as recorded then" if own else "same answer as the source model", units.share(final["agreement"])),
         ("latency p50", units.figure(latency["p50_s"], "s")),
         ("latency p90", units.figure(latency["p90_s"], "s")),
         ("memory above the runtime", units.quantity((found["memory"] or {}).get("above_runtime_bytes"), "bytes")),
@@ -57,17 +64,37 @@ def render_validation(found: dict[str, Any], console: Console) -> None:
     grid = Table.grid(padding=(0, 2))
     for title, said in rows:
         grid.add_row(f"  {title}", Text(said))
-    for heading, words in worst(final, metric):
+    for heading, words in worst(final, metric, "recorded" if own else source):
         grid.add_row(Text("  ").append(heading), words)
     console.print(grid)
     for mark in found["conditions"]["marks"]:
         console.print(Text(f"  marked: {units.text(mark)}", "yellow"))
 
 
+def _compared(results: list[dict[str, Any]], ratio: dict[str, Any]) -> str:
+    """The ratio of medians as a sentence: a bare "2.19×" was read as a gain."""
+    first, second = (units.text(result["name"], 40) for result in results)
+    if first == second:
+        first, second = f"the first {first}", f"the second {second}"
+    value, interval = ratio["value"], ratio["interval"]
+    if ratio.get("invalid") or not units.known(value) or interval is None:
+        return f"{second} compared with {first}: {units.ratio(ratio)}"
+    low, high = interval
+    same = low <= 1 <= high or abs(value - 1) <= MARGIN
+    judged = "no difference shown" if same else "slower" if value > 1 else "faster"
+    return f"{second} takes {units.ratio(ratio)} as long as {first}: {judged}"
+
+
+def _all_rapid(results: list[dict[str, Any]]) -> bool:
+    return all(result["latency"].get("mode") == "rapid" for result in results)
+
+
 def _rows(results: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    rows = [(f"latency {name[:-2]}", [units.figure(r["latency"][name], "s") for r in results]) for name in PERCENTILES]
-    return [
-        *rows,
+    """Titles with a cell a result; without what is told of none."""
+    names = [name for name in PERCENTILES if name not in NOT_IN_RAPID or not _all_rapid(results)]
+    rows = [
+        ("runtime", [units.text(r.get("runtime") or NOT_TOLD, 20) for r in results]),
+        *((f"latency {name[:-2]}", [units.figure(r["latency"][name], "s") for r in results]) for name in names),
         ("queries", [units.count(r["latency"]["n"]) for r in results]),
         ("mean", [units.figure(r["latency"]["mean_s"], "s") for r in results]),
         ("copying the input", [units.figure(r["latency"]["copy_s"], "s") for r in results]),
@@ -79,6 +106,7 @@ def _rows(results: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ),
         ("size", [units.quantity(r["size_bytes"], "bytes") for r in results]),
         ("threads", [str(r["executed"]["threads"]) for r in results]),
-        ("float parts in", [breakdown.detail(r)["precision"] for r in results]),
+        ("float parts computed in", [breakdown.detail(r)["precision"] for r in results]),
         ("MACs", [breakdown.detail(r)["macs"] for r in results]),
     ]
+    return [(title, cells) for title, cells in rows if any(cell != NOT_TOLD for cell in cells)]

@@ -227,13 +227,13 @@ def _final(run: dict[str, Any], metric: str) -> tuple[Text, Text]:
     return Text(verdict, COLOURS.get(verdict, "")), Text(said)
 
 
-def worst(final: dict[str, Any], metric: str) -> list[tuple[Text, Text]]:
-    """The worst classes and groups and the most frequent confusions, a line each."""
+def worst(final: dict[str, Any], metric: str, reference: str = "source model") -> list[tuple[Text, Text]]:
+    """The worst classes and groups and the most frequent confusions, a line each; reference: what it is called."""
     lines = []
     for given in breakdown.tables(final, metric):
         scored = [said for said in given["rows"] if not said["invalid"]][:SHOWN]
         said = [
-            f"{units.text(row['label'], SHORT)}: {row['score']} (source model {row['reference']}, n={row['n']})"
+            f"{units.text(row['label'], SHORT)}: {row['score']} ({reference} {row['reference']}, n={row['n']})"
             for row in scored
         ]
         few = f"{given['few']} with fewer than 20 samples" if given["few"] else ""
@@ -242,7 +242,7 @@ def worst(final: dict[str, Any], metric: str) -> list[tuple[Text, Text]]:
     wrong = breakdown.confusions(final)[:SHOWN]
     said = [
         f"{units.text(one['label'], SHORT)} for {units.text(one['decided'], SHORT)}: {one['n']} "
-        f"(source model {one['reference']})"
+        f"({reference} {one['reference']})"
         for one in wrong
     ]
     return lines + ([(Text("mistaken"), Text("; ".join(said)))] if said else [])

@@ -2,7 +2,8 @@
 
 What the board's health check may judge depends on what is known. Without a board the outputs need only be finite. With
 one the model runs there first: its outputs are what is expected afterwards, and its median latency sets the limit. With
-labels as well, right answers are counted, and the bundle carries an evaluation pack.
+labels as well, right answers are counted, and the bundle carries an evaluation pack. Its reference is the model that
+this one was made from, where it is named, else the model's own outputs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from edgeopt.pack import HEALTH_LATENCY, HEALTH_OUTPUT_ERROR, HEALTH_SAMPLES, HE
 from edgeopt.profile import DeviceProfile
 from edgeopt.task import CLASS_METRICS, Array, Samples, check_labels, check_outputs
 
+from . import reference as references
+from .reference import Reference
 from .source import Given, fits, random_array, read_inputs
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
@@ -160,36 +163,48 @@ def try_on(session: Session, artifact: Artifact, given: Given) -> Tried:
     )
 
 
-def require_labels(given: Given, metric: str | None, tried: Tried | None) -> None:
+def require_labels(given: Given, metric: str | None, has_board: bool, has_reference: bool) -> None:
     """Raises ConfigError for labels that cannot be used: no metric, no board, or others than the metric takes."""
     if given.labels is None:
         if metric is not None:
             raise ConfigError(f"--metric {metric}: it compares with labels; name their array with --labels")
+        if has_reference:
+            raise ConfigError("--reference: its loss is counted with labels; name their array with --labels")
         return
     if metric is None:
         raise ConfigError(f"--labels: say how they are compared, with --metric {' or '.join(operations.METRICS)}")
-    if tried is None:
-        check_labels(given.labels, metric, None)
+    check_labels(given.labels, metric, None)
+    if not has_board:
         raise ConfigError("--labels: what is right is counted on the board; name it with --device")
-    check_outputs(tried.outputs, given.labels, metric, 0)
 
 
-def write(
-    out: Path, contents: formats.Contents, wanted: Wanted, given: Given, tried: Tried | None
-) -> tuple[bundles.Bundle, dict[str, Any]]:
-    """(the bundle, what was found, JSON-able). Raises ConfigError, PlanError, ModelError."""
+def require_wanted(contents: formats.Contents, wanted: Wanted) -> None:
+    """Raises ConfigError for a name that no release can have, PlanError for a runtime that the profile lacks."""
     if not NAME.fullmatch(wanted.name):
         raise ConfigError(f"--name {wanted.name!r}: letters, digits and . _ - are allowed; give another name")
     if contents.runtime not in wanted.profile.runtimes:
         runs = ", ".join(wanted.profile.runtimes)
         raise PlanError(f"{contents.path}: a model for {contents.runtime}; profile '{wanted.profile.id}' runs {runs}")
-    require_labels(given, wanted.metric, tried)
+
+
+def write(
+    out: Path,
+    contents: formats.Contents,
+    wanted: Wanted,
+    given: Given,
+    tried: Tried | None,
+    reference: Reference | None,
+) -> tuple[bundles.Bundle, dict[str, Any]]:
+    """(the bundle, what was found, JSON-able). Raises ConfigError, PlanError, ModelError."""
+    require_wanted(contents, wanted)
+    require_labels(given, wanted.metric, tried is not None, reference is not None)
     samples = Samples(given.arrays, given.labels, None)
+    source = _source(contents, wanted, samples, tried, reference)
     health, limits = _health(samples, wanted, tried)
-    shards = validate.pack_shards(samples, tried.outputs) if tried and given.labels is not None else []
+    shards = validate.pack_shards(samples, source) if source else []
     files = {name: path.read_bytes() for name, path in _named(contents).items()}
     budgets = {name: value for name, value in wanted.profile.budget.model_dump().items() if value is not None}
-    lineage = _lineage(contents, given, tried)
+    lineage = _lineage(contents, given, tried, reference)
     manifest = bundles.Manifest.model_validate(
         {
             "format": 1,
@@ -226,10 +241,34 @@ def write(
         "verdict": "undecided",
         "health": limits,
         "evaluation": len(samples) if shards else None,
+        **_prospects(source, samples, wanted),
         "latency_p50_s": tried.latency_p50_s if tried else None,
         "marks": tried.marks if tried else [],
         "samples": {"n": len(given), "random": given.is_random},
         "lineage": lineage,
+    }
+
+
+def _source(
+    contents: formats.Contents, wanted: Wanted, samples: Samples, tried: Tried | None, reference: Reference | None
+) -> tuple[Array, ...]:
+    """What validate compares with, each (n, ...); none without labels."""
+    if tried is None or samples.labels is None:
+        return ()
+    check_outputs(tried.outputs, samples.labels, str(wanted.metric), 0)
+    return reference.matching(contents.path, tried.outputs) if reference else tried.outputs
+
+
+def _prospects(source: Sequence[Array], samples: Samples, wanted: Wanted) -> dict[str, Any]:
+    """The reference's mean score, and the least samples with which validate can pass; None without an evaluation."""
+    if not source:
+        return {"metric": None, "floor_drop": None, "reference_score": None, "needed_samples": None}
+    scores = np.asarray(operations.score(str(wanted.metric), source, samples.labels))
+    return {
+        "metric": wanted.metric,
+        "floor_drop": wanted.floor_drop,
+        "reference_score": float(scores.mean()),
+        "needed_samples": references.needed_samples(scores, wanted.floor_drop),
     }
 
 
@@ -279,7 +318,9 @@ def _named(contents: formats.Contents) -> dict[str, Path]:
     return found
 
 
-def _lineage(contents: formats.Contents, given: Given, tried: Tried | None) -> dict[str, Any]:
+def _lineage(
+    contents: formats.Contents, given: Given, tried: Tried | None, reference: Reference | None
+) -> dict[str, Any]:
     """Where everything is from, and what nobody judged."""
     return {
         "made_by": "edgeopt bundle",
@@ -287,7 +328,7 @@ def _lineage(contents: formats.Contents, given: Given, tried: Tried | None) -> d
         "format": contents.versions,
         "samples": "random" if given.is_random else "given",
         "expected_outputs": f"this model's own on {tried.device}" if tried else None,
-        "reference": "this model itself: there is no source model, so a drop says what changed since it was bundled",
+        "reference": reference.entry() if reference else references.OWN,
         "accuracy": "not judged",
         "latency_p50_s": tried.latency_p50_s if tried else None,
     }

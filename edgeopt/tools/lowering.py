@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 SCRATCH = ".edgeopt-"
+LARGE_ERROR_DB = 20.0  # the error is a tenth of the outputs then, root mean square
 Say = Callable[[dict[str, Any]], None]
 SUFFIX_OF = {runtime: suffix for suffix, runtime in formats.RUNTIME_OF.items()}
 
@@ -228,10 +229,30 @@ def _document(
         "preprocess": [[dict(step) for step in steps] for steps in made.adapters],
         "options": made.options,
         "samples": {"n": len(given), "random": given.is_random},
+        "large_error": large_error(notes.get("parity") or [], runtime, scheme, source.kind),
         **{name: notes.pop(name, None) for name in shown},
         "notes": notes,
         "seconds": seconds,
         "total_s": round(sum(part["seconds"] for part in seconds), 3),
+    }
+
+
+def large_error(parity: Sequence[dict[str, Any]], runtime: str, scheme: str, kind: str) -> dict[str, Any] | None:
+    """{"sqnr_db", "schemes", "runtimes"}: what else could be tried where the last stage's noise is large; else None.
+
+    schemes: of the same rung of this runtime; runtimes: others that take such a model (kind) to that rung.
+    """
+    sqnr_db = parity[-1]["sqnr_db"] if parity else None
+    if sqnr_db is None or sqnr_db >= LARGE_ERROR_DB:
+        return None
+    abilities = lower.abilities()
+    rung = next(rung for rung, schemes in abilities[runtime].schemes.items() if scheme in schemes)
+    return {
+        "sqnr_db": sqnr_db,
+        "schemes": [other for other in abilities[runtime].schemes[rung] if other != scheme],
+        "runtimes": [
+            name for name, own in abilities.items() if name != runtime and kind in own.sources and rung in own.schemes
+        ],
     }
 
 

@@ -84,7 +84,7 @@ def read_samples(source: Source, inputs: Path | None, shapes: Sequence[tuple[int
     else:
         given = Given(_random(source, shapes), None, True)
     if source.contents is not None:
-        for problem in _unfit(source.contents, given.arrays):
+        for problem in unfit(source.contents, given.arrays):
             raise ModelError(f"{source.named}: {problem}")
     return given
 
@@ -153,8 +153,8 @@ def _random(source: Source, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, .
     return tuple(random_array(shape, port.dtype, RANDOM_SAMPLES) for shape, port in zip(wanted, ports, strict=True))
 
 
-def _unfit(contents: formats.Contents, arrays: Sequence[Array]) -> list[str]:
-    """Why the samples are not what the model takes, in words."""
+def unfit(contents: formats.Contents, arrays: Sequence[Array]) -> list[str]:
+    """Why the samples, each (n, ...), are not what the model takes, in words."""
     ports = contents.inputs
     if len(ports) != len(arrays):
         return [f"it takes {len(ports)} inputs ({_names(ports)}), {len(arrays)} arrays were given; give one for each"]
