@@ -145,7 +145,7 @@ def bench(
     """
     chosen = stats.MODES[mode]
     for artifact in artifacts:
-        _send(session, artifact)
+        send(session, artifact)
     hashes = [session.send(data, "inputs") for data in inputs]
     job, result = session.run(
         {
@@ -167,7 +167,7 @@ def bench(
 
 def outputs(session: Session, artifact: Artifact, inputs: Sequence[bytes]) -> tuple[Array, ...]:
     """What the artifact answers on the board, each output (n, ...), for all samples of the shards."""
-    _send(session, artifact)
+    send(session, artifact)
     hashes = [session.send(data, "evaluation data") for data in inputs]
     job, result = session.run({"kind": "infer", "artifact": artifact.entry(), "shards": hashes})
     columns: list[list[Array]] = []
@@ -179,7 +179,8 @@ def outputs(session: Session, artifact: Artifact, inputs: Sequence[bytes]) -> tu
     return tuple(np.concatenate(parts, axis=0) for parts in zip(*columns, strict=True))
 
 
-def _send(session: Session, artifact: Artifact) -> None:
+def send(session: Session, artifact: Artifact) -> None:
+    """An artifact's files, as blobs."""
     for name, data in artifact.read().items():
         session.send(data, artifact.name if len(artifact.paths) == 1 else f"{artifact.name}, {name}")
 

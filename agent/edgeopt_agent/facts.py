@@ -8,7 +8,7 @@ import platform
 import re
 from typing import Any, Dict, Optional
 
-from . import runtimes
+from . import power, runtimes
 
 
 def read(path: str) -> Optional[str]:
@@ -101,6 +101,7 @@ def collect() -> Dict[str, Any]:
         "python": platform.python_version(),
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "runtimes": {name: runtimes.load(name).available() for name in runtimes.names()},
+        "sensors": [sensor.describe() for sensor in power.find()],
     }
 
 

@@ -47,6 +47,7 @@ ERROR_KINDS = (
     "health",  # the health check failed; nothing was activated
     "hook",  # a hook of the board's owner failed
     "no-release",  # nothing to roll back to
+    "no-sensor",  # no power sensor, or not the one that is asked for
     "cancelled",
     "crash",  # anything else: see the traceback
 )

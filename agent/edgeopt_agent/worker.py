@@ -197,7 +197,8 @@ class Runner:
             elapsed = time.perf_counter() - started
         with open(out, "ab") as file:
             file.write(b"".join(SAMPLE.pack(*sample) for sample in samples))
-        return {"n": len(samples), "seconds": elapsed, "capped": len(samples) < queries}
+        when = {"began_s": started, "ended_s": started + elapsed}  # on Linux the clock of time.monotonic(), too
+        return {"n": len(samples), "seconds": elapsed, "capped": len(samples) < queries, **when}
 
     def processing(self, count: int) -> Dict[str, List[float]]:
         """Seconds of preparing a sample and of fetching the outputs, up to `count` times each."""

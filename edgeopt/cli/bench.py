@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ..measure import Comparison
 
 
-def _options(command: Any) -> Any:
+def input_options(command: Any) -> Any:
+    """What the queries are made of, and by how many threads they are run."""
     for option in (
-        json_option,
         click.option("--seed", default=0, show_default=True, help="Seed of the order of queries."),
         click.option(
             "--threads", type=click.IntRange(1), help="Threads of the runtime; default: the bundle's, else 1."
@@ -31,10 +31,13 @@ def _options(command: Any) -> Any:
             type=click.Path(path_type=Path),
             help="An .npz of real inputs, an array (n, ...) for each, before preprocessing; default: the bundle's own.",
         ),
-        mode_option,
     ):
         command = option(command)
     return command
+
+
+def _options(command: Any) -> Any:
+    return mode_option(input_options(json_option(command)))
 
 
 @click.command(short_help="Latency and memory of one model on a board.")
@@ -83,13 +86,11 @@ def _measure(
 ) -> dict[str, Any]:
     from .. import measure
 
-    if inputs is not None and use_random:
-        raise ConfigError("--inputs and --random contradict each other; give one")
     subject = f"{', '.join(path.name for path in paths)} on {where.device}"
     with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text, Display(subject) as display:
         folder = Path(text)
-        artifacts, shards = _load(paths, inputs, use_random, threads, folder)
-        session, python = where.open(display, *_place(paths))
+        artifacts, shards = load(paths, inputs, use_random, threads, folder)
+        session, python = where.open(display, *place(paths))
         with session:
             facts = session.facts()
             for path, artifact in zip(paths, artifacts, strict=True):
@@ -100,7 +101,7 @@ def _measure(
         return _document(session.address, board, artifacts, comparison, not shards)
 
 
-def _place(paths: list[Path]) -> tuple[str | None, str | None]:
+def place(paths: list[Path]) -> tuple[str | None, str | None]:
     """(edgeopt's folder, Python) as the first bundle among `paths` was made for."""
     from .. import bundle
 
@@ -108,13 +109,15 @@ def _place(paths: list[Path]) -> tuple[str | None, str | None]:
     return (found.root, found.python) if found else (None, None)
 
 
-def _load(
+def load(
     paths: list[Path], inputs: Path | None, use_random: bool, threads: int | None, folder: Path
 ) -> tuple[list[Artifact], list[bytes]]:
     """The artifacts, and the shards of real inputs (none for random tensors)."""
     from .. import measure
     from ..task import Samples, read_npz
 
+    if inputs is not None and use_random:
+        raise ConfigError("--inputs and --random contradict each other; give one")
     loaded = [_artifact(path, threads, folder / str(number)) for number, path in enumerate(paths)]
     artifacts, own = [artifact for artifact, _ in loaded], [shard for _, shard in loaded]
     if use_random:

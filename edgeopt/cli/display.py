@@ -80,7 +80,9 @@ class Display:
     def event(self, event: dict[str, Any]) -> None:
         """ "progress" counts; a "stage" goes on until the next event; anything else is said, and that is all."""
         if event["event"] == "progress":
-            self._progress(event["what"], event["done"], event["of"])
+            watts = event.get("power_w")
+            drawn = f" ({watts:.3g} W)" if watts is not None else ""
+            self._progress(event["what"] + drawn, event["done"], event["of"])
             return
         self._end()
         if event["event"] == "stage":

@@ -1,0 +1,80 @@
+"""Monitors of voltage and current on the board, by the kernel's hwmon class (Documentation/hwmon/sysfs-interface).
+
+power<n>_input and power<n>_average are microwatts, curr<n>_input milliamperes, in<n>_input millivolts, update_interval
+milliseconds. A chip with a power of its own is read there (ina219, ina226: Documentation/hwmon/ina2xx); of the three
+channels of an ina3221 (Documentation/hwmon/ina3221) each is its voltage times its current.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Callable, List, Optional
+
+from . import Sensor, folders, number_of, optional, readable
+
+POWER_STEP_W = 1e-6
+CURRENT_STEP_A = 1e-3
+INTERVAL_S = 0.1  # where the chip tells none
+
+
+def find() -> List[Sensor]:
+    found: List[Sensor] = []
+    for chip in folders("class", "hwmon"):
+        chip = chip if os.path.exists(os.path.join(chip, "name")) else os.path.join(chip, "device")
+        name = optional(os.path.join(chip, "name"))
+        if name is None:
+            continue
+        own = _powers(chip, name) or _products(chip, name)
+        found += own
+    return found
+
+
+def _powers(chip: str, name: str) -> List[Sensor]:
+    found = []
+    for number in _channels(chip, r"power(\d+)_(?:input|average)"):
+        path = os.path.join(chip, f"power{number}_input")
+        path = path if readable(path) else os.path.join(chip, f"power{number}_average")
+        if readable(path):
+            rail = optional(os.path.join(chip, f"power{number}_label")) or _rail(name, number)
+            averaged = optional(os.path.join(chip, f"power{number}_average_interval"))
+            interval_s = int(averaged) / 1000.0 if averaged and averaged.isdigit() else _interval_s(chip)
+            found.append(Sensor("hwmon", rail, path, _microwatts(path), interval_s=interval_s, resolution=POWER_STEP_W))
+    return found
+
+
+def _products(chip: str, name: str) -> List[Sensor]:
+    """Voltage times current, of channels that have both."""
+    found = []
+    for number in _channels(chip, r"curr(\d+)_input"):
+        current, voltage = (os.path.join(chip, f"{what}{number}_input") for what in ("curr", "in"))
+        if optional(os.path.join(chip, f"in{number}_enable")) == "0" or not (readable(current) and readable(voltage)):
+            continue
+        labels = (optional(os.path.join(chip, f"{what}{number}_label")) for what in ("in", "curr"))
+        rail = next((label for label in labels if label), None) or _rail(name, number)
+        step_w = CURRENT_STEP_A * number_of(voltage) / 1e3
+        read = _product(voltage, current)
+        found.append(Sensor("hwmon", rail, current, read, interval_s=_interval_s(chip), resolution=step_w))
+    return found
+
+
+def _channels(chip: str, pattern: str) -> List[int]:
+    matches = (re.fullmatch(pattern, name) for name in os.listdir(chip))
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def _rail(name: str, number: int) -> str:
+    return name if number == 1 else f"{name} channel {number}"
+
+
+def _interval_s(chip: str) -> float:
+    told: Optional[str] = optional(os.path.join(chip, "update_interval"))
+    return int(told) / 1000.0 if told and told.isdigit() and int(told) else INTERVAL_S
+
+
+def _microwatts(path: str) -> Callable[[], float]:
+    return lambda: number_of(path) / 1e6
+
+
+def _product(voltage: str, current: str) -> Callable[[], float]:
+    return lambda: number_of(voltage) / 1e3 * (number_of(current) / 1e3)

@@ -1,0 +1,176 @@
+"""Joules from traces whose joules are known, and every way in which readings can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeopt.energy import LEAST_WINDOWS, Readings, Sensor, Window, energy, per_inference
+
+POWER = Sensor("hwmon", "VDD_IN", "power_w", 0.1, 1e-3)
+COUNTER = Sensor("rapl", "package-0", "energy_j", 0.001, 61e-6, range_j=262143.328850)
+WORK_W, IDLE_W = 7.5, 2.25
+
+
+def watts_at(times: np.ndarray, busy: list[Window]) -> np.ndarray:
+    """Idle, but for the windows; there a ripple of 20 % at 3 Hz."""
+    watts = np.full(times.shape, IDLE_W)
+    for window in busy:
+        inside = (times >= window.began_s) & (times <= window.ended_s)
+        watts[inside] = WORK_W * (1 + 0.2 * np.sin(2 * np.pi * 3 * times[inside]))
+    return watts
+
+
+def joules_of(window: Window, busy: list[Window]) -> float:
+    fine = np.linspace(window.began_s, window.ended_s, 200_001)
+    return float(np.trapezoid(watts_at(fine, busy), fine))
+
+
+def trace(
+    sensor: Sensor, busy: list[Window], period_s: float = 0.05, end_s: float = 80.0, start_j: float = 0.0
+) -> Readings:
+    """What a sensor that sees everything tells, at its own resolution."""
+    times = np.arange(0.0, end_s, period_s) + 0.003
+    fine = np.arange(0.0, end_s + 1, 0.001)
+    counted = np.concatenate([[0.0], np.cumsum(watts_at(fine, busy)[1:] * 0.001)])
+    if sensor.quantity == "energy_j":
+        values = start_j + np.interp(times, fine, counted)
+        values = np.floor(values / sensor.resolution) * sensor.resolution  # type: ignore[operator]
+        values = np.mod(values, sensor.range_j)
+    else:  # a mean over its interval, as such chips give
+        values = (
+            np.interp(times, fine, counted) - np.interp(times - sensor.interval_s, fine, counted)
+        ) / sensor.interval_s
+        values[0] = values[1]
+        values = np.round(values / sensor.resolution) * sensor.resolution  # type: ignore[operator]
+    return Readings(sensor, times, values)
+
+
+BUSY = [Window(10.0, 22.0, 1200), Window(26.0, 38.5, 1250), Window(45.0, 57.0, 1200)]
+IDLE = [Window(1.0, 9.0), Window(60.0, 75.0)]
+
+
+@pytest.mark.parametrize("sensor", [POWER, COUNTER], ids=["power", "counter"])
+@pytest.mark.parametrize("window", BUSY)
+def test_known_joules_are_found_within_a_hundredth(sensor: Sensor, window: Window) -> None:
+    found = energy(trace(sensor, BUSY), window)
+    assert found.value == pytest.approx(joules_of(window, BUSY), rel=0.01)
+    assert found.invalid is None
+    assert found.n > 200
+
+
+@given(
+    st.floats(min_value=4.0, max_value=30.0),
+    st.floats(min_value=3.0, max_value=30.0),
+    st.floats(min_value=0.02, max_value=0.12),
+    st.floats(min_value=0.0, max_value=262_143.0),
+)
+def test_any_window_and_any_rate(began: float, seconds: float, period: float, start_j: float) -> None:
+    """Also where the counter begins again in the middle."""
+    window = Window(began, began + seconds, 10)
+    for sensor in (POWER, COUNTER):
+        found = energy(trace(sensor, [window], period, start_j=start_j), window)
+        assert found.value == pytest.approx(joules_of(window, [window]), rel=0.05 if seconds < 10 else 0.015)
+
+
+def test_a_counter_that_begins_again_is_followed() -> None:
+    assert COUNTER.range_j is not None
+    readings = trace(COUNTER, BUSY, start_j=COUNTER.range_j - 100.0)
+    assert (np.diff(readings.values) < 0).any()
+    assert energy(readings, BUSY[1]).value == pytest.approx(joules_of(BUSY[1], BUSY), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: with_values(r, 250, 900_000.0), "9e+05 W, at most 1000 W can be: is the unit right?"),
+        (lambda r: with_values(r, 250, -3.0), "-3 W: a board takes power"),
+        (lambda r: dataclasses.replace(r, values=r.values * 1000), "is the unit right?"),
+        (lambda r: with_values(r, slice(220, 320), np.nan), "missing or late over"),
+        (lambda r: with_values(r, slice(150, 235), np.nan), "no reading at an end"),
+        (lambda r: without(r, slice(220, 320)), "missing or late over"),
+        (lambda r: clock_jumps(r, 300, -30.0), "the clock of the readings jumped back"),
+        (lambda r: clock_jumps(r, 300, 30.0), "missing or late over"),
+        (lambda r: without(r, slice(300, None)), "do not reach over the window"),
+        (lambda r: with_values(r, slice(0, None), np.nan), "0 readings of hwmon VDD_IN in the window"),
+    ],
+)
+def test_readings_that_cannot_be_give_no_joules(change: object, said: str) -> None:
+    found = energy(change(trace(POWER, BUSY)), BUSY[0])  # type: ignore[operator]
+    assert found.value is None
+    assert said in str(found.invalid)
+
+
+def with_values(readings: Readings, where: object, value: float) -> Readings:
+    values = readings.values.copy()
+    values[where] = value  # type: ignore[index]
+    return dataclasses.replace(readings, values=values)
+
+
+def without(readings: Readings, rows: slice) -> Readings:
+    return dataclasses.replace(
+        readings, times_s=np.delete(readings.times_s, rows), values=np.delete(readings.values, rows)
+    )
+
+
+def clock_jumps(readings: Readings, row: int, seconds: float) -> Readings:
+    times = readings.times_s.copy()
+    times[row:] += seconds
+    return dataclasses.replace(readings, times_s=times)
+
+
+def test_a_few_lost_readings_cost_little() -> None:
+    readings = with_values(trace(POWER, BUSY), [230, 260, 261, 300], np.nan)
+    assert energy(readings, BUSY[0]).value == pytest.approx(joules_of(BUSY[0], BUSY), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sensor", "said"),
+    [
+        (dataclasses.replace(COUNTER, range_j=None), "went back, and its range is not told"),
+        (COUNTER, "at once: it was reset"),
+    ],
+)
+def test_a_counter_that_is_set_back_gives_no_joules(sensor: Sensor, said: str) -> None:
+    readings = trace(COUNTER, BUSY, start_j=5000.0)
+    values = readings.values.copy()
+    values[300:] -= values[300]
+    found = energy(Readings(sensor, readings.times_s, values), BUSY[0])
+    assert found.value is None
+    assert said in str(found.invalid)
+
+
+def test_a_window_that_is_short_for_its_sensor_is_told() -> None:
+    slow = dataclasses.replace(POWER, interval_s=1.0)
+    found = energy(trace(slow, BUSY), Window(10.0, 22.0, 5))
+    assert found.value is None
+    assert "changes every 1 s: needs 20 s" in str(found.invalid)
+
+
+def test_gross_and_net_of_one_inference() -> None:
+    found = per_inference(trace(POWER, BUSY), BUSY, IDLE)
+    assert found["gross_j"].value == pytest.approx(WORK_W / 100, rel=0.01)
+    assert found["net_j"].value == pytest.approx((WORK_W - IDLE_W) / 100, rel=0.015)
+    assert found["idle_w"].value == pytest.approx(IDLE_W, rel=0.005)
+    low, high = found["gross_j"].interval
+    assert low < WORK_W / 100 < high
+    assert len(found["windows"]) == LEAST_WINDOWS
+
+
+def test_without_idle_power_there_is_no_net() -> None:
+    found = per_inference(trace(POWER, BUSY), BUSY, [])
+    assert found["gross_j"].value is not None
+    assert found["net_j"].value is None
+    assert "idle power is not known" in found["net_j"].invalid
+
+
+def test_windows_that_do_not_count_are_told() -> None:
+    readings = with_values(trace(POWER, BUSY), 250, -3.0)
+    found = per_inference(readings, [*BUSY, Window(66.0, 70.0, 400)], IDLE)
+    assert found["gross_j"].value is None
+    assert found["gross_j"].invalid.startswith("2 valid windows, needs 3: a reading of -3 W")
+    assert [window["invalid"] is None for window in found["windows"]] == [False, True, True, False]

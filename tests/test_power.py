@@ -1,0 +1,244 @@
+"""`edgeopt power` on boards whose sensors are sysfs trees, laid out as the kernel's documents say.
+
+The tree is put over /sys/class in a mount namespace of its own, so agent and command read it where they always do.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boards import dense_tflite
+from conftest import EDGEOPT
+from edgeopt_agent import power
+from edgeopt_agent.power import pmic
+from rich.console import Console
+
+from edgeopt.report import joules
+
+WITH_TREE = 'mount --bind "$1" /sys/class && shift && exec "$@"'
+
+
+def write(tree: Path, files: dict[str, object]) -> Path:
+    for name, content in files.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    return tree
+
+
+def on_board(tree: Path, *arguments: object, code: int = 0) -> Any:
+    """The installed command on a board with that tree; its JSON."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root can give a command another /sys/class (a mount namespace)")
+    root = tree.with_name(f"{tree.name}-root")
+    command = ["unshare", "--mount", "sh", "-c", WITH_TREE, "sh", str(tree), str(EDGEOPT), *map(str, arguments)]
+    done = subprocess.run([*command, "--root", str(root), "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+# Documentation/hwmon/ina3221: in[123]_label, in[123]_enable, in[123]_input in mV, curr[123]_input in mA,
+# update_interval in ms; a Jetson has VDD_IN, VDD_CPU_GPU_CV and VDD_SOC.
+INA3221 = {
+    "hwmon/hwmon3/name": "ina3221",
+    "hwmon/hwmon3/update_interval": 200,
+    "hwmon/hwmon3/in1_label": "VDD_IN",
+    "hwmon/hwmon3/in1_input": 5072,
+    "hwmon/hwmon3/curr1_input": 1200,
+    "hwmon/hwmon3/in2_label": "VDD_CPU_GPU_CV",
+    "hwmon/hwmon3/in2_input": 5064,
+    "hwmon/hwmon3/curr2_input": 400,
+    "hwmon/hwmon3/in3_label": "VDD_SOC",
+    "hwmon/hwmon3/in3_enable": 0,
+    "hwmon/hwmon3/in3_input": 5064,
+    "hwmon/hwmon3/curr3_input": 500,
+}
+# Documentation/hwmon/ina2xx: in0 the shunt's and in1 the bus voltage in mV, curr1 in mA, power1 in µW.
+INA226 = {
+    "hwmon/hwmon0/name": "ina226",
+    "hwmon/hwmon0/in0_input": 12,
+    "hwmon/hwmon0/in1_input": 11968,
+    "hwmon/hwmon0/curr1_input": 350,
+    "hwmon/hwmon0/power1_input": 4_175_000,
+}
+# Documentation/ABI/testing/sysfs-class-power: µA, µV; current is negative while the battery gives power.
+BATTERY = {
+    "power_supply/BAT0/type": "Battery",
+    "power_supply/BAT0/status": "Discharging",
+    "power_supply/BAT0/current_now": -500_000,
+    "power_supply/BAT0/voltage_now": 7_600_000,
+    "power_supply/AC/type": "Mains",
+    "power_supply/AC/online": 0,
+    "power_supply/mouse/type": "Battery",
+    "power_supply/mouse/scope": "Device",
+    "power_supply/mouse/power_now": 1000,
+}
+# Documentation/power/powercap/powercap.rst; energy in µJ.
+RAPL = {
+    "powercap/intel-rapl/enabled": 1,
+    "powercap/intel-rapl:0/name": "package-0",
+    "powercap/intel-rapl:0/energy_uj": 1000,
+    "powercap/intel-rapl:0/max_energy_range_uj": 262143328850,
+    "powercap/intel-rapl:1/name": "psys",
+    "powercap/intel-rapl:1/energy_uj": 5000,
+    "powercap/intel-rapl:1/max_energy_range_uj": 262143328850,
+}
+
+
+def test_sensors_are_found_where_the_kernel_shows_them(tmp_path: Path) -> None:
+    tree = write(tmp_path / "class", {**INA3221, **INA226, **BATTERY, **RAPL, "hwmon/hwmon1/name": "coretemp"})
+    found = on_board(tree, "power", "--list")["sensors"]
+    assert [(told["kind"], told["rail"], told["quantity"]) for told in found] == [
+        ("hwmon", "ina226", "power_w"),
+        ("hwmon", "VDD_IN", "power_w"),
+        ("hwmon", "VDD_CPU_GPU_CV", "power_w"),  # VDD_SOC is switched off
+        ("power_supply", "BAT0", "power_w"),
+        ("rapl", "package-0", "energy_j"),
+        ("rapl", "psys", "energy_j"),
+    ]
+    assert found[1]["interval_s"] == 0.2
+    assert found[4]["range_j"] == 262143.32885
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "dense.tflite"
+    path.write_bytes(dense_tflite())
+    return path
+
+
+def test_joules_are_watts_by_time(tmp_path: Path, model: Path) -> None:
+    """Units as the kernel has them: a slip of a thousand would be seen."""
+    tree, watts = write(tmp_path / "class", INA3221), 5.072 * 1.2
+    found = on_board(tree, "power", model, "--random", "--sensor", "hwmon:VDD_IN")
+    (result,) = found["results"]
+    assert result["idle_w"]["value"] == pytest.approx(watts, rel=1e-6)
+    for window in result["windows"]:
+        assert window["gross_j"] == pytest.approx(watts * window["seconds"] / window["n"], rel=1e-6)
+    assert result["gross_j"]["value"] > 0
+    assert result["net_j"]["value"] == pytest.approx(0, abs=result["gross_j"]["value"] * 1e-6)
+    assert found["sampler_overhead"]["value"] > 0
+    assert found["sensor"]["failures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("tree", "watts"),
+    [(INA226, 4.175), (BATTERY, 3.8), ({**BATTERY, "power_supply/BAT0/power_now": 3_900_000}, 3.9)],
+    ids=["ina226", "battery", "battery with a power of its own"],
+)
+def test_figures_are_watts(
+    tmp_path: Path, tree: dict[str, object], watts: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(power, "SYS", str(tmp_path))
+    write(tmp_path / "class", tree)
+    (sensor,) = power.find()
+    assert sensor.read() == pytest.approx(watts)
+
+
+def test_a_battery_that_is_charged_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "SYS", str(tmp_path))
+    write(tmp_path / "class", {**BATTERY, "power_supply/BAT0/status": "Charging"})
+    (sensor,) = power.find()
+    with pytest.raises(
+        ValueError, match="is 'Charging': a battery tells what the board draws only while it discharges"
+    ):
+        sensor.read()
+
+
+PMIC = """\
+     3V7_WL_SW_A current(0)=0.00390372A
+       DDR_VDD2_A current(2)=0.02000000A
+       VDD_CORE_A current(7)=1.50000000A
+     3V7_WL_SW_V volt(8)=3.70000000V
+       DDR_VDD2_V volt(10)=1.10000000V
+       VDD_CORE_V volt(15)=0.80000000V
+        EXT5V_V volt(24)=5.10000000V
+"""
+
+
+def test_the_rails_of_a_raspberry_pi_5_are_added() -> None:
+    assert pmic.power_of(PMIC) == pytest.approx(0.00390372 * 3.7 + 0.02 * 1.1 + 1.5 * 0.8)
+    with pytest.raises(ValueError, match="told no rail with current and voltage"):
+        pmic.power_of("error=1 error_msg=Command not registered")
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[tuple[Path, float]]:
+    """A tree whose package counts 12 W and begins again every 100 J; (tree, watts)."""
+    tree = write(tmp_path / "class", {**RAPL, "powercap/intel-rapl:0/max_energy_range_uj": 100_000_000})
+    shutil.rmtree(tree / "powercap" / "intel-rapl:1")
+    counter, new, end, watts = tree / "powercap/intel-rapl:0/energy_uj", tmp_path / "new", threading.Event(), 12.0
+
+    def count() -> None:
+        began = time.monotonic()
+        while not end.wait(0.002):
+            new.write_text(str(int(watts * (time.monotonic() - began) * 1e6) % 100_000_000))
+            new.replace(counter)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    yield tree, watts
+    end.set()
+    thread.join()
+
+
+def test_a_counter_that_begins_again_gives_its_joules(counting: tuple[Path, float], model: Path) -> None:
+    tree, watts = counting
+    found = on_board(tree, "power", model, "--random")
+    (result,) = found["results"]
+    assert found["sensor"]["range_j"] == 100.0
+    assert result["idle_w"]["value"] == pytest.approx(watts, rel=0.01)
+    for window in result["windows"]:
+        assert window["gross_j"] == pytest.approx(watts * window["seconds"] / window["n"], rel=0.01)
+
+
+def test_a_board_without_a_sensor_says_so(tmp_path: Path, model: Path) -> None:
+    tree = write(tmp_path / "class", {"hwmon/hwmon0/name": "coretemp"})
+    assert on_board(tree, "power", "--list")["sensors"] == []
+    refused = on_board(tree, "power", model, "--random", code=4)
+    assert "no such power sensor for 'any'; this board has: none that this user may read" in refused["error"]["message"]
+
+
+def test_of_several_sensors_one_must_be_named(tmp_path: Path, model: Path) -> None:
+    tree = write(tmp_path / "class", {**INA3221, **INA226})
+    refused = on_board(tree, "power", model, "--random", code=4)["error"]["message"]
+    assert "more than one power sensor fits" in refused
+    assert "'hwmon VDD_IN'" in refused
+    assert "--sensor KIND:RAIL" in refused
+
+
+def test_the_screen_shows_watts_and_windows() -> None:
+    none = {"value": None, "interval": None, "n": 0, "how": "measured", "invalid": "n=0, needs 3"}
+    figure = {**none, "value": 0.0042, "interval": [0.004, 0.0044], "n": 3, "invalid": None}
+    idle = {**figure, "value": 4.175, "interval": [4.1, 4.2]}
+    marks = [(None, 100.0, 110.0), (0, 110.0, 120.0)]
+    document = {
+        "device": "local",
+        "board": {"model": "A board", "hostname": "b", "cpu_model": "cpu"},
+        "sensor": {"kind": "hwmon", "rail": "VDD_IN", "period_s": 0.04, "failures": {"no [bold]answer": 2}},
+        "results": [{"name": "net", "gross_j": figure, "net_j": none, "idle_w": idle, "windows": [{}, {}, {}]}],
+        "sampler_overhead": {**figure, "value": 1.002, "interval": [0.99, 1.01]},
+        "watts": {"first_s": 100.0, "seconds": [0.0, 5.0, 10.0, 15.0, 20.0], "power_w": [2.0, 2.0, None, 6.0, 6.0]},
+        "marks": [{"artifact": who, "began_s": began, "ended_s": ended} for who, began, ended in marks],
+        "random_inputs": True,
+    }
+    shown = io.StringIO()
+    joules.render(document, Console(file=shown, width=80))
+    for words in (
+        "4.20 mJ",
+        "n=0, needs 3",
+        "sensor hwmon:VDD_IN",
+        "2 readings failed: no [bold]answer",
+        "6.00 W",
+        "..11",
+    ):
+        assert words in shown.getvalue(), shown.getvalue()
