@@ -242,14 +242,19 @@ def test_a_busy_board_is_no_reason_not_to_go_back(bundle_file: Path, tmp_path: P
     bundle = bundles.read(bundle_file)
     manifest = bundle.manifest.model_dump(mode="json")
     paths = {}
+
+    def folder(number: int) -> str:
+        (tmp_path / str(number)).mkdir()
+        return str(tmp_path / str(number))
+
     for name, entry in bundle.manifest.files.items():
         (tmp_path / name).write_bytes(bundle.blob(entry))
         paths[name] = str(tmp_path / name)
     manifest["health"]["greatest_median_latency_s"] = 1e-9
     with pytest.raises(RemoteError, match="median latency"):
-        health.check(manifest, paths, str(tmp_path))
-    told = health.check(manifest, paths, str(tmp_path), refuse_slow=False)
+        health.check(manifest, paths, folder(1))
+    told = health.check(manifest, paths, folder(2), refuse_slow=False)
     assert "at most 0.000000 s is allowed" in str(told["slow"])
     manifest["health"]["least_correct"] = manifest["health"]["of"] + 1
     with pytest.raises(RemoteError, match="correct of"):
-        health.check(manifest, paths, str(tmp_path), refuse_slow=False)
+        health.check(manifest, paths, folder(3), refuse_slow=False)
