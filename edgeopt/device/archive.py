@@ -16,10 +16,11 @@ def agent_archive() -> tuple[bytes, str]:
     """(the .pyz as bytes, its SHA-256)."""
     package = resources.files("edgeopt_agent")
     sources = {"__main__.py": package.joinpath("__main__.py").read_bytes()}
-    for folder in ("", "runtimes"):
-        for entry in package.joinpath(folder).iterdir() if folder else package.iterdir():
+    within = [entry for entry in package.iterdir() if entry.is_dir() and entry.joinpath("__init__.py").is_file()]
+    for folder, place in (("edgeopt_agent", package), *((f"edgeopt_agent/{entry.name}", entry) for entry in within)):
+        for entry in place.iterdir():
             if entry.name.endswith(".py"):
-                sources["/".join(filter(None, ("edgeopt_agent", folder, entry.name)))] = entry.read_bytes()
+                sources[f"{folder}/{entry.name}"] = entry.read_bytes()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(sources):
