@@ -88,7 +88,8 @@ def read_npz(path: Path, key: str = "[task] arrays") -> dict[str, Array]:
         array = f", array '{name}'" if name else ""
         if isinstance(error, ValueError) and not array:  # numpy then speaks of pickles
             raise ConfigError(
-                f"{what} cannot be read: it is not an .npz; give a file that numpy.savez(path, name=array, …) wrote"
+                f"{what} cannot be read: it is not an .npz; give a file that numpy.savez(path, name=array, …) wrote, "
+                "without object arrays"
             ) from error
         why = "its arrays do not fit into memory" if isinstance(error, MemoryError) else error
         raise ConfigError(

@@ -665,7 +665,7 @@ def test_extras_that_are_missing_here(bare_python: Path, tiny: Path, tmp_path: P
 def test_runtime_missing_on_the_board(bare_python: Path, tiny: Path, tmp_path: Path, bundle_file: Path) -> None:
     where = ["--root", tmp_path / "board", "--board-python", bare_python]
     assert run_cli("status", *where).returncode == 0
-    said = ["local: runtime 'tflite' is not installed", str(bare_python), "or install ai-edge-litert", "--board-python"]
+    said = ["local: runtime 'tflite' is not installed", str(bare_python), "install ai-edge-litert", "--board-python"]
     optimize(tmp_path, tiny, 4, said, "--board-python", bare_python)
     refused(tmp_path, 4, said, "flash", bundle_file, *where, "--json")
     refused(tmp_path, 4, said, "bench", bundle_file, *where)
