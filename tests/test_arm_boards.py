@@ -36,7 +36,8 @@ def arm_board(architecture: str, folder: Path) -> Iterator[ArmBoard]:
         pytest.skip(str(error))
     try:
         where = ["--identity", board.identity, "--known-hosts", board.known_hosts]
-        ok(run_cli("device", "add", "board", board.address, *where, "--profile", "raspberry-pi-4"))
+        profile = "raspberry-pi-4" if architecture == "arm64" else "raspberry-pi-2"
+        ok(run_cli("device", "add", "board", board.address, *where, "--profile", profile))
         yield board
     finally:
         board.close()
