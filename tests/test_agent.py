@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from boards import (
 )
 from edgeopt_agent import wire
 
-from edgeopt.device.archive import agent_archive
+from edgeopt.device.archive import agent_archive, lean
 from edgeopt.device.local import LocalTransport
 from edgeopt.device.session import Placement, Session
 from edgeopt.errors import AgentFailure
@@ -63,6 +64,25 @@ def test_the_archive_holds_the_agent_and_nothing_else(tmp_path: Path) -> None:
     source = Path(wire.__file__).parent
     expected = {f"edgeopt_agent/{file.relative_to(source).as_posix()}" for file in source.rglob("*.py")}
     assert set(names) == expected | {"__main__.py"}
+
+
+@pytest.mark.parametrize("path", sorted(Path(wire.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_only_docstrings_and_comments_stay_behind_and_every_line_keeps_its_number(path: Path) -> None:
+    source = path.read_text()
+    sent = lean(source)
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            statement = node.body[0]
+            assert isinstance(statement, ast.Expr)
+            assert isinstance(statement.value, ast.Constant)
+            statement.value.value = ""
+    assert ast.dump(ast.parse(sent)) == ast.dump(tree)
+    assert "# " not in sent
+    lines = [
+        [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)] for text in (source, sent)
+    ]
+    assert lines[0] == lines[1]
 
 
 # Old Pythons

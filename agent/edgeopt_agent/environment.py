@@ -22,9 +22,8 @@ from importlib import util
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from . import facts, releases, runtimes, store
-from .files import fsync_folder, read_json, sha256_file, write_json
+from .files import code_path, fsync_folder, read_json, sha256_file, write_json
 from .wire import RemoteError, field, is_plain_name
-from .worker import code_path
 
 RECORD = "environment.json"
 IMPORT_LIMIT_S = 600.0

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import platform
 import re
+import sys
 from typing import Any, Dict, Optional
-
-from . import power, runtimes
 
 
 def read(path: str) -> Optional[str]:
@@ -86,19 +83,22 @@ def identity() -> Dict[str, Optional[str]]:
 
 def collect() -> Dict[str, Any]:
     """The board's identity and abilities; what cannot be read is None."""
+    from . import power, runtimes  # not at every start
+
     cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
     memory = parse_meminfo(read("/proc/meminfo") or "")
+    system = os.uname()
     return {
-        "hostname": platform.node(),
+        "hostname": system.nodename,
         **identity(),
-        "machine": platform.machine(),
-        "kernel": platform.release(),
+        "machine": system.machine,
+        "kernel": system.release,
         "cpu_model": cpu["cpu_model"],
         "cpu_features": cpu["cpu_features"],
         "cores": os.cpu_count(),
         "cores_allowed": len(os.sched_getaffinity(0)),
         "memory_bytes": memory.get("MemTotal"),
-        "python": platform.python_version(),
+        "python": ".".join(str(part) for part in sys.version_info[:3]),
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "runtimes": {name: runtimes.load(name).available() for name in runtimes.names()},
         "sensors": [sensor.describe() for sensor in power.find()],
@@ -107,6 +107,8 @@ def collect() -> Dict[str, Any]:
 
 def conditions() -> Dict[str, Any]:
     """How the board feels at this moment: recorded before, during and after a measurement."""
+    import glob
+
     memory = parse_meminfo(read("/proc/meminfo") or "")
     temperatures = [read(path) for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp"))]
     celsius = [int(text) / 1000.0 for text in temperatures if text and re.fullmatch(r"-?\d+", text)]

@@ -6,10 +6,14 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 from typing import Any
 
 from .wire import RemoteError
+
+
+def code_path() -> str:
+    """The archive (or folder) that this agent runs from."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def fsync_folder(path: str) -> None:
@@ -22,7 +26,8 @@ def fsync_folder(path: str) -> None:
 
 def write_atomic(path: str, data: bytes, mode: int = 0o644) -> None:
     """Either the old file or the whole new one is at `path`, whatever happens."""
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
+    temporary = os.path.join(os.path.dirname(path), f".new-{os.urandom(8).hex()}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -88,9 +93,10 @@ def check_root(root: str) -> None:
     """
     if os.path.islink(os.path.join(root, "current")):
         return
+    probe = os.path.join(root, f".probe-{os.urandom(8).hex()}")
     try:
         os.makedirs(root, exist_ok=True)
-        probe = tempfile.mkdtemp(prefix=".probe-", dir=root)
+        os.mkdir(probe)
     except OSError as error:
         raise remote_error(error, f"the board's root '{root}' cannot be written") from error
     link, other = os.path.join(probe, "a"), os.path.join(probe, "b")

@@ -7,6 +7,7 @@ so it is gone with its process, however that ended.
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
 import shutil
@@ -18,10 +19,17 @@ import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
 from . import logind, store
-from .files import read_json, remote_error, sha256_file, write_json
+from .files import code_path, read_json, remote_error, sha256_file, write_json
 from .wire import RemoteError, field, is_plain_name
-from .worker import code_path
 
+KINDS = {  # (module, function), imported when such a job begins
+    "bench": ("bench", "run"),
+    "infer": ("bench", "infer"),
+    "energy": ("energy", "run"),
+    "activate": ("releases", "activate"),
+    "rollback": ("releases", "rollback_job"),
+    "set-up": ("environment", "set_up"),
+}
 KEEP_FINISHED = 20
 RECORDS_BYTES = 64 << 10  # what a job must be able to write: its events, its end, and a new activation
 MAX_EVENT_BYTES = 1 << 20
@@ -178,16 +186,6 @@ def cancel(root: str, job: str) -> Dict[str, Any]:
 
 def work(root: str, folder: str) -> None:
     """The detached process: runs the job of `folder` and leaves result.json, whatever happens."""
-    from . import bench, energy, environment, releases
-
-    kinds = {
-        "bench": bench.run,
-        "infer": bench.infer,
-        "energy": energy.run,
-        "activate": releases.activate,
-        "rollback": releases.rollback_job,
-        "set-up": environment.set_up,
-    }
     signal.signal(signal.SIGTERM, _terminated)
     write_json(os.path.join(folder, "process.json"), {"pid": os.getpid()})
     context = Context(root, folder)
@@ -195,10 +193,12 @@ def work(root: str, folder: str) -> None:
         try:
             request = read_json(os.path.join(folder, "request.json"))
             kind = field(request, "kind", str)
-            if kind not in kinds:
-                raise RemoteError("bad-request", f"unknown job kind {kind!r}; known: {', '.join(kinds)}")
+            if kind not in KINDS:
+                raise RemoteError("bad-request", f"unknown job kind {kind!r}; known: {', '.join(KINDS)}")
+            module, function = KINDS[kind]
+            work_of = getattr(importlib.import_module(f".{module}", __package__), function)
             with BoardLock(root, context):
-                outcome = {"ok": True, "result": kinds[kind](context, request)}
+                outcome = {"ok": True, "result": work_of(context, request)}
             json.dumps(outcome, allow_nan=False)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on it has an outcome, which must be written

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import shutil
-import subprocess
 from typing import Dict, List, Optional, Tuple
 
 BOOTED = "/run/systemd/system"  # sd_booted(3)
@@ -32,7 +30,11 @@ def kills(manager: Dict[str, str], user: str) -> bool:
 
 def escape() -> Tuple[List[str], Optional[str]]:
     """(words to put before a job's command so that it outlives the login, a warning where nothing helps)."""
-    if not os.path.isdir(BOOTED) or shutil.which("loginctl") is None:
+    if not os.path.isdir(BOOTED):
+        return [], None
+    import shutil
+
+    if shutil.which("loginctl") is None:
         return [], None
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
@@ -70,6 +72,8 @@ def _properties(*names: str, user: str = "") -> Dict[str, str]:
 
 def _said(command: List[str]) -> Tuple[str, Optional[str]]:
     """(stdout, what went wrong or None)."""
+    import subprocess
+
     try:
         done = subprocess.run(
             command,

@@ -1,20 +1,19 @@
 """Entry points on the board: `serve` speaks wire.py over stdin and stdout; status, rollback, confirm and recover
-work there without a host."""
+work there without a host.
+
+The archive is compiled at every start, so what only some operations need is imported by them.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
-import traceback
-import uuid
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
 
-from . import environment, facts, jobs, logind, releases, store, wire
-from .files import check_root, remote_error, sha256_file
+from . import facts, logind, wire
+from .files import check_root, code_path, remote_error, sha256_file
 from .wire import RemoteError, count, field, seconds
-from .worker import code_path
 
 FOLDERS = ("store", "releases", "activations", "jobs")
 
@@ -43,33 +42,47 @@ def _facts(_root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
 
 
 def _environment(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
+    from . import environment
+
     return environment.collect(root)
 
 
 def _blob_stat(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    from . import store
+
     return {sha256: store.stat(root, sha256) for sha256 in field(request, "sha256", list)}
 
 
 def _blob_put(root: str, request: Dict[str, Any], payload: bytes) -> Any:
+    from . import store
+
     size, offset = count(request, "size_bytes"), count(request, "offset")
     return store.put(root, field(request, "sha256", str), size, offset, payload)
 
 
 def _job_start(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    from . import jobs
+
     return jobs.start(root, field(request, "job", str), field(request, "request", dict))
 
 
 def _job_poll(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    from . import jobs
+
     return jobs.poll(root, field(request, "job", str), count(request, "offset"), seconds(request, "wait_s"))
 
 
 def _job_file(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    from . import jobs
+
     offset, limit = count(request, "offset"), min(count(request, "limit"), wire.CHUNK_BYTES)
     size, data = jobs.read_file(root, field(request, "job", str), field(request, "name", str), offset, limit)
     return {"size_bytes": size}, data
 
 
 def _job_cancel(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
+    from . import jobs
+
     return jobs.cancel(root, field(request, "job", str))
 
 
@@ -79,6 +92,8 @@ def _status(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
     """Status, after an overdue return to the old release; while a job works, the job sees to that itself."""
+    from . import jobs, releases
+
     recovered = None
     if os.access(root, os.W_OK):  # a root that cannot be written can still be looked at
         with jobs.BoardLock(root) as held:
@@ -117,10 +132,16 @@ def answer(root: str, request: Dict[str, Any], payload: bytes) -> Tuple[Dict[str
         kind, message = error.kind, str(error)
     except OSError as error:
         typed = remote_error(error, f"'{request.get('op')}' failed")
-        kind, message, trace = typed.kind, str(typed), traceback.format_exc()
+        kind, message, trace = typed.kind, str(typed), _trace()
     except Exception as error:
-        kind, message, trace = "crash", f"{type(error).__name__}: {error}", traceback.format_exc()
+        kind, message, trace = "crash", f"{type(error).__name__}: {error}", _trace()
     return _refusal(number, kind, message, trace), b""
+
+
+def _trace() -> str:
+    import traceback
+
+    return traceback.format_exc()
 
 
 def _refusal(number: Any, kind: str, message: str, trace: str = "") -> Dict[str, Any]:
@@ -161,9 +182,11 @@ def _why_unusable(root: str) -> Optional[RemoteError]:
 
 def _on_board(root: str, command: str) -> Any:
     """status, rollback, confirm and recover, without a host."""
+    from . import jobs, releases
+
     _prepare(root)
     if command == "rollback":
-        job = f"rollback-{uuid.uuid4().hex[:12]}"
+        job = f"rollback-{os.urandom(6).hex()}"
         jobs.start(root, job, {"kind": "rollback"})
         offset = 0
         while True:
@@ -176,27 +199,36 @@ def _on_board(root: str, command: str) -> Any:
     return _recovered_status(root, verify=True)
 
 
+def _chosen(arguments: List[str]) -> Tuple[str, str]:
+    """(command, root)."""
+    if len(arguments) == 3 and arguments[:2] == ["serve", "--root"]:  # how every host begins
+        command, root = arguments[0], arguments[2]
+    else:
+        import argparse
+
+        parser = argparse.ArgumentParser(prog="edgeopt-agent", description="What edgeopt runs on a board.")
+        parser.add_argument("command", choices=["serve", "status", "rollback", "confirm", "recover"])
+        parser.add_argument("--root", required=True, help="the board's edgeopt folder")
+        given = parser.parse_args(arguments)
+        command, root = given.command, given.root
+    return command, os.path.abspath(os.path.expanduser(root))
+
+
 def main(arguments: List[str]) -> None:
-    parser = argparse.ArgumentParser(prog="edgeopt-agent", description=__doc__)
-    parser.add_argument("command", choices=["serve", "status", "rollback", "confirm", "recover"])
-    parser.add_argument("--root", required=True, help="the board's edgeopt folder")
-    chosen = parser.parse_args(arguments)
-    root = os.path.abspath(os.path.expanduser(chosen.root))
+    command, root = _chosen(arguments)
     replies = os.fdopen(os.dup(1), "wb")  # what hooks and runtimes print to stdout must not reach the answer
     os.dup2(2, 1)
-    if chosen.command == "serve":
+    if command == "serve":
         serve(root, sys.stdin.buffer, replies)
         return
     try:
-        outcome = _on_board(root, chosen.command)
+        outcome = _on_board(root, command)
     except (RemoteError, OSError) as error:
         print(f"edgeopt-agent: {error}", file=sys.stderr)
         sys.exit(4)
     replies.write(json.dumps(outcome, indent=2, sort_keys=True).encode("utf-8") + b"\n")
     replies.flush()
-    if chosen.command == "rollback" and outcome["state"] != "done":
+    if command == "rollback" and outcome["state"] != "done":
         sys.exit(4)
-    if chosen.command == "status" and any(
-        outcome[name] and not outcome[name]["whole"] for name in ("current", "previous")
-    ):
+    if command == "status" and any(outcome[name] and not outcome[name]["whole"] for name in ("current", "previous")):
         sys.exit(5)

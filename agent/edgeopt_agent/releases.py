@@ -20,10 +20,9 @@ import time
 from typing import Any, Dict, List, Optional
 
 from . import facts, health, store
-from .files import fsync_folder, read_json, sha256_file, sweep_temporaries, write_atomic, write_json
+from .files import code_path, fsync_folder, read_json, sha256_file, sweep_temporaries, write_atomic, write_json
 from .jobs import Context
 from .wire import RemoteError, field, is_plain_name, is_sha256
-from .worker import code_path
 
 KEEP_PREVIOUS = 2
 HOOK_TIMEOUT_S = 60.0

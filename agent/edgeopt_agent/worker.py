@@ -17,6 +17,7 @@ import time
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import facts, preprocess, runtimes
+from .files import code_path
 from .samples import load_shard, random_samples, read_samples, split_samples
 from .wire import RemoteError
 
@@ -28,11 +29,6 @@ BEAT_S = 5.0
 SILENCE_S = 300.0  # the longest that one query may take
 PR_SET_PDEATHSIG = 1
 LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.worker import serve; serve(int(sys.argv[2]))"
-
-
-def code_path() -> str:
-    """The archive (or folder) that this agent runs from."""
-    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class Worker:
