@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import stats
+from . import conditions, stats
 from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ProtocolError
@@ -21,7 +21,6 @@ ROUNDS = 12  # each A B B A; twelve give the ratio's order-statistics interval 9
 LATENCY_SAMPLES = 64
 SHARD_BYTES = 4 << 20
 PACKAGES = {"tflite": "ai-edge-litert (or tflite-runtime with numpy<2)"}  # whose names differ from the runtime's
-BUSY_LOAD = 0.5  # load per core before the run above which the board was not idle
 
 
 def shard(samples: Samples, extra: Mapping[str, Array] | None = None) -> bytes:
@@ -96,20 +95,8 @@ class Comparison:
         return found if found["peak_rss_bytes"] is not None else None
 
     def conditions(self) -> dict[str, Any]:
-        """What the board was like meanwhile ([least, greatest]; load: [before, after]), and the marks to be seen."""
-        series = self.result["conditions"]
-        throttle = [state["throttle"] for state in series if state["throttle"]]
-        clocks = [clock for state in series for clock in state["frequency_hz"] or ()]
-        return {
-            "marks": self._marks(),
-            "load_1min": [round(state["load_1min"], 2) for state in (series[0], series[-1])],
-            "memory_available_bytes": _range(state["memory_available_bytes"] for state in series),
-            "temperature_c": _range(state["temperature_c"] for state in series),
-            "frequency_hz": _range(clocks),
-            "governor": series[0]["governor"],
-            "throttled": any(any(state.values()) for state in throttle) if throttle else None,
-            "series": series,
-        }
+        """What the board was like meanwhile (conditions.summary), and the marks to be seen."""
+        return {"marks": self._marks(), **conditions.summary(self.result["conditions"])}
 
     def disturbances(self) -> list[str]:
         """Why this comparison should be repeated: the board throttled, or an artifact's second half drifted."""
@@ -118,18 +105,11 @@ class Comparison:
             drift = stats.drift(self.blocks(index))
             if drift.drifted:
                 found.append(f"drift: {drift.reason}")
-        if any(any(state["throttle"].values()) for state in self.result["conditions"] if state["throttle"]):
-            found.append("the board throttled or had too little voltage")
-        return found
+        return found + conditions.slowed(self.result["conditions"])
 
     def _marks(self) -> list[str]:
         series = self.result["conditions"]
-        marks = self.disturbances()
-        cores = self.result["cores_allowed"]
-        if series[0]["load_1min"] > BUSY_LOAD * cores:
-            marks.append(f"busy: load {series[0]['load_1min']:.2f} on {cores} cores before the run")
-        if len({state["governor"] for state in series}) > 1:
-            marks.append("the frequency governor changed during the run")
+        marks = self.disturbances() + conditions.background(series) + conditions.changed(series)
         if self.result["capped"]:
             marks.append("stopped at the time limit with fewer samples than the mode asks for")
         return marks
@@ -205,11 +185,6 @@ def require_runtime(facts: Mapping[str, Any], runtime: str, address: str, python
             "profile's [board] python, or with --board-python",
             kind="missing-runtime",
         )
-
-
-def _range(values: Iterable[float | None]) -> list[float] | None:
-    known = [value for value in values if value is not None]
-    return [min(known), max(known)] if known else None
 
 
 def _median(values: Array) -> stats.Figure:

@@ -26,7 +26,7 @@ LAYERS = (
     {"bundle", "compress", "lower", "device"},
     {"parity", "artifact"},
     {"energy"},
-    {"stats", "slices", "cache", "trace"},
+    {"stats", "conditions", "slices", "cache", "trace"},
     {"plan"},
     {"runfile"},
     {"profile", "model", "onnx_model", "task", "tasks", "config", "formats"},

@@ -7,8 +7,9 @@ import time
 from contextlib import ExitStack
 from typing import Any, Dict, List
 
-from . import facts, store
+from . import store
 from .jobs import Context
+from .watch import Watch
 from .wire import RemoteError, count, field, is_plain_name, seconds
 from .worker import Worker
 
@@ -55,7 +56,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     if random:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
     memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
-    conditions = [facts.conditions()]
+    watch = Watch()
+    conditions = [watch.look()]
     blocks: List[Dict[str, Any]] = []
     capped = False
     with ExitStack() as stack:
@@ -74,7 +76,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
                 blocks.append(
                     {"artifact": index, "round": number, "n": done["n"], "began_s": began, "seconds": done["seconds"]}
                 )
-            conditions.append(facts.conditions())
+            conditions.append(watch.look())
             context.progress(number + 1, rounds, "measuring latency")
             if time.monotonic() - started > cap_s and number + 1 < rounds:
                 capped = True

@@ -13,9 +13,10 @@ import time
 from contextlib import ExitStack
 from typing import Any, Dict, List, Optional
 
-from . import facts, power
+from . import power
 from .bench import RANDOM_SAMPLES, artifact_of
 from .jobs import Context
+from .watch import Watch
 from .wire import RemoteError, count, field, seconds
 from .worker import Worker
 
@@ -103,7 +104,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     random = 0 if shards else RANDOM_SAMPLES
     if random:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
-    conditions = [facts.conditions()]
+    watch = Watch()
+    conditions = [watch.look()]
     marks: List[Dict[str, Any]] = []
     clocks = [_clocks()]
     with ExitStack() as stack:
@@ -119,7 +121,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             for index in order if number % 2 == 0 else order[::-1]:
                 done = _working(context, sampler, workers[index], window_s, len(marks), total)
                 marks.append({"artifact": index, **done})
-            conditions.append(facts.conditions())
+            conditions.append(watch.look())
         marks.append(_idle(context, sampler, idle_s, len(marks), total))
         time.sleep(2 * sampler.period_s)  # a reading after its end belongs to a window
         overhead = [_with_and_without(context, sampler, workers[0], number, rounds) for number in range(4 * rounds)]

@@ -103,26 +103,3 @@ def collect() -> Dict[str, Any]:
         "runtimes": {name: runtimes.load(name).available() for name in runtimes.names()},
         "sensors": [sensor.describe() for sensor in power.find()],
     }
-
-
-def conditions() -> Dict[str, Any]:
-    """How the board feels at this moment: recorded before, during and after a measurement."""
-    import glob
-
-    memory = parse_meminfo(read("/proc/meminfo") or "")
-    temperatures = [read(path) for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp"))]
-    celsius = [int(text) / 1000.0 for text in temperatures if text and re.fullmatch(r"-?\d+", text)]
-    frequencies = [
-        int(text) * 1000
-        for text in map(read, sorted(glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")))
-        if text and text.isdigit()
-    ]
-    throttled = read("/sys/devices/platform/soc/soc:firmware/get_throttled")
-    return {
-        "load_1min": os.getloadavg()[0],
-        "memory_available_bytes": memory.get("MemAvailable"),
-        "temperature_c": max(celsius) if celsius else None,
-        "frequency_hz": frequencies or None,
-        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "throttle": parse_throttled(throttled) if throttled else None,
-    }

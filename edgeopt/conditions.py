@@ -1,0 +1,77 @@
+"""What the board was like while it was measured: from the agent's readings (edgeopt_agent.watch) to marks that a reader
+must see. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+BACKGROUND_CORES = 0.25  # used by other programs between two looks: from here on it is told
+CAP_TOLERANCE = 0.02
+Reading = Mapping[str, Any]
+
+
+def summary(series: Sequence[Reading]) -> dict[str, Any]:
+    """Ranges [least, greatest] over the readings (load: [before, after]), and the readings themselves."""
+    return {
+        "load_1min": [round(reading["load_1min"], 2) for reading in (series[0], series[-1])],
+        "memory_available_bytes": _range(reading["memory_available_bytes"] for reading in series),
+        "temperature_c": _range(reading["temperature_c"] for reading in series),
+        "frequency_hz": _range(clock for reading in series for clock in reading["frequency_hz"] or ()),
+        "others_cores": _range(reading["others"]["cores"] for reading in series if reading["others"]),
+        "governor": series[0]["power_mode"]["governor"],
+        "power_mode": series[0]["power_mode"],
+        "throttled": bool(slowed(series)) if _tells(series) else None,
+        "series": list(series),
+    }
+
+
+def slowed(series: Sequence[Reading]) -> list[str]:
+    """Why the board was slower than it can be: throttled, too little voltage, capped. In words, each once."""
+    found: list[str] = []
+    words = {
+        "undervoltage": "the board had too little voltage",
+        "frequency_capped": "the firmware capped the frequency",
+        "throttled": "the board throttled",
+    }
+    for reading in series:
+        found += [words[name] for name, there in (reading["throttle"] or {}).items() if there and name in words]
+        found += [f"the board throttled (cooling device {device})" for device in reading["cooling"]]
+    if (more := series[-1]["throttle_count"] - series[0]["throttle_count"]) > 0:
+        found.append(f"the board throttled ({more} times by the processor's own count)")
+    caps = [max(mode) for reading in series if (mode := reading["power_mode"]["frequency_max_hz"])]
+    if caps and min(caps) < max(caps) * (1 - CAP_TOLERANCE):
+        found.append(f"the frequency cap changed between {max(caps) / 1e6:.0f} and {min(caps) / 1e6:.0f} MHz")
+    return list(dict.fromkeys(found))
+
+
+def background(series: Sequence[Reading]) -> list[str]:
+    """Which other programs used the board: the busiest stretch between two readings, in words; empty: none did."""
+    busy = [reading["others"] for reading in series if reading["others"]]
+    worst = max(busy, key=lambda others: others["cores"], default=None)
+    if worst is None or worst["cores"] < BACKGROUND_CORES:
+        return []
+    loud = [one for one in worst["busiest"] if one["cores"] >= 0.05]
+    named = ", ".join(f"{one['name']} (process {one['pid']}, {one['cores']:.2f})" for one in loud)
+    return [f"other programs used {worst['cores']:.2f} cores meanwhile: {named or 'many small ones'}"]
+
+
+def changed(series: Sequence[Reading]) -> list[str]:
+    """Settings of the board that somebody changed during the run, other than the frequency cap."""
+    names = [name for name in series[0]["power_mode"] if name != "frequency_max_hz"]
+    return [
+        f"{name.replace('_', ' ')} changed during the run: {', '.join(map(str, values))}"
+        for name in names
+        if len(values := list(dict.fromkeys(reading["power_mode"][name] for reading in series))) > 1
+    ]
+
+
+def _tells(series: Sequence[Reading]) -> bool:
+    """Whether this board tells of throttling at all."""
+    first = series[0]
+    return bool(first["throttle"] or first["power_mode"]["frequency_max_hz"] or first["cooling"])
+
+
+def _range(values: Iterable[float | None]) -> list[float] | None:
+    known = [value for value in values if value is not None]
+    return [min(known), max(known)] if known else None
