@@ -17,8 +17,8 @@ from .device.session import Session
 from .errors import AgentFailure, ProtocolError
 from .task import Array, Samples
 
-ROUNDS = 12  # each A B B A; twelve give the ratio's order-statistics interval 96 % confidence within one job
 LATENCY_SAMPLES = 64
+SLACK_S = 3600.0  # beyond the timed part, for what cannot be foreseen: loading, memory, another job's end
 SHARD_BYTES = 4 << 20
 PACKAGES = {"tflite": "ai-edge-litert (or tflite-runtime with numpy<2)"}  # whose names differ from the runtime's
 
@@ -116,14 +116,20 @@ class Comparison:
 
 
 def bench(
-    session: Session, artifacts: Sequence[Artifact], inputs: Sequence[bytes], mode: str, seed: int, folder: Path
+    session: Session,
+    artifacts: Sequence[Artifact],
+    inputs: Sequence[bytes],
+    mode: str,
+    seed: int,
+    folder: Path,
+    minutes: float = 30.0,
 ) -> Comparison:
     """Measure artifacts in alternating blocks on one board; raw samples are kept in `folder`.
 
-    inputs: shards of real samples; none means random tensors, and the result is marked so.
+    inputs: shards of real samples; none means random tensors, and the result is marked so. minutes: of "sustained".
     Raises AgentFailure, DeviceUnreachable, ProtocolError, IntegrityError.
     """
-    chosen = stats.MODES[mode]
+    chosen = stats.sustained(minutes, len(artifacts)) if mode == stats.SUSTAINED else stats.MODES[mode]
     for artifact in artifacts:
         send(session, artifact)
     hashes = [session.send(data, "inputs") for data in inputs]
@@ -135,9 +141,11 @@ def bench(
             "min_queries": chosen.min_queries,
             "min_seconds": chosen.min_seconds,
             "cap_seconds": chosen.max_seconds * len(artifacts),
-            "rounds": ROUNDS,
+            "rounds": chosen.rounds,
+            "keep": chosen.keep,
             "seed": seed,
-        }
+        },
+        chosen.max_seconds * len(artifacts) + SLACK_S,
     )
     for index, entry in enumerate(result["artifacts"]):
         (folder / f"samples-{index}.f64").write_bytes(session.fetch(job, entry["samples"]))

@@ -43,14 +43,26 @@ class Figure:
 
 @dataclass(frozen=True)
 class Mode:
-    """How long to measure: until both minima are met, and never longer than `max_seconds`."""
+    """How long to measure an artifact: until both minima are met, and never longer than `max_seconds`; in how many
+    rounds of A B B A, and how many samples of a block to keep (None: all).
+
+    Twelve rounds give the ratio's order-statistics interval 96 % confidence within one job."""
 
     min_queries: int
     min_seconds: float
     max_seconds: float = 600.0
+    rounds: int = 12
+    keep: int | None = None
 
 
 MODES = {"rapid": Mode(64, 6.0), "quick": Mode(256, 10.0), "normal": Mode(1024, 60.0)}
+SUSTAINED = "sustained"  # no fixed length: `sustained`
+
+
+def sustained(minutes: float, artifacts: int) -> Mode:
+    """The mode for a run of `minutes` in all, in which `artifacts` take turns in blocks of five seconds."""
+    seconds = minutes * 60 / artifacts
+    return Mode(64, seconds, 1.5 * seconds, max(12, math.ceil(seconds / 10)), 200)
 
 
 @lru_cache(maxsize=64)
@@ -91,8 +103,8 @@ def summarize(seconds: Floats, mode: str) -> dict[str, Any]:
     p90_s, p95_s, p99_s, mean_s, min_s. "rapid" gives no p95 and p99. `summary_to_json` makes run.json's form.
     Raises ValueError for an unknown mode and for samples that are not finite and positive.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is unknown; allowed: {', '.join(MODES)}")
+    if mode not in (*MODES, SUSTAINED):
+        raise ValueError(f"mode {mode!r} is unknown; allowed: {', '.join((*MODES, SUSTAINED))}")
     seconds, n = _times(seconds), len(seconds)
     figures = {f"p{p}_s": percentile_figure(seconds, p) for p in (50, 90, 95, 99)}
     if mode == "rapid":

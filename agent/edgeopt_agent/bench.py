@@ -37,7 +37,8 @@ def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dic
 def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     """Alternating blocks (A B B A; with three A B C C B A), one worker process per artifact.
 
-    The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed. The
+    The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed, and
+    `keep`, how many samples of a block stay at most (None: all). The
     result lists the blocks in the order they ran; samples-<i>.f64 holds (copy_s, invoke_s) pairs of artifact i in that
     order.
     """
@@ -47,10 +48,11 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     if not artifacts or not rounds:
         raise RemoteError("bad-request", "a bench needs at least one artifact and one round")
     cap_s = seconds(request, "cap_seconds")
-    block = {
+    block: Dict[str, Any] = {
         "seconds": seconds(request, "min_seconds") / (2 * rounds),
         "queries": -(-count(request, "min_queries") // (2 * rounds)),
         "limit_s": cap_s / (2 * rounds * len(artifacts)),
+        "keep": request.get("keep"),
     }
     random = 0 if shards else RANDOM_SAMPLES
     if random:

@@ -161,7 +161,7 @@ def _working(
     _tell(context, sampler, done, total, "measuring energy")
     out = os.path.join(context.folder, "samples-energy.f64")
     answer = worker.ask("block", seconds=seconds, queries=1, out=out)
-    return {"n": answer["n"], "began_s": answer["began_s"], "ended_s": answer["ended_s"]}
+    return {"n": answer["queries"], "began_s": answer["began_s"], "ended_s": answer["ended_s"]}
 
 
 def _with_and_without(context: Context, sampler: Sampler, worker: Worker, number: int, rounds: int) -> Dict[str, Any]:

@@ -179,8 +179,11 @@ class Runner:
             if time.perf_counter() > end:
                 return
 
-    def block(self, seconds: float, queries: int, out: str, limit_s: Optional[float] = None) -> Dict[str, Any]:
-        """Query until both `seconds` and `queries` are reached, or `limit_s`; samples are appended to `out`."""
+    def block(
+        self, seconds: float, queries: int, out: str, limit_s: Optional[float] = None, keep: Optional[int] = None
+    ) -> Dict[str, Any]:
+        """Query until both `seconds` and `queries` are reached, or `limit_s`; samples are appended to `out`, at most
+        about `keep` of them, evenly taken: a long run must not fill the board's disk. `n` of them are kept."""
         self.warm_up(BLOCK_WARM_UP, BLOCK_WARM_UP_S)
         samples: List[Tuple[float, float]] = []
         elapsed = 0.0
@@ -191,10 +194,12 @@ class Runner:
             samples.append(self.query(self.prepared[self.order[self.position % len(self.order)]]))
             self.position += 1
             elapsed = time.perf_counter() - started
+        kept = samples[:: -(-len(samples) // keep)] if keep else samples
         with open(out, "ab") as file:
-            file.write(b"".join(SAMPLE.pack(*sample) for sample in samples))
+            file.write(b"".join(SAMPLE.pack(*sample) for sample in kept))
         when = {"began_s": started, "ended_s": started + elapsed}  # on Linux the clock of time.monotonic(), too
-        return {"n": len(samples), "seconds": elapsed, "capped": len(samples) < queries, **when}
+        capped = len(samples) < queries
+        return {"n": len(kept), "queries": len(samples), "seconds": elapsed, "capped": capped, **when}
 
     def processing(self, count: int) -> Dict[str, List[float]]:
         """Seconds of preparing a sample and of fetching the outputs, up to `count` times each."""
@@ -290,7 +295,7 @@ def _warm_up(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
 
 def _block(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
     result: Dict[str, Any] = state["runner"].block(
-        request["seconds"], request["queries"], request["out"], request.get("limit_s")
+        request["seconds"], request["queries"], request["out"], request.get("limit_s"), request.get("keep")
     )
     return result
 

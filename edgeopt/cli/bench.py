@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .common import Boards, Where, boards_options, device_options, json_option, mode_option, print_json
+from .common import Boards, Where, boards_options, device_options, json_option, mode_options, print_json, verdict_code
 from .display import Display
 from .many import Done, on_each
 
@@ -37,7 +37,7 @@ def input_options(command: Any) -> Any:
 
 
 def _options(command: Any) -> Any:
-    return mode_option(input_options(json_option(command)))
+    return mode_options(input_options(json_option(command)))
 
 
 @click.command(short_help="Latency and memory of one model on a board.")
@@ -52,6 +52,7 @@ def bench(model: Path, boards: Boards, as_json: bool, **how: Any) -> int:
       edgeopt bench model.tflite --random --device ssh://pi@raspberrypi --profile raspberry-pi-4
       edgeopt bench runs/smartwatch-activity/smartwatch-activity.edgeopt
       edgeopt bench model.tflite --random --all-devices
+      edgeopt bench model.tflite --inputs real.npz --mode sustained --minutes 30
     """
     from ..report import units
 
@@ -59,7 +60,10 @@ def bench(model: Path, boards: Boards, as_json: bool, **how: Any) -> int:
         document = _measure([model], where, **how)
         (result,) = document["results"]
         p50 = units.quantity(result["latency"]["p50_s"]["value"], "s")
-        return Done(document, "measured", "; ".join([f"latency p50 {p50}", *result["marks"]]))
+        verdict = document.get("verdict")
+        said = document.get("reasons") or [f"latency p50 {p50}"]
+        code = verdict_code(verdict, allow_undecided=False) if verdict else 0
+        return Done(document, verdict or "measured", "; ".join([*said, *result["marks"]]), code)
 
     return on_each(boards, work, _show, as_json)
 
@@ -82,9 +86,16 @@ def compare(first: Path, second: Path, where: Where, as_json: bool, **how: Any) 
 
 
 def _measure(
-    paths: list[Path], where: Where, inputs: Path | None, use_random: bool, mode: str, threads: int | None, seed: int
+    paths: list[Path],
+    where: Where,
+    inputs: Path | None,
+    use_random: bool,
+    mode: str,
+    minutes: float,
+    threads: int | None,
+    seed: int,
 ) -> dict[str, Any]:
-    from .. import measure
+    from .. import measure, stats
 
     subject = f"{', '.join(path.name for path in paths)} on {where.device}"
     with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text, Display(subject) as display:
@@ -96,9 +107,31 @@ def _measure(
             for path, artifact in zip(paths, artifacts, strict=True):
                 measure.require_runtime(facts, artifact.runtime, session.address, python)
                 artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
-            comparison = measure.bench(session, artifacts, shards, mode, seed, folder)
+            comparison = measure.bench(session, artifacts, shards, mode, seed, folder, minutes)
         board = {**facts, **where.board(session)}
-        return _document(session.address, board, artifacts, comparison, not shards)
+        document = _document(session.address, board, artifacts, comparison, not shards)
+        return document if mode != stats.SUSTAINED else _sustained(document, comparison, _budgets(paths, where))
+
+
+def _sustained(document: dict[str, Any], comparison: Comparison, budgets: dict[str, float]) -> dict[str, Any]:
+    """The document with the curves, the ranking at the end, and the verdict where there is a budget for one model."""
+    from .. import sustained
+
+    for index, result in enumerate(document["results"]):
+        result["sustained"] = sustained.summary(comparison, index)
+    if "ratio" in document:
+        for part in ("start", "end"):
+            document[f"ratio_{part}"] = sustained.ratio(comparison, 1, 0, part).to_json()
+        return document
+    verdict, reasons = sustained.verdict(document["results"][0]["sustained"], budgets)
+    return {**document, "verdict": verdict, "reasons": reasons}
+
+
+def _budgets(paths: list[Path], where: Where) -> dict[str, float]:
+    """A bundle's own, else those of the board's profile."""
+    from .. import bundle
+
+    return dict(bundle.read(paths[0]).manifest.budgets) if paths[0].suffix == ".edgeopt" else where.budgets()
 
 
 def place(paths: list[Path]) -> tuple[str | None, str | None]:

@@ -29,13 +29,26 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON doc
 undecided_option = click.option(
     "--allow-undecided", is_flag=True, help="Exit code 0 for an undecided verdict, instead of 11."
 )
-mode_option = click.option(
-    "--mode",
-    type=click.Choice(["rapid", "quick", "normal"]),
-    default="rapid",
-    show_default=True,
-    help="At least, each: rapid 64 queries and 6 s (p50 and p90 only), quick 256 and 10 s, normal 1,024 and 60 s.",
-)
+
+
+def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--mode and --minutes."""
+    for option in (
+        click.option(
+            "--minutes", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Of --mode sustained."
+        ),
+        click.option(
+            "--mode",
+            type=click.Choice(["rapid", "quick", "normal", "sustained"]),
+            default="rapid",
+            show_default=True,
+            help="At least, each: rapid 64 queries and 6 s (p50 and p90 only), quick 256 and 10 s, normal 1,024 and "
+            "60 s. sustained: how latency, temperature and clock go over --minutes; the end decides.",
+        ),
+    ):
+        command = option(command)
+    return command
+
 
 transport_option = click.option(
     "--transport",
@@ -254,6 +267,14 @@ class Where:
         changed = self.entry.model_copy(update={**kept, "wheels": wheels})
         if changed != self.entry:
             registry.put(self.name, changed)
+
+    def budgets(self) -> dict[str, float]:
+        """The demands of the board's profile, where one is known. Raises ConfigError."""
+        from .. import profile as profiles
+
+        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        stated = found.budget.model_dump() if found else {}
+        return {name: value for name, value in stated.items() if value is not None}
 
     def board(self, session: Session) -> dict[str, Any]:
         """Which board a record is about: {"name", "model", "serial", "machine_id"}."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import breakdown, units
+from . import breakdown, curves, units
 from .terminal import COLOURS, worst
 
 PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
@@ -35,8 +35,19 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
     for result in document["results"]:
         for mark in result["marks"]:
             console.print(Text(f"marked {units.text(result['name'], 40)}: {units.text(mark)}", "yellow"))
-    if "ratio" in document:
+    for result in document["results"]:
+        if "sustained" in result:
+            curves.render(result, console)
+    if "ratio_end" in document:
+        start, end = (_compared(document["results"], document[f"ratio_{part}"]) for part in ("start", "end"))
+        console.print(Text(f"at the start: {start}"))
+        console.print(Text(f"at the end: {end}", "bold"))
+    elif "ratio" in document:
         console.print(Text(_compared(document["results"], document["ratio"]), "bold"))
+    if verdict := document.get("verdict"):
+        console.print(Text(f" {verdict.upper()} ", f"bold reverse {COLOURS[verdict]}"), end=" ")
+    for reason in document.get("reasons") or []:
+        console.print(Text(units.text(reason, 600)))
 
 
 def render_validation(found: dict[str, Any], console: Console) -> None:

@@ -1,0 +1,153 @@
+"""A board that slows down in the middle of a long run: the end decides."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from boards import dense_tflite
+from conftest import EDGEOPT, Run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeopt import sustained
+from edgeopt.measure import Comparison
+
+WITH_TREE = 'mount --bind "$1" /sys/devices/system/cpu && shift && exec "$@"'
+HOG = "import os, time; os.sched_setaffinity(0, {0}); end = time.time() + 120\nwhile time.time() < end: pass"
+PROFILE = """
+schema = 1
+name = "a test board"
+description = "slows down"
+runtimes = ["tflite"]
+[cpu]
+architecture = "x86_64"
+[board]
+root = "/tmp/unused"
+python = "python3"
+[budget]
+latency_p50_s = {budget}
+"""
+
+
+def reading(at_s: float, hertz: float) -> dict[str, Any]:
+    return {"at_s": at_s, "temperature_c": 40.0 + at_s, "frequency_hz": [hertz, hertz], "others": None}
+
+
+def made(first: list[float], second: list[float]) -> Comparison:
+    """Two artifacts whose rounds take these seconds, a little scattered; 40 samples a block."""
+    spread = np.linspace(0.99, 1.01, 40)
+    raw, blocks = [], []
+    for index, rounds in enumerate((first, second)):
+        invoke = np.concatenate([seconds * spread for seconds in rounds for _ in range(2)])
+        raw.append(np.stack([np.zeros_like(invoke), invoke], axis=1))
+        blocks += [{"artifact": index, "n": 40, "seconds": 1.0} for _ in range(2 * len(rounds))]
+    conditions = [reading(float(second), 1e9 / (second + 1)) for second in range(len(first) + 1)]
+    return Comparison("sustained", {"artifacts": [{}, {}], "blocks": blocks, "conditions": conditions}, raw)
+
+
+def test_the_ranking_at_the_end_is_not_the_ranking_at_the_start() -> None:
+    found = made([0.01] * 18 + [0.03] * 18, [0.02] * 36)
+    start, end = (sustained.ratio(found, 1, 0, part) for part in ("start", "end"))
+    assert start.value == pytest.approx(2.0)
+    assert end.value == pytest.approx(2 / 3)
+    assert end.interval is not None
+    assert end.interval[1] < 1
+
+
+@pytest.mark.parametrize(
+    ("budgets", "verdict"),
+    [
+        ({"latency_p50_s": 0.04}, "pass"),
+        ({"latency_p50_s": 0.02}, "fail"),  # met at the start
+        ({"latency_p50_s": 0.04, "latency_p95_s": 0.02}, "fail"),
+        ({"latency_p50_s": 0.03}, "undecided"),  # within the interval
+        ({"size_bytes": 1.0}, None),
+    ],
+)
+def test_the_end_is_judged(budgets: dict[str, float], verdict: str | None) -> None:
+    found = sustained.summary(made([0.01] * 18 + [0.03] * 18, [0.02] * 36), 0)
+    assert found["slower"] == pytest.approx(3.0)
+    judged, reasons = sustained.verdict(found, budgets)
+    assert judged == verdict
+    assert len(reasons) == len([name for name in budgets if name.startswith("latency")])
+
+
+@given(st.lists(st.floats(1e-4, 1.0), min_size=12, max_size=60))
+def test_a_curve_has_a_point_for_every_round(rounds: list[float]) -> None:
+    curve = sustained.curve(made(rounds, rounds), 1)
+    assert curve["p50_s"] == pytest.approx(rounds)
+    assert curve["seconds"] == [float(number + 1) for number in range(len(rounds))]
+    assert curve["frequency_hz"][0] == pytest.approx(1e9 / 2)
+
+
+def cpufreq(tree: Path, khz: int) -> None:
+    """As the kernel's Documentation/admin-guide/pm/cpufreq.rst names the files; two CPUs."""
+    for cpu in (0, 1):
+        folder = tree / f"cpu{cpu}" / "cpufreq"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in (("scaling_cur_freq", khz), ("scaling_max_freq", khz), ("scaling_governor", "ondemand")):
+            (folder / name).write_text(f"{value}\n")
+
+
+def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root can give a command another /sys (a mount namespace)")
+    model, profile, tree = tmp_path / "model.tflite", tmp_path / "board.toml", tmp_path / "cpu"
+    model.write_bytes(dense_tflite(4096, 4096))
+    cpufreq(tree, 1_500_000)
+    options = ["bench", str(model), "--random", "--json", "--root"]
+    quick = json.loads(cli(*options, str(tmp_path / "quick")).stdout)["results"][0]["latency"]["p50_s"]["value"]
+    profile.write_text(PROFILE.format(budget=2 * quick))
+    command = [*options, str(tmp_path / "root"), "--mode", "sustained", "--minutes", "0.4", "--profile", str(profile)]
+    in_tree = ["unshare", "--mount", "sh", "-c", WITH_TREE, "sh", str(tree), str(EDGEOPT), *command]
+    hogs = []
+    with subprocess.Popen(in_tree, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
+        try:
+            wait_for_round(tmp_path / "root", 6)
+            cpufreq(tree, 600_000)
+            confine(tmp_path / "root")
+            hogs = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in range(5)]
+            out, errors = bench.communicate(timeout=300)
+        finally:
+            for hog in hogs:
+                hog.kill()
+                hog.wait()
+    assert bench.returncode == 10, errors
+    document = json.loads(out)
+    (result,) = document["results"]
+    assert document["verdict"] == "fail"
+    assert result["sustained"]["slower"] > 1.5
+    clock = result["sustained"]["curve"]["frequency_hz"]
+    assert (clock[0], clock[-1]) == (1.5e9, 0.6e9)
+    assert [mark for mark in result["marks"] if "frequency cap changed between 1500 and 600 MHz" in mark]
+    assert [mark for mark in result["marks"] if "second half is slower" in mark]
+
+
+def wait_for_round(root: Path, number: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        said = "".join(file.read_text() for file in (root / "jobs").glob("*/events.jsonl"))
+        if f'"done": {number}, "of": 12' in said and "measuring latency" in said:
+            return
+        time.sleep(0.05)
+    pytest.fail("the bench did not come so far")
+
+
+def confine(root: Path) -> None:
+    """The job's worker may use the first CPU only from now on, as when firmware takes cores away."""
+    jobs = sorted((root / "jobs").glob("*/process.json"), key=lambda file: file.stat().st_mtime)
+    session = json.loads(jobs[-1].read_text())["pid"]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and entry.joinpath("stat").exists():
+            fields = entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == session:
+                for task in entry.joinpath("task").iterdir():
+                    os.sched_setaffinity(int(task.name), {0})
