@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 BACKGROUND_CORES = 0.25  # used by other programs between two looks: from here on it is told
+LOUD_CORES, NAMED = 0.1, 8  # who is named
 CAP_TOLERANCE = 0.02
 Reading = Mapping[str, Any]
 
@@ -46,14 +47,19 @@ def slowed(series: Sequence[Reading]) -> list[str]:
 
 
 def background(series: Sequence[Reading]) -> list[str]:
-    """Which other programs used the board: the busiest stretch between two readings, in words; empty: none did."""
+    """Which other programs used the board, in words; empty: none did. Cores are those of the busiest stretch between
+    two readings, of all and of each."""
     busy = [reading["others"] for reading in series if reading["others"]]
-    worst = max(busy, key=lambda others: others["cores"], default=None)
-    if worst is None or worst["cores"] < BACKGROUND_CORES:
+    cores = max((others["cores"] for others in busy), default=0.0)
+    if cores < BACKGROUND_CORES:
         return []
-    loud = [one for one in worst["busiest"] if one["cores"] >= 0.05]
-    named = ", ".join(f"{one['name']} (process {one['pid']}, {one['cores']:.2f})" for one in loud)
-    return [f"other programs used {worst['cores']:.2f} cores meanwhile: {named or 'many small ones'}"]
+    each: dict[tuple[str, int], float] = {}
+    for one in (one for others in busy for one in others["busiest"] if one["cores"] >= LOUD_CORES):
+        key = one["name"], one["pid"]
+        each[key] = max(each.get(key, 0.0), one["cores"])
+    loudest = sorted(each, key=lambda key: -each[key])[:NAMED]
+    named = ", ".join(f"{name} (process {pid}, {each[name, pid]:.2f})" for name, pid in loudest)
+    return [f"other programs used up to {cores:.2f} cores meanwhile: {named or 'many small ones'}"]
 
 
 def changed(series: Sequence[Reading]) -> list[str]:

@@ -123,10 +123,12 @@ def bench(
     seed: int,
     folder: Path,
     minutes: float = 30.0,
+    power_mode: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Measure artifacts in alternating blocks on one board; raw samples are kept in `folder`.
 
     inputs: shards of real samples; none means random tensors, and the result is marked so. minutes: of "sustained".
+    power_mode: {"governor", "frequency_max_hz"} to hold meanwhile, None: as it is.
     Raises AgentFailure, DeviceUnreachable, ProtocolError, IntegrityError.
     """
     chosen = stats.sustained(minutes, len(artifacts)) if mode == stats.SUSTAINED else stats.MODES[mode]
@@ -143,6 +145,7 @@ def bench(
             "cap_seconds": chosen.max_seconds * len(artifacts),
             "rounds": chosen.rounds,
             "keep": chosen.keep,
+            "power_mode": dict(power_mode or {}),
             "seed": seed,
         },
         chosen.max_seconds * len(artifacts) + SLACK_S,

@@ -94,7 +94,7 @@ def test_the_busiest_stretch_is_told_with_its_programs() -> None:
         "busiest": [{"name": "make", "pid": 9, "cores": 1.3}, {"name": "x", "pid": 8, "cores": 0.01}],
     }
     assert conditions.background(series(others=loud)) == [
-        "other programs used 1.40 cores meanwhile: make (process 9, 1.30)"
+        "other programs used up to 1.40 cores meanwhile: make (process 9, 1.30)"
     ]
 
 

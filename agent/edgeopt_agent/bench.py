@@ -9,6 +9,7 @@ from typing import Any, Dict, List
 
 from . import store
 from .jobs import Context
+from .power_mode import held
 from .watch import Watch
 from .wire import RemoteError, count, field, is_plain_name, seconds
 from .worker import Worker
@@ -38,7 +39,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     """Alternating blocks (A B B A; with three A B C C B A), one worker process per artifact.
 
     The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed, and
-    `keep`, how many samples of a block stay at most (None: all). The
+    `keep`, how many samples of a block stay at most (None: all), and `power_mode` (power_mode.held). The
     result lists the blocks in the order they ran; samples-<i>.f64 holds (copy_s, invoke_s) pairs of artifact i in that
     order.
     """
@@ -59,14 +60,15 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
     memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
     watch = Watch()
-    conditions = [watch.look()]
     blocks: List[Dict[str, Any]] = []
     capped = False
     with ExitStack() as stack:
+        stack.enter_context(held(context.root, request.get("power_mode") or {}))
         workers = [stack.enter_context(Worker(artifact)) for artifact in artifacts]
         loaded = [worker.load(shards, random=random) for worker in workers]
         for worker in workers:
             worker.ask("warm_up", seed=seed)
+        conditions = [watch.look()]
         started = time.monotonic()
         for number in range(rounds):
             there = list(range(len(workers)))

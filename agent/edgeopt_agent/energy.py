@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Optional
 from . import power
 from .bench import RANDOM_SAMPLES, artifact_of
 from .jobs import Context
+from .power_mode import held
 from .watch import Watch
 from .wire import RemoteError, count, field, seconds
 from .worker import Worker
@@ -105,10 +106,11 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     if random:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
     watch = Watch()
-    conditions = [watch.look()]
     marks: List[Dict[str, Any]] = []
     clocks = [_clocks()]
     with ExitStack() as stack:
+        stack.enter_context(held(context.root, request.get("power_mode") or {}))
+        conditions = [watch.look()]
         workers = [stack.enter_context(Worker(artifact)) for artifact in artifacts]
         for worker in workers:
             worker.load(shards, random=random)

@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import logind, store
+from . import logind, power_mode, store
 from .files import code_path, read_json, remote_error, sha256_file, write_json
 from .wire import RemoteError, field, is_plain_name
 
@@ -198,6 +198,7 @@ def work(root: str, folder: str) -> None:
             module, function = KINDS[kind]
             work_of = getattr(importlib.import_module(f".{module}", __package__), function)
             with BoardLock(root, context):
+                power_mode.recover(root)
                 outcome = {"ok": True, "result": work_of(context, request)}
             json.dumps(outcome, allow_nan=False)
         finally:

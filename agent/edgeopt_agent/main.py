@@ -92,12 +92,14 @@ def _status(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
     """Status, after an overdue return to the old release; while a job works, the job sees to that itself."""
-    from . import jobs, releases
+    from . import jobs, power_mode, releases
 
     recovered = None
     if os.access(root, os.W_OK):  # a root that cannot be written can still be looked at
         with jobs.BoardLock(root) as held:
             recovered = releases.recover(root) if held else None
+            if held:
+                power_mode.recover(root)
     return dict(releases.status(root, verify), recovered=recovered)
 
 

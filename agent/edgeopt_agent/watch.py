@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from .facts import parse_meminfo, parse_throttled, read
 
 CPU = "/sys/devices/system/cpu"
-NAMED = 3  # other programs, the busiest first
+NAMED = 5  # other programs, the busiest first
 SLOWS_CPUS = re.compile(r"(thermal-)?cpufreq|processor|intel_powerclamp", re.I)  # cooling devices' types
 
 

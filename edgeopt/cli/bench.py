@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .common import Boards, Where, boards_options, device_options, json_option, mode_options, print_json, verdict_code
+from .common import (
+    Boards,
+    Where,
+    boards_options,
+    device_options,
+    json_option,
+    mode_options,
+    power_mode_options,
+    print_json,
+    verdict_code,
+)
 from .display import Display
 from .many import Done, on_each
 
@@ -37,7 +47,7 @@ def input_options(command: Any) -> Any:
 
 
 def _options(command: Any) -> Any:
-    return mode_options(input_options(json_option(command)))
+    return mode_options(power_mode_options(input_options(json_option(command))))
 
 
 @click.command(short_help="Latency and memory of one model on a board.")
@@ -92,6 +102,7 @@ def _measure(
     use_random: bool,
     mode: str,
     minutes: float,
+    power_mode: dict[str, Any],
     threads: int | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -107,7 +118,7 @@ def _measure(
             for path, artifact in zip(paths, artifacts, strict=True):
                 measure.require_runtime(facts, artifact.runtime, session.address, python)
                 artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
-            comparison = measure.bench(session, artifacts, shards, mode, seed, folder, minutes)
+            comparison = measure.bench(session, artifacts, shards, mode, seed, folder, minutes, power_mode)
         board = {**facts, **where.board(session)}
         document = _document(session.address, board, artifacts, comparison, not shards)
         return document if mode != stats.SUSTAINED else _sustained(document, comparison, _budgets(paths, where))
@@ -203,7 +214,8 @@ def _document(
                 "marks": marks,
             }
         )
-    document: dict[str, Any] = {"device": address, "board": facts, "results": results}
+    mode = comparison.result["conditions"][0]["power_mode"]
+    document: dict[str, Any] = {"device": address, "board": facts, "power_mode": mode, "results": results}
     if len(artifacts) == 2:
         document["ratio"] = comparison.ratio(1, 0).to_json()
     return document

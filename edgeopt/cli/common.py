@@ -92,6 +92,20 @@ def where_of(device: str, options: dict[str, Any]) -> Where:
     return Where(device, *(options.pop(name) for name in names))
 
 
+def power_mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--governor and --frequency-cap as one `power_mode` argument."""
+
+    @click.option("--governor", help="CPU frequency governor meanwhile (root there); the old one returns, always.")
+    @click.option(
+        "--frequency-cap", type=click.FloatRange(min=1e6), help="Highest CPU clock meanwhile, in Hz, as --governor."
+    )
+    @functools.wraps(command)
+    def wrapped(governor: str | None, frequency_cap: float | None, **options: Any) -> Any:
+        return command(power_mode={"governor": governor, "frequency_max_hz": frequency_cap}, **options)
+
+    return wrapped
+
+
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--device, --profile, --root, --board-python, --identity, --known-hosts, --transport as one `where` argument."""
 

@@ -23,6 +23,8 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
     board = document["board"]
     place = units.text(board["model"] or board["hostname"])
     console.print(Text(f"{place}, {units.text(board['cpu_model'])}, at {document['device']}", "bold"))
+    if mode := _power_mode(document.get("power_mode") or {}):
+        console.print(Text(f"power mode: {mode}"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for result in document["results"]:
@@ -80,6 +82,14 @@ def render_validation(found: dict[str, Any], console: Console) -> None:
     console.print(grid)
     for mark in found["conditions"]["marks"]:
         console.print(Text(f"  marked: {units.text(mark)}", "yellow"))
+
+
+def _power_mode(mode: dict[str, Any]) -> str:
+    """What the board tells of it: "governor ondemand, at most 1.5 GHz"."""
+    caps = mode.get("frequency_max_hz") or []
+    told = [f"at most {units.quantity(max(caps), 'hz')}"] if caps else []
+    rest = [f"{key.replace('_', ' ')} {units.text(value)}" for key, value in mode.items() if isinstance(value, str)]
+    return ", ".join(rest + told)
 
 
 def _compared(results: list[dict[str, Any]], ratio: dict[str, Any]) -> str:

@@ -1,0 +1,131 @@
+"""The board's frequency governor and cap, set for one job and given back whatever happens to it.
+
+A guardian, a process of its own, gives the old values back when the pipe to it closes: at the job's end, or when the
+job is killed. Should the guardian be killed too, the next job or status does it, from the record in the root; after a
+restart of the board there is nothing to give back.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Tuple
+
+from .facts import read
+from .files import code_path, read_json, write_json
+from .wire import RemoteError
+
+POLICIES = "/sys/devices/system/cpu/cpufreq/policy*"
+RECORD = "power-mode.json"
+LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.power_mode import guard; guard(sys.argv[2])"
+GIVE_BACK_S = 30.0
+
+
+@contextmanager
+def held(root: str, wanted: Dict[str, Any]) -> Iterator[None]:
+    """Set `wanted` ({"governor": name or None, "frequency_max_hz": number or None}) on every CPU meanwhile.
+
+    Raises RemoteError('bad-request') when this board, or this user there, cannot.
+    """
+    settings = _settings(wanted)
+    if not settings:
+        yield
+        return
+    record = os.path.join(root, RECORD)
+    before = [(path, read(path) or "") for path, _ in settings]
+    write_json(record, {"boot_id": read("/proc/sys/kernel/random/boot_id"), "settings": before})
+    guardian = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, code_path(), record],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert guardian.stdin is not None
+    assert guardian.stdout is not None
+    try:
+        if not guardian.stdout.readline():
+            raise RemoteError("crash", "the process that would give the power mode back does not start")
+        for path, value in settings:
+            _write(path, value)
+        yield
+    finally:
+        guardian.stdin.close()
+        guardian.wait(GIVE_BACK_S)
+        guardian.stdout.close()
+
+
+def guard(record: str) -> None:
+    """Wait until the job is over, then give back what the record says."""
+    with open(record, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.write(1, b"guarding\n")
+        while sys.stdin.buffer.read(4096):
+            pass
+        _give_back(record)
+
+
+def recover(root: str) -> None:
+    """Give back what a killed job and its killed guardian left. Only while no job works."""
+    record = os.path.join(root, RECORD)
+    try:
+        with open(record, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # a guardian that still works is waited for
+            if os.path.exists(record):
+                _give_back(record)
+    except FileNotFoundError:
+        return
+
+
+def _give_back(record: str) -> None:
+    left = read_json(record)
+    if left["boot_id"] == read("/proc/sys/kernel/random/boot_id"):
+        for path, value in reversed(left["settings"]):
+            try:
+                _write(path, value)
+            except RemoteError as error:
+                print(error, file=sys.stderr)
+    os.unlink(record)
+
+
+def _settings(wanted: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """(file, value) in the order to write them."""
+    governor, cap_hz = wanted.get("governor"), wanted.get("frequency_max_hz")
+    if governor is None and cap_hz is None:
+        return []
+    policies = sorted(glob.glob(POLICIES))
+    if not policies:
+        raise RemoteError(
+            "bad-request", f"this board has no frequency control ({POLICIES}); leave its power mode alone"
+        )
+    settings = []
+    for policy in policies:
+        if governor is not None:
+            known = (read(f"{policy}/scaling_available_governors") or "").split()
+            if governor not in known:
+                raise RemoteError("bad-request", f"governor '{governor}': {policy} has: {', '.join(known) or 'none'}")
+            settings.append((f"{policy}/scaling_governor", str(governor)))
+        if cap_hz is not None:
+            low, high = (int(read(f"{policy}/cpuinfo_{end}_freq") or 0) for end in ("min", "max"))
+            if not low <= cap_hz / 1000 <= high:
+                raise RemoteError(
+                    "bad-request",
+                    f"a frequency cap of {cap_hz / 1e6:g} MHz: {policy} goes from {low / 1e3:g} to {high / 1e3:g} MHz",
+                )
+            settings.append((f"{policy}/scaling_max_freq", str(int(cap_hz / 1000))))
+    return settings
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        with open(path, "w") as file:
+            file.write(value)
+    except OSError as error:
+        mend = "log in as root" if error.errno in (errno.EACCES, errno.EPERM) else "set it on the board"
+        raise RemoteError("bad-request", f"{path} cannot be set to '{value}' ({error.strerror}); {mend}") from error
+    if read(path) != value:
+        raise RemoteError("bad-request", f"{path} was set to '{value}', but the board keeps '{read(path)}'")
