@@ -254,6 +254,25 @@ def test_a_worker_killed_because_memory_ran_out_says_so(root: Path, small_memory
         session.run(bench_request([session.send(fake_model(allocate_bytes=1 << 20))], [shard]))
 
 
+def test_a_model_that_would_not_fit_is_refused_before_it_is_tried(root: Path, small_memory: str) -> None:
+    with Session(LimitedTransport(small_memory), Placement(str(root), sys.executable)) as session:
+        shard, large = session.send(samples()), session.send(fake_model() + b" " * (120 << 20))
+        with pytest.raises(
+            AgentFailure, match=r"files have 125\.8 MB and this board has [\d.]+ MB of memory free"
+        ) as caught:
+            session.run(bench_request([large], [shard]))
+        assert caught.value.kind == "runtime"
+    assert "was not tried" in str(caught.value)
+
+
+def test_the_first_load_is_from_the_disk_and_the_timed_one_is_not(session: Session) -> None:
+    shard, model = session.send(samples()), session.send(fake_model() + b" " * (32 << 20))
+    _, result = session.run(bench_request([model], [shard], rounds=1))
+    (found,) = result["artifacts"]
+    assert found["load_cold_s"] > 0
+    assert found["load_s"] > 0
+
+
 def test_an_allocation_that_fails_says_that_memory_ran_out(root: Path) -> None:
     limited = LimitedTransport("ulimit -v 4000000; export OPENBLAS_NUM_THREADS=1; ")
     with Session(limited, Placement(str(root), sys.executable)) as session:

@@ -92,7 +92,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             loaded[i],
             **processing[i],
             executed=executed[i],
-            memory=memory[i],
+            memory={key: value for key, value in memory[i].items() if key != "load_cold_s"},
+            load_cold_s=memory[i]["load_cold_s"],
             samples=context.output(f"samples-{i}.f64"),
         )
         for i in range(len(artifacts))
@@ -108,8 +109,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
 
 def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int) -> Dict[str, Any]:
     with Worker(artifact) as worker:
-        worker.load(shards[:1], most=1, random=min(random, 1))
-        return worker.ask("memory", count=MEMORY_QUERIES)
+        loaded = worker.load(shards[:1], most=1, random=min(random, 1), cold=True)
+        return dict(worker.ask("memory", count=MEMORY_QUERIES), load_cold_s=loaded["load_s"])
 
 
 def infer(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:

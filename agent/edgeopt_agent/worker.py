@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Tuple
 
-from . import facts, preprocess, runtimes
+from . import facts, memory, preprocess, runtimes
 from .files import code_path
 from .samples import load_shard, random_samples, read_samples, split_samples
 from .wire import RemoteError
@@ -64,9 +64,12 @@ class Worker:
         result: Dict[str, Any] = answer["result"]
         return result
 
-    def load(self, shards: List[str], most: Optional[int] = None, random: int = 0) -> Dict[str, Any]:
-        """Load the artifact, and the first `most` samples (None: all) or so many random ones, already in its layout."""
-        return self.ask("load", artifact=self._artifact, shards=shards, most=most, random=random)
+    def load(
+        self, shards: List[str], most: Optional[int] = None, random: int = 0, cold: bool = False
+    ) -> Dict[str, Any]:
+        """Load the artifact (cold: from the disk, not from the page cache), and the first `most` samples (None: all) or
+        so many random ones, already in its layout."""
+        return self.ask("load", artifact=self._artifact, shards=shards, most=most, random=random, cold=cold)
 
     def _read_line(self, op: str, timeout_s: float) -> bytes:
         assert self._process.stdout is not None
@@ -118,6 +121,7 @@ class Runner:
         shards: List[str],
         most: Optional[int],
         random: int,
+        cold: bool,
         beat: Callable[[], None],
     ) -> None:
         require_numpy()
@@ -125,8 +129,11 @@ class Runner:
         runtime.require()
         self.beat = beat
         self.raw = read_samples(shards, most)
-        reset_peak()  # what follows is the model's
-        self.bare_rss_bytes = memory_status().get("VmRSS")
+        memory.require_fit(artifact["path"])
+        if cold:
+            memory.forget_cached(artifact["path"])
+        memory.reset_peak()  # what follows is the model's
+        self.bare_rss_bytes = memory.status().get("VmRSS")
         started = time.perf_counter()
         self.session = runtime.load(artifact["path"], artifact["threads"], artifact["options"])
         self.load_s = time.perf_counter() - started
@@ -230,7 +237,7 @@ class Runner:
 
     def memory(self, count: int) -> Dict[str, Any]:
         self.warm_up(count, UNTIMED_LIMIT_S)
-        peak = memory_status().get("VmHWM")
+        peak = memory.status().get("VmHWM")
         above = peak - self.bare_rss_bytes if peak is not None and self.bare_rss_bytes is not None else None
         return {"peak_rss_bytes": peak, "above_runtime_bytes": above}
 
@@ -251,28 +258,10 @@ def require_numpy() -> None:
         ) from error
 
 
-def memory_status() -> Dict[str, int]:
-    """VmRSS and VmHWM of this process in bytes, where /proc tells them."""
-    found = {}
-    with open("/proc/self/status") as file:
-        for line in file:
-            key, _, value = line.partition(":")
-            if key in ("VmRSS", "VmHWM"):
-                found[key] = int(value.split()[0]) * 1024
-    return found
-
-
-def reset_peak() -> None:
-    """Forget the peak that importing left, so that the next peak is the model's; a kernel without it keeps the old."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError as error:
-        print(f"the peak counter cannot be reset ({error}); the peak may include the import", file=sys.stderr)
-
-
 def _load(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
-    runner = Runner(request["artifact"], request["shards"], request["most"], request["random"], beat=state["beat"])
+    runner = Runner(
+        request["artifact"], request["shards"], request["most"], request["random"], request["cold"], state["beat"]
+    )
     state["runner"] = runner
     return {
         "load_s": runner.load_s,

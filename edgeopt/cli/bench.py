@@ -207,6 +207,7 @@ def _document(
                 "size_bytes": artifact.size_bytes,
                 "sha256": artifact.sha256,
                 "latency": comparison.latency(index),
+                "load_cold_s": comparison.result["artifacts"][index]["load_cold_s"],
                 "load_s": comparison.result["artifacts"][index]["load_s"],
                 "first_inference_s": comparison.result["artifacts"][index]["first_inference_s"],
                 "memory": comparison.memory(index),

@@ -119,7 +119,8 @@ def _rows(results: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("queries", [units.count(r["latency"]["n"]) for r in results]),
         ("mean", [units.figure(r["latency"]["mean_s"], "s") for r in results]),
         ("copying the input", [units.figure(r["latency"]["copy_s"], "s") for r in results]),
-        ("load", [units.quantity(r["load_s"], "s") for r in results]),
+        ("load, from the disk", [units.quantity(r.get("load_cold_s"), "s") for r in results]),
+        ("load, file in memory", [units.quantity(r["load_s"], "s") for r in results]),
         ("first inference", [units.quantity(r["first_inference_s"], "s") for r in results]),
         (
             "memory above runtime",
