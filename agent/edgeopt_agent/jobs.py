@@ -26,6 +26,7 @@ KINDS = {  # (module, function), imported when such a job begins
     "bench": ("bench", "run"),
     "infer": ("bench", "infer"),
     "energy": ("energy", "run"),
+    "load": ("load", "run"),
     "activate": ("releases", "activate"),
     "rollback": ("releases", "rollback_job"),
     "set-up": ("environment", "set_up"),

@@ -18,7 +18,7 @@ Operations
   job.file   job name offset limit                -> {"size_bytes"} + raw bytes
   job.cancel job                                  -> {"state"}
   status     verify                               -> releases.status()
-Job requests carry `kind`: bench | infer | activate | rollback | set-up. An artifact in them is
+Job requests carry `kind`: bench | infer | energy | load | activate | rollback | set-up. An artifact in them is
   {"file", "files": {name: sha256}, "runtime", "threads", "preprocess": steps per input, "options": the runtime's own};
 `file` is the one of `files` that the runtime is told to load; it finds the others beside it.
 """

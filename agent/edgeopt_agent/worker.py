@@ -198,8 +198,7 @@ class Runner:
         while len(samples) < queries or elapsed < seconds:
             if samples and limit_s is not None and elapsed > limit_s:
                 break
-            samples.append(self.query(self.prepared[self.order[self.position % len(self.order)]]))
-            self.position += 1
+            samples.append(self.query(self._next()))
             elapsed = time.perf_counter() - started
         kept = samples[:: -(-len(samples) // keep)] if keep else samples
         with open(out, "ab") as file:
@@ -207,6 +206,45 @@ class Runner:
         when = {"began_s": started, "ended_s": started + elapsed}  # on Linux the clock of time.monotonic(), too
         capped = len(samples) < queries
         return {"n": len(kept), "queries": len(samples), "seconds": elapsed, "capped": capped, **when}
+
+    def arrivals(self, rate: float, seconds: float, seed: int, out: str) -> Dict[str, Any]:
+        """Serve queries that arrive at random (Poisson, `rate` a second) over `seconds`, one after the other.
+
+        Each leaves (waited_s, served_s). What is not begun after twice the time is never served.
+        """
+        clock, draw = time.perf_counter, random.Random(seed)
+        times: List[float] = []
+        due = draw.expovariate(rate)
+        while due < seconds:
+            times.append(due)
+            due += draw.expovariate(rate)
+        samples: List[Tuple[float, float]] = []
+        started = clock()
+        for due in times:
+            time.sleep(max(0.0, started + due - clock()))
+            began = clock() - started
+            if began > 2 * seconds:
+                break
+            samples.append((began - due, sum(self.query(self._next()))))
+        with open(out, "wb") as file:
+            file.write(b"".join(SAMPLE.pack(*sample) for sample in samples))
+        return {"offered": len(times), "served": len(samples), "seconds": max(seconds, clock() - started)}
+
+    def each(self, repeats: int, out: str, seed: int) -> Dict[str, Any]:
+        """(number of the input, seconds of its invoke), every input so many times, in random order."""
+        draw, end = random.Random(seed), time.perf_counter() + UNTIMED_LIMIT_S
+        with open(out, "wb") as file:
+            for _ in range(repeats):
+                for index in draw.sample(range(len(self.prepared)), len(self.prepared)):
+                    file.write(SAMPLE.pack(index, self.query(self.prepared[index])[1]))
+                if time.perf_counter() > end:
+                    break
+        return {}
+
+    def _next(self) -> List[Any]:
+        self.position += 1
+        found: List[Any] = self.prepared[self.order[(self.position - 1) % len(self.order)]]
+        return found
 
     def processing(self, count: int) -> Dict[str, List[float]]:
         """Seconds of preparing a sample and of fetching the outputs, up to `count` times each."""
@@ -289,6 +327,18 @@ def _block(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
     return result
 
 
+def _arrivals(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
+    result: Dict[str, Any] = state["runner"].arrivals(
+        request["rate"], request["seconds"], request["seed"], request["out"]
+    )
+    return result
+
+
+def _each(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
+    result: Dict[str, Any] = state["runner"].each(request["repeats"], request["out"], request["seed"])
+    return result
+
+
 def _processing(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
     result: Dict[str, Any] = state["runner"].processing(request["count"])
     return result
@@ -314,6 +364,8 @@ ANSWERS = {
     "executed": _executed,
     "warm_up": _warm_up,
     "block": _block,
+    "arrivals": _arrivals,
+    "each": _each,
     "processing": _processing,
     "memory": _memory,
     "infer": _infer,

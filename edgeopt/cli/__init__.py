@@ -22,6 +22,7 @@ COMMANDS = {
     "optimize": "optimize",
     "bench": "bench",
     "compare": "bench",
+    "load": "load",
     "power": "power",
     "flash": "release",
     "validate": "release",

@@ -1,0 +1,91 @@
+"""edgeopt load: throughput, latency under random arrivals, slow inputs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ConfigError
+from .bench import input_options, place
+from .bench import load as load_inputs
+from .common import Where, device_options, json_option, power_mode_options, print_json
+from .display import Display
+
+
+@click.command(short_help="Throughput, latency under random arrivals, slow inputs.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 64),
+    multiple=True,
+    help="So many copies of the model at once; repeat it for several. One is always measured.  [default: 1, cores]",
+)
+@click.option(
+    "--rate",
+    "rates",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    help="Queries a second that arrive at random (Poisson); repeat it.  [default: 50 and 80 % of what one stream does]",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=1), default=10.0, show_default=True, help="Length of each measurement."
+)
+@device_options
+@power_mode_options
+@input_options
+@json_option
+def load(
+    model: Path,
+    streams: tuple[int, ...],
+    rates: tuple[float, ...],
+    seconds: float,
+    where: Where,
+    power_mode: dict[str, Any],
+    inputs: Path | None,
+    use_random: bool,
+    threads: int | None,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """MODEL (a bundle or a model file) under load: how many queries a second, how late the answers come when queries
+    arrive at random times, and how much slower the slowest 1 % of real inputs are.
+
+    \b
+    Example:
+      edgeopt load model.tflite --inputs real.npz --rate 20 --rate 40 --device ssh://pi@raspberrypi
+    """
+    from .. import load as job
+    from .. import measure
+
+    if len(set(rates)) < len(rates) or len(set(streams)) < len(streams):
+        raise ConfigError("--rate and --streams: each value once")
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeopt-load-") as text,
+        Display(f"{model.name} on {where.device}") as show,
+    ):
+        folder = Path(text)
+        (artifact,), shards = load_inputs([model], inputs, use_random, threads, folder)
+        session, python = where.open(show, *place([model]))
+        with session:
+            facts = session.facts()
+            measure.require_runtime(facts, artifact.runtime, session.address, python)
+            artifact.require_fit(facts["runtimes"], session.address, model if model.suffix == ".edgeopt" else None)
+            wanted = streams or (facts["cores_allowed"],)
+            found = job.measured(session, artifact, shards, wanted, rates, seconds, seed, folder, power_mode)
+        board = {**facts, **where.board(session)}
+    marks = found.pop("marks") + ([] if shards else ["random inputs"])
+    document = {"device": session.address, "board": board, "name": artifact.name, "threads": artifact.threads}
+    document = {**document, **found, "marks": marks}
+    print_json(document) if as_json else _show(document)
+    return 0
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ..report import under_load
+
+    under_load.render(document, Console())

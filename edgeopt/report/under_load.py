@@ -1,0 +1,55 @@
+"""What `load` found, on one screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import units
+
+NAMED = 10  # slow inputs
+
+
+def render(document: dict[str, Any], console: Console) -> None:
+    """Throughput by streams, latency by arrival rate, the slowest inputs, and the marks."""
+    board = document["board"]
+    place = units.text(board["model"] or board["hostname"])
+    console.print(Text(f"{place}, {units.text(board['cpu_model'])}, at {document['device']}", "bold"))
+    console.print(Text(f"{units.text(document['name'], 60)}, {units.count(document['threads'])} threads a stream"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("streams", "a second", "p50", "p90", "p99"):
+        table.add_column(title, justify="right")
+    for row in document["streams"]:
+        table.add_row(units.count(row["streams"]), f"{row['per_second']:.1f}", *_latency(row["latency"]))
+    console.print(Text("copies at once, each asked again as soon as it has answered"))
+    console.print(table)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("arriving", "busy", "p50", "p90", "p99", "of it waiting"):
+        table.add_column(title, justify="right")
+    for row in document["arrivals"]:
+        waiting = Text(units.quantity(row["waiting"]["p50_s"]["value"], "s"))
+        table.add_row(f"{row['rate_per_s']:.1f}/s", units.share(row["busy_share"]), *_latency(row["latency"]), waiting)
+    console.print(Text("one copy, queries that arrive at random; from arrival to answer"))
+    console.print(table)
+    for row in document["arrivals"]:
+        if row["invalid"]:
+            console.print(Text(f"at {row['rate_per_s']:.1f} a second: {row['invalid']}", "yellow"))
+    if slow := document["slow_inputs"]:
+        console.print(Text(_slow(slow)))
+    for mark in document["marks"]:
+        console.print(Text(f"marked: {units.text(mark)}", "yellow"))
+
+
+def _latency(figures: dict[str, Any]) -> list[Text]:
+    return [Text(units.quantity(figures[name]["value"], "s")) for name in ("p50_s", "p90_s", "p99_s")]
+
+
+def _slow(slow: dict[str, Any]) -> str:
+    if slow["invalid"]:
+        return f"the slowest inputs are not told: {slow['invalid']}"
+    which = ", ".join(str(number) for number in slow["inputs"][:NAMED])
+    return f"the slowest 1 % of {slow['n']} inputs take {slow['ratio']:.2f}× the median (samples {which})"

@@ -1,0 +1,84 @@
+"""`edgeopt load`: streams, Poisson arrivals and slow inputs, on this machine as the board."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from boards import dense_tflite
+from conftest import Run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(dense_tflite(512, 512))
+    return path
+
+
+def load(cli: Run, model: Path, *options: str, code: int = 0) -> dict[str, Any]:
+    root = model.parent / "root"
+    done = cli("load", str(model), "--seconds", "1", "--root", str(root), "--json", *options)
+    assert done.returncode == code, done.stderr
+    return dict(json.loads(done.stdout)) if code == 0 else {"errors": done.stderr}
+
+
+def test_streams_arrivals_and_slow_inputs(cli: Run, model: Path) -> None:
+    np.savez(model.parent / "inputs.npz", x=np.random.default_rng(0).normal(size=(40, 512)).astype(np.float32))
+    found = load(cli, model, "--inputs", str(model.parent / "inputs.npz"), "--streams", "2", "--rate", "50")
+    assert [row["streams"] for row in found["streams"]] == [1, 2]
+    assert all(row["per_second"] > 50 for row in found["streams"])
+    (arrivals,) = found["arrivals"]
+    assert 20 < arrivals["offered"] < 100  # Poisson with mean 50: outside 8 standard deviations
+    assert arrivals["served"] == arrivals["offered"]
+    assert arrivals["latency"]["p50_s"]["value"] >= arrivals["waiting"]["p50_s"]["value"] >= 0
+    assert 0 < arrivals["busy_share"] < 1
+    slow = found["slow_inputs"]
+    assert (slow["n"], len(slow["inputs"]), slow["invalid"]) == (40, 1, None)
+    assert slow["ratio"] >= 1
+
+
+def test_more_than_the_board_can_do_is_said(cli: Run, tmp_path: Path) -> None:
+    model = tmp_path / "model.tflite"
+    model.write_bytes(dense_tflite(4096, 4096))  # some milliseconds
+    found = load(cli, model, "--random", "--rate", "20000")
+    (arrivals,) = found["arrivals"]
+    assert arrivals["served"] < arrivals["offered"]
+    assert "cannot keep up" in arrivals["invalid"]
+    assert found["slow_inputs"] is None
+    assert "random inputs" in found["marks"]
+
+
+def test_the_same_seed_gives_the_same_arrivals(cli: Run, model: Path) -> None:
+    offered = [
+        load(cli, model, "--random", "--rate", "200", "--seed", seed)["arrivals"][0]["offered"] for seed in "334"
+    ]
+    assert offered[0] == offered[1]
+    assert offered[2] != offered[0]
+
+
+def test_the_rates_are_shares_of_one_stream_where_none_are_named(cli: Run, model: Path) -> None:
+    found = load(cli, model, "--random", "--streams", "1")
+    one = found["streams"][0]["per_second"]
+    assert [row["rate_per_s"] / one for row in found["arrivals"]] == pytest.approx([0.5, 0.8])
+
+
+def test_few_inputs_have_no_slowest_hundredth(cli: Run, model: Path) -> None:
+    np.savez(model.parent / "few.npz", x=np.zeros((5, 512), np.float32))
+    found = load(cli, model, "--inputs", str(model.parent / "few.npz"), "--rate", "20")
+    assert found["slow_inputs"]["invalid"] == "n=5 inputs, needs 20"
+
+
+def test_a_value_given_twice_is_refused(cli: Run, model: Path) -> None:
+    assert "each value once" in load(cli, model, "--random", "--rate", "5", "--rate", "5", code=2)["errors"]
+
+
+def test_the_screen_shows_every_table(cli: Run, model: Path) -> None:
+    root = str(model.parent / "root")
+    done = cli("load", str(model), "--random", "--seconds", "1", "--rate", "20", "--root", root)
+    assert done.returncode == 0, done.stderr
+    for words in ("a second", "arriving", "20.0/s", "random inputs"):
+        assert words in done.stdout
