@@ -31,7 +31,7 @@ def render(document: dict[str, Any], console: Console) -> None:
     for title in ("arriving", "busy", "p50", "p90", "p99", "of it waiting"):
         table.add_column(title, justify="right")
     for row in document["arrivals"]:
-        waiting = Text(units.quantity(row["waiting"]["p50_s"]["value"], "s"))
+        waiting = Text(_short(row["waiting"]["p50_s"]))
         table.add_row(f"{row['rate_per_s']:.1f}/s", units.share(row["busy_share"]), *_latency(row["latency"]), waiting)
     console.print(Text("one copy, queries that arrive at random; from arrival to answer"))
     console.print(table)
@@ -45,7 +45,12 @@ def render(document: dict[str, Any], console: Console) -> None:
 
 
 def _latency(figures: dict[str, Any]) -> list[Text]:
-    return [Text(units.quantity(figures[name]["value"], "s")) for name in ("p50_s", "p90_s", "p99_s")]
+    return [Text(_short(figures[name])) for name in ("p50_s", "p90_s", "p99_s")]
+
+
+def _short(figure: dict[str, Any]) -> str:
+    """Without its interval, which the JSON has; why there is none."""
+    return units.figure(figure, "s") if figure["value"] is None else units.quantity(figure["value"], "s")
 
 
 def _slow(slow: dict[str, Any]) -> str:
