@@ -221,7 +221,9 @@ class Runner:
         samples: List[Tuple[float, float]] = []
         started = clock()
         for due in times:
-            time.sleep(max(0.0, started + due - clock()))
+            early = started + due - clock()
+            if early > 0:
+                time.sleep(early)
             began = clock() - started
             if began > 2 * seconds:
                 break
