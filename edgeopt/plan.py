@@ -25,6 +25,7 @@ OBJECTIVE_OF = {
     "peak_memory_bytes": "peak_memory_bytes",
 }
 BUDGETS = tuple(OBJECTIVE_OF)
+NPUS = ("ethos-u65-256", "ethos-u65-512")  # that artifacts can be compiled for (lower.ethosu)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,16 @@ class Threads:
     kind: str = "threads"
 
 
-Step = Prune | Recover | Lower | Threads
+@dataclasses.dataclass(frozen=True)
+class Npu:
+    """Compile the artifact for an NPU (a key of lower.ethosu.SYSTEMS), which the board reaches through `delegate`."""
+
+    configuration: str
+    delegate: str
+    kind: str = "npu"
+
+
+Step = Prune | Recover | Lower | Threads | Npu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +115,7 @@ class Plan:
     more_threads: tuple[int, ...]  # what the rung 'threads' tries
     seed: int
     prunes: tuple[tuple[Prune, Recover], ...]
+    npu: Npu | None = None  # what the rung 'npu' compiles for
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -171,6 +182,9 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
     rungs = tuple(rung for rung in RUNGS if rung in ladder.rungs)
     if "prune" in rungs and run_file.model.source != "torch":
         rungs = _without_pruning(run_file, rungs)
+    npu = _npu(run_file, board, runtime) if "npu" in rungs else None
+    if npu is None:
+        rungs = tuple(rung for rung in rungs if rung != "npu")
     recover = Recover(prune.epochs, prune.learning_rate, prune.batch, ladder.seed)
     return Plan(
         name=run_file.name,
@@ -189,6 +203,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         more_threads=_more_threads(ladder.threads, board),
         seed=ladder.seed,
         prunes=tuple((Prune(ratio, prune.round_to), recover) for ratio in prune.ratios),
+        npu=npu,
     )
 
 
@@ -198,6 +213,8 @@ def require_packages(plan: Plan, abilities: Abilities) -> None:
     needed = [("torch", "torch")] if source == "torch" else [("onnx", "onnx"), ("onnx", "onnxruntime")]
     if "prune" in plan.rungs:
         needed.append(("torch", "torch_pruning"))
+    if plan.npu is not None:
+        needed.append(("npu", "ethosu"))
     ability = abilities[plan.runtime]
     needed += [(ability.extra, module) for module in ability.modules]
     for extra, module in needed:
@@ -246,6 +263,31 @@ def _without_pruning(run_file: RunFile, rungs: tuple[str, ...]) -> tuple[str, ..
             "trained; give it as [model] torch, or leave 'prune' out"
         )
     return tuple(rung for rung in rungs if rung != "prune")
+
+
+def _npu(run_file: RunFile, board: DeviceProfile, runtime: str) -> Npu | None:
+    """What to compile for; None where the profile has no such NPU. Asked for by name, that is an error."""
+    own = board.npu
+    lacks = (
+        "has no [npu]"
+        if own is None
+        else "names no [npu] macs_per_cycle"
+        if own.configuration is None
+        else "names no [npu] delegate"
+        if own.delegate is None
+        else f"has an NPU {own.configuration}; artifacts can be compiled for {', '.join(NPUS)} only"
+        if own.configuration not in NPUS
+        else f"is used with runtime '{runtime}'; artifacts for NPUs are of tflite"
+        if runtime != "tflite"
+        else None
+    )
+    if lacks is None and own is not None and own.configuration is not None and own.delegate is not None:
+        return Npu(own.configuration, own.delegate.value)
+    if "rungs" in run_file.ladder.model_fields_set:
+        raise PlanError(
+            f"[ladder] rungs holds 'npu', but profile '{board.id}' {lacks}; leave 'npu' out, or complete it"
+        )
+    return None
 
 
 def _more_threads(least: int, board: DeviceProfile) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from .config import Allowed, Choices, Conflict, Section, show
 from .profile import Budget
 from .task import CLASS_METRICS
 
-RUNGS = ("fp32", "fp16", "int8", "threads", "prune")
+RUNGS = ("fp32", "fp16", "int8", "npu", "threads", "prune")
 
 Text = Annotated[str, Field(min_length=1), Allowed("text, not empty")]
 Spec = Annotated[

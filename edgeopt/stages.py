@@ -25,7 +25,7 @@ from .device.session import Session
 from .errors import ConfigError, ModelError
 from .ladder import Recipe
 from .measure import Comparison
-from .plan import Lower, Plan, Prune, Recover, Threads
+from .plan import Lower, Npu, Plan, Prune, Recover, Threads
 from .runfile import ModelSection
 from .task import Array, Samples, TaskObject, check_labels, check_outputs, plain_arrays, read_npz, samples_of, split
 
@@ -218,6 +218,11 @@ def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]
     preprocess_steps = [
         [*own, *adapters] for own, adapters in zip(bench.plan.preprocess, notes["adapters"], strict=True)
     ]
+    if isinstance(npu := steps.get("npu"), Npu):
+        from .lower import ethosu
+
+        folder, notes["notes"]["npu"] = ethosu.stage(bench.cache, folder / notes["files"][0], npu, bench.progress)
+        notes["options"]["delegate"] = npu.delegate
     paths = [folder / file for file in notes["files"]]
     count = threads.count if isinstance(threads, Threads) else bench.plan.threads
     made = Artifact.of_files(paths, lowering.runtime, count, preprocess_steps, notes["options"], recipe.name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import Contents, Operator, Port, mapped, release
 
 KIND = "TFLite model"
+ETHOS_U = "ethos-u"  # the custom operator that Vela packs an NPU's part of a model into
 
 # The schema's numbers. Fields of a table by their index in it.
 MODEL_OPCODES, MODEL_GRAPHS, MODEL_BUFFERS, MODEL_METADATA = 1, 2, 4, 6
@@ -114,7 +115,7 @@ def read(path: Path) -> Contents:
         )
 
 
-def problems(contents: Contents, package: dict[str, str]) -> list[str]:
+def problems(contents: Contents, package: dict[str, str], options: Mapping[str, Any]) -> list[str]:
     """See the package's docstring."""
     found = []
     needed = contents.versions["min_runtime"]  # TensorFlow's releases, which ai-edge-litert begins behind
@@ -127,6 +128,14 @@ def problems(contents: Contents, package: dict[str, str]) -> list[str]:
             found.append(
                 f"operator '{operator.kind}' ({first.node}) is TensorFlow's own and needs its Flex delegate; convert "
                 "the model with TFLite's built-in operators alone"
+            )
+        elif operator.domain == "custom" and str(options.get("delegate", "")).startswith("/"):
+            continue  # the vendor's library knows them, or refuses them there
+        elif operator.kind == ETHOS_U:
+            found.append(
+                f"operator '{ETHOS_U}' ({first.node}) was compiled for an Arm NPU, which TFLite reaches through the "
+                "vendor's delegate only; name that library with --option delegate=/usr/lib/libethosu_delegate.so, "
+                "or as delegate in the profile's [npu]; or take the model from before that step"
             )
         elif operator.domain == "custom" and operator.kind not in REGISTERED:
             found.append(
