@@ -10,6 +10,8 @@ from typing import Any
 from . import formats
 from .cache import key_of, sha256_bytes, sha256_file
 from .errors import ConfigError, IntegrityError, ModelError
+from .formats import tflite
+from .profile import DeviceProfile
 
 Steps = list[list[dict[str, Any]]]
 
@@ -95,6 +97,15 @@ class Artifact:
             if sha256_bytes(found[path.name]) != sha256:
                 raise IntegrityError(f"{path} changed while it was used; run again")
         return found
+
+
+def options_for(path: Path, profile: DeviceProfile | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The runtime's settings: those given, and for what was compiled for an NPU the delegate that the profile names."""
+    npu = profile.npu if profile else None
+    if "delegate" in given or npu is None or npu.delegate is None or path.suffix != ".tflite":
+        return dict(given)
+    is_compiled = any(operator.kind == tflite.ETHOS_U for operator in formats.read(path).operators)
+    return {"delegate": npu.delegate.value, **given} if is_compiled else dict(given)
 
 
 def of_model(path: Path, threads: int, name: str | None = None, options: Mapping[str, Any] | None = None) -> Artifact:

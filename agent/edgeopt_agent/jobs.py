@@ -178,11 +178,12 @@ def cancel(root: str, job: str) -> Dict[str, Any]:
 
 def work(root: str, folder: str) -> None:
     """The detached process: runs the job of `folder` and leaves result.json, whatever happens."""
-    from . import bench, energy, environment, releases
+    from . import bench, energy, environment, placement, releases
 
     kinds = {
         "bench": bench.run,
         "infer": bench.infer,
+        "operators": placement.run,
         "energy": energy.run,
         "activate": releases.activate,
         "rollback": releases.rollback_job,

@@ -26,6 +26,15 @@ LAST_OF_TFLITE_RUNTIME, LAST_OF_LITERT = 161, 209
 ABSENT_OF_LITERT = {162, 164, *range(167, 176), *range(177, 181), *range(182, 190), *range(191, 195), 196, 197, 199}
 ABSENT_OF_LITERT |= {200, 202, 208}
 NEWEST_KNOWN = (2, 3)
+# Built-in operators that models of the field hold, by their number.
+NAMES = {
+    **{0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE"},
+    **{9: "FULLY_CONNECTED", 14: "LOGISTIC", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU", 21: "RELU6", 22: "RESHAPE"},
+    **{23: "RESIZE_BILINEAR", 25: "SOFTMAX", 28: "TANH", 34: "PAD", 36: "GATHER", 39: "TRANSPOSE", 40: "MEAN"},
+    **{41: "SUB", 42: "DIV", 45: "STRIDED_SLICE", 49: "SPLIT", 53: "CAST", 65: "SLICE", 67: "TRANSPOSE_CONV"},
+    **{74: "SUM", 83: "PACK", 97: "RESIZE_NEAREST_NEIGHBOR", 114: "QUANTIZE", 117: "HARD_SWISH", 126: "BATCH_MATMUL"},
+    **{128: "CUMSUM", 150: "GELU"},
+}
 # Custom operators that the interpreter's own resolver registers (tensorflow/lite/core/kernels/register.cc).
 REGISTERED = {"TFLite_Detection_PostProcess", "NumericVerify", "Mfcc", "AudioSpectrogram"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import units
@@ -10,7 +10,7 @@ from . import units
 NAME_LIMIT = 60
 REASON_LIMIT = 200
 NOT_TOLD = "not told"
-MOST_ROWS = 40
+UNTIMED = "this runtime times no operator"
 
 
 def npu(found: Mapping[str, Any] | None) -> list[tuple[str, list[str]]]:
@@ -39,6 +39,38 @@ def npu_words(found: Mapping[str, Any] | None) -> str:
     left = [str(entry.get("operator")) for entry in ((found or {}).get("placement") or {}).get("on_cpu") or []]
     rest = f"; on the CPU: {units.text(', '.join(left), 200)}" if left else ""
     return f"{sections['NPU'][0]}{rest}; {sections['estimate'][0]}"
+
+
+def places(found: Mapping[str, Any] | None) -> str:
+    """Where operators ran, the place with the most first: "XNNPACK 61, CPU 1 (CUMSUM)"."""
+    if not found:
+        return NOT_TOLD
+    ordered = sorted(found.items(), key=lambda item: -sum(item[1].values()))
+    said = []
+    for number, (place, operators) in enumerate(ordered):
+        names = f" ({units.text(', '.join(operators), NAME_LIMIT)})" if number else ""
+        said.append(f"{units.text(place, 40)} {units.count(sum(operators.values()))}{names}")
+    return ", ".join(said)
+
+
+def table(
+    operators: Sequence[Mapping[str, Any]], conversions: Mapping[str, int]
+) -> tuple[list[tuple[str, str, str, str, str]], str]:
+    """(a row (operator, place, type, MACs, time) for each that ran, a note that sums up)."""
+    rows = [
+        (
+            units.text(one["op"], 40),
+            units.text(one["place"], 30),
+            units.text(one["type"] or NOT_TOLD, 20),
+            units.count(one["macs"]) if one["macs"] else "",
+            units.quantity(one["seconds"], "s") if units.known(one["seconds"]) else "",
+        )
+        for one in operators
+    ]
+    times = [one["seconds"] for one in operators if units.known(one["seconds"])]
+    said = ", ".join(f"{count} {units.text(name, 30)}" for name, count in conversions.items())
+    timed = f"{units.quantity(sum(times), 's')} in all, of runs of their own" if times else UNTIMED
+    return rows, f"{timed}; conversions: {said or 'none'}"
 
 
 def _left(entry: Mapping[str, Any]) -> str:
