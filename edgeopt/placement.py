@@ -89,12 +89,14 @@ def refusal(ran: Sequence[Mapping[str, Any]], artifact: Artifact, demand: Demand
         much = f", {macs:.1%} of its multiply-accumulates" if macs is not None else ""
         return (
             f"{len(outside)} of {len(ran)} operators do not run on {wanted}{much}: {_names(outside, 'place')}; allow "
-            "it by the operator's name with --allow-fallback, or take another model or accelerator"
+            "it by the operator's name with --allow-fallback or [ladder] allow_fallback, or take another model"
         )
     if demand.int8_share is None:
         return None
     counted = [one for one in ran if one["macs"]]
     found = share([one for one in counted if one["type"] == "int8"], ran)
+    if found is None and wanted is not None:
+        return None  # the accelerator does not tell, and computes nothing in float
     if found is None:
         return "the runtime tells of no multiply-accumulates, so a share of int8 cannot be shown; leave --require-int8"
     if found >= demand.int8_share:
@@ -103,6 +105,31 @@ def refusal(ran: Sequence[Mapping[str, Any]], artifact: Artifact, demand: Demand
     return (
         f"{found:.1%} of its multiply-accumulates are computed in int8, {demand.int8_share:.1%} are required; in other "
         f"types: {_names(others, 'type')}"
+    )
+
+
+def is_refused(executed: Mapping[str, Any], artifact: Artifact, demand: Demand) -> bool:
+    """As refusal, by what every measurement brings; it has no operators' names."""
+    wanted, macs = accelerator(artifact.runtime, artifact.options), executed.get("macs") or {}
+    kinds = [{"op": op, "place": place} for place, own in (executed.get("places") or {}).items() for op in own]
+    if wanted is not None and left_out(kinds, wanted, demand.allowed):
+        return True
+    total = sum(macs.values())
+    return demand.int8_share is not None and bool(total) and macs.get("int8", 0) / total < demand.int8_share
+
+
+def planned(npu: Mapping[str, Any] | None, demand: Demand) -> str | None:
+    """Why what an NPU's compiler left to the processor is not allowed, in words; None where it is."""
+    left = (npu or {}).get("placement", {}).get("on_cpu") or []
+    outside = [
+        one for one in left if one["operator"] not in CONVERSIONS and not {one["operator"], ANY} & set(demand.allowed)
+    ]
+    if not outside:
+        return None
+    told = ", ".join(f"{one['operator']} '{_short(one['name'])}' ({one['reason']})" for one in outside[:SHOWN])
+    more = f" and {len(outside) - SHOWN} more" if len(outside) > SHOWN else ""
+    return f"the NPU's compiler leaves {len(outside)} operators to the CPU: {told}{more}; name them in [ladder] " + (
+        "allow_fallback to allow it"
     )
 
 

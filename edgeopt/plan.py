@@ -116,6 +116,8 @@ class Plan:
     seed: int
     prunes: tuple[tuple[Prune, Recover], ...]
     npu: Npu | None = None  # what the rung 'npu' compiles for
+    require_int8: float | None = None  # of the multiply-accumulates of an int8 artifact, as the board executes it
+    allow_fallback: tuple[str, ...] = ()  # operators that may stay on the processor where an NPU is used
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -140,6 +142,8 @@ class Plan:
                 for name in ("objective", "budgets", "floor_drop", "min_gain", "mode", "threads", "seed", "runtime")
             },
             "rungs": list(self.rungs),
+            **({"require_int8": self.require_int8} if self.require_int8 is not None else {}),
+            **({"allow_fallback": list(self.allow_fallback)} if self.allow_fallback else {}),
             "metric": self.run_file.task.metric or self.run_file.task.object,
         }
 
@@ -204,6 +208,8 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         seed=ladder.seed,
         prunes=tuple((Prune(ratio, prune.round_to), recover) for ratio in prune.ratios),
         npu=npu,
+        require_int8=ladder.require_int8,
+        allow_fallback=ladder.allow_fallback,
     )
 
 
@@ -265,29 +271,24 @@ def _without_pruning(run_file: RunFile, rungs: tuple[str, ...]) -> tuple[str, ..
     return tuple(rung for rung in rungs if rung != "prune")
 
 
-def _npu(run_file: RunFile, board: DeviceProfile, runtime: str) -> Npu | None:
-    """What to compile for; None where the profile has no such NPU. Asked for by name, that is an error."""
+def npu_of(board: DeviceProfile) -> Npu | None:
+    """What artifacts can be compiled for; None where the profile has no such NPU, or does not tell all of it."""
     own = board.npu
-    lacks = (
-        "has no [npu]"
-        if own is None
-        else "names no [npu] macs_per_cycle"
-        if own.configuration is None
-        else "names no [npu] delegate"
-        if own.delegate is None
-        else f"has an NPU {own.configuration}; artifacts can be compiled for {', '.join(NPUS)} only"
-        if own.configuration not in NPUS
-        else f"is used with runtime '{runtime}'; artifacts for NPUs are of tflite"
-        if runtime != "tflite"
-        else None
-    )
-    if lacks is None and own is not None and own.configuration is not None and own.delegate is not None:
-        return Npu(own.configuration, own.delegate.value)
-    if "rungs" in run_file.ladder.model_fields_set:
+    if own is None or own.configuration not in NPUS or own.delegate is None:
+        return None
+    return Npu(own.configuration, own.delegate.value)
+
+
+def _npu(run_file: RunFile, board: DeviceProfile, runtime: str) -> Npu | None:
+    """As npu_of, of artifacts of this runtime. Where there is none, a rung that is asked for by name is an error."""
+    found = npu_of(board) if runtime == "tflite" else None
+    if found is None and "rungs" in run_file.ladder.model_fields_set:
         raise PlanError(
-            f"[ladder] rungs holds 'npu', but profile '{board.id}' {lacks}; leave 'npu' out, or complete it"
+            f"[ladder] rungs holds 'npu', which compiles tflite artifacts for {' or '.join(NPUS)}: profile "
+            f"'{board.id}' with runtime '{runtime}' has none whose [npu] tells model, macs_per_cycle and delegate; "
+            "leave 'npu' out, or complete the profile"
         )
-    return None
+    return found
 
 
 def _more_threads(least: int, board: DeviceProfile) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from .cache import Cache, key_of, sha256_file, source_of, versions
 from .device.session import Session
 from .errors import ConfigError, ModelError
 from .ladder import Recipe
+from .lower import ethosu
 from .measure import Comparison
 from .plan import Lower, Npu, Plan, Prune, Recover, Threads
 from .runfile import ModelSection
@@ -219,8 +220,6 @@ def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]
         [*own, *adapters] for own, adapters in zip(bench.plan.preprocess, notes["adapters"], strict=True)
     ]
     if isinstance(npu := steps.get("npu"), Npu):
-        from .lower import ethosu
-
         folder, notes["notes"]["npu"] = ethosu.stage(bench.cache, folder / notes["files"][0], npu, bench.progress)
         notes["options"]["delegate"] = npu.delegate
     paths = [folder / file for file in notes["files"]]
