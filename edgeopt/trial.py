@@ -52,7 +52,7 @@ def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
         run.artifacts[recipe.name] = artifact
         run.outputs[recipe.name] = stages.board_outputs(run.bench, run.session, run.facts, artifact, "selection")
     except (ModelError, PlanError, AgentFailure) as error:
-        if not trials or (isinstance(error, AgentFailure) and error.kind != "runtime"):
+        if not trials or (isinstance(error, AgentFailure) and error.kind not in ("runtime", "fallback")):
             raise
         return _failed(recipe, str(error))
     rivals = [recipe.name]

@@ -250,3 +250,44 @@ def test_efficientnet_lite0_runs_on_the_npu(tmp_path: Path) -> None:
     assert [one["operator"] for one in placed["on_cpu"]] == ["QUANTIZE", "DEQUANTIZE"]  # its float inputs and outputs
     assert found["options"] == {"delegate": profile.load("imx93-evk").npu.delegate.value}  # type: ignore[union-attr]
     assert {figure["how"] for figure in found["npu"]["estimate"].values()} == {"simulated"}
+
+
+NET = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(self.first(image).relu(), 1), 1))
+
+
+def load() -> nn.Module:
+    return Net().eval()
+"""
+
+
+@vela
+def test_optimize_never_takes_the_cpu_for_the_npu(tmp_path: Path) -> None:
+    """On a board without the delegate the compiled candidate fails, and says why; the others go on."""
+    pytest.importorskip("litert_torch")
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "nets.py").write_text(NET)
+    np.savez(tmp_path / "data.npz", image=rng.normal(size=(24, 3, 8, 8)).astype(np.float32), label=np.arange(24) % 4)
+    (tmp_path / "edgeopt.toml").write_text(
+        RUN_FILE.replace("floor_drop", 'rungs = ["fp32", "int8", "npu"], floor_drop')
+    )
+    where = ["--root", tmp_path / "board", "--cache", tmp_path / "cache", "--out", tmp_path / "run"]
+    done = run_cli("optimize", tmp_path, *where, "--allow-undecided", "--json")
+    assert done.returncode in (0, 10), done.stderr
+    trials = {trial["name"]: trial for trial in json.loads(done.stdout)["trials"]}
+    assert trials["int8-npu"]["verdict"] == "failed"
+    assert "the delegate /usr/lib/libethosu_delegate.so is not on this board" in trials["int8-npu"]["reason"]
+    assert trials["int8"]["verdict"] != "failed"
