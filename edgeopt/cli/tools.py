@@ -264,6 +264,7 @@ def bundle(
       edgeopt bundle q.onnx --reference net.onnx --inputs t.npz --labels y --metric top1 --device pi --out q.edgeopt
     """
     from .. import formats, profile
+    from ..artifact import options_for
     from ..tools import bundling, lowering
     from ..tools import reference as references
 
@@ -275,6 +276,7 @@ def bundle(
     contents = formats.read(model)
     given, names = bundling.samples_of(contents, inputs, labels)
     steps, settings = bundling.read_steps(preprocess, names)
+    settings = options_for(model, board, settings)
     bundling.require_samples_fit(contents, given, steps)
     wanted = bundling.Wanted(name or model.stem, board, root, python, threads, metric, floor_drop, steps, settings)
     bundling.require_wanted(contents, wanted)

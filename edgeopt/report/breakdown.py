@@ -116,6 +116,7 @@ def detail(trial: dict[str, Any]) -> dict[str, Any]:
         "precision": _precision(executed, artifact.get("options") or {}),
         "macs": _macs(executed.get("macs"), notes.get("int8_mac_share")),
         "parity": [_stage(stage) for stage in parity or [] if isinstance(stage, dict)],
+        "places": placement.places(executed.get("places")),
         "npu": placement.npu_words(notes.get("npu")),
         "extra": _counts(notes.get("transposes_and_pads")),
         "files": ", ".join(units.text(name, NAME_LIMIT) for name in artifact.get("files") or {}) or "not told",
@@ -131,7 +132,8 @@ def detail_words(trial: dict[str, Any]) -> str:
     precision = f"float parts in {said['precision']}" if said["precision"] != "not told" else ""
     macs = f"MACs {said['macs']}" if said["macs"] != "not told" else ""
     parity = "; ".join(f"{stage['stage']} {stage['short']}" for stage in said["parity"])
-    ran = ", ".join(filter(None, (threads, precision, macs)))
+    places = f"on {said['places']}" if said["places"] != "not told" else ""
+    ran = ", ".join(filter(None, (threads, precision, macs, places)))
     return "; ".join(filter(None, (ran, said["npu"], f"against the source: {parity}" if parity else "")))
 
 
