@@ -127,7 +127,7 @@ def test_a_float_model_is_refused_with_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
-        ([], 2, "name a profile that has one with --profile"),
+        ([], 2, "can be compiled for the NPU of a --profile that has one"),
         (["--profile", "raspberry-pi-4"], 6, "profile 'raspberry-pi-4' has no [npu]"),
         (["--profile", "imx93-evk", "--scheme", "int8"], 2, "takes no --scheme"),
         (["--profile", "imx93-evk", "--to", "openvino"], 2, "takes no --to"),

@@ -78,7 +78,7 @@ def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **ho
       edgeopt convert my_package.models:load --shape 1,3,224,224 --scheme fp16 --out net.tflite
       edgeopt convert int8.tflite --profile imx93-evk --out npu.tflite
     """
-    if model.endswith(".tflite"):
+    if model.endswith(".tflite") and how["profile"]:
         return _compile(Path(model), shapes, as_json, **how)
     return _lower(model, shapes, as_json, **how)
 
@@ -114,7 +114,7 @@ def _compile(
     shapes: tuple[tuple[int, ...], ...],
     as_json: bool,
     to: str | None,
-    profile: str | None,
+    profile: str,
     inputs: Path | None,
     out: Path,
     overwrite: bool,
@@ -128,10 +128,9 @@ def _compile(
         raise ConfigError(f"{model}: compiling a .tflite for an NPU takes no {wrong[0]}; leave it out")
     if out.suffix != ".tflite":
         raise ConfigError(f"--out {out}: an artifact for tflite ends in .tflite; rename it")
-    board = load(profile) if profile else None
     place = lowering.writable(out, overwrite)
     with Display(f"{model} for {profile}") as display:
-        document = npu.convert(model, board, place, display.event)
+        document = npu.convert(model, load(profile), place, display.event)
     print_json(document) if as_json else tool_screens.show_npu(document)
     return 0
 

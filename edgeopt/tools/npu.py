@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeopt import formats
 from edgeopt.cache import sha256_file
-from edgeopt.errors import ConfigError, PlanError
+from edgeopt.errors import PlanError
 from edgeopt.lower import ethosu
 from edgeopt.plan import NPUS
 from edgeopt.profile import DeviceProfile
@@ -17,15 +17,11 @@ from edgeopt.profile import DeviceProfile
 from .lowering import SCRATCH, Clock, Say
 
 
-def target(model: Path, profile: DeviceProfile | None) -> tuple[str, str | None]:
+def target(profile: DeviceProfile) -> tuple[str, str | None]:
     """(configuration, the delegate's path if the profile names it) of the profile's NPU.
 
-    Raises ConfigError, PlanError.
+    Raises PlanError.
     """
-    if profile is None:
-        raise ConfigError(
-            f"{model}: a .tflite is converted for an NPU only; name a profile that has one with --profile imx93-evk"
-        )
     npu = profile.npu
     if npu is None or npu.configuration not in NPUS:
         found = f"has {npu.configuration or npu.model.value}" if npu else "has no [npu]"
@@ -36,10 +32,10 @@ def target(model: Path, profile: DeviceProfile | None) -> tuple[str, str | None]
     return npu.configuration, npu.delegate.value if npu.delegate else None
 
 
-def convert(model: Path, profile: DeviceProfile | None, out: Path, say: Say) -> dict[str, Any]:
+def convert(model: Path, profile: DeviceProfile, out: Path, say: Say) -> dict[str, Any]:
     """Writes the compiled artifact to `out` and returns what is known of it, JSON-able; not run here, so not compared
-    with its source. Raises ConfigError, PlanError, MissingDependency, ModelError; then nothing was written."""
-    configuration, delegate = target(model, profile)
+    with its source. Raises PlanError, MissingDependency, ModelError; then nothing was written."""
+    configuration, delegate = target(profile)
     given = formats.read(model)
     clock = Clock(say)
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=out.parent) as text:
