@@ -116,7 +116,7 @@ def detail(trial: dict[str, Any]) -> dict[str, Any]:
         "precision": _precision(executed, artifact.get("options") or {}),
         "macs": _macs(executed.get("macs"), notes.get("int8_mac_share")),
         "parity": [_stage(stage) for stage in parity or [] if isinstance(stage, dict)],
-        "places": placement.places(executed.get("places")),
+        "places": placement.places(executed),
         "npu": placement.npu_words(notes.get("npu")),
         "extra": _counts(notes.get("transposes_and_pads")),
         "files": ", ".join(units.text(name, NAME_LIMIT) for name in artifact.get("files") or {}) or "not told",

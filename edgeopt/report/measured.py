@@ -123,6 +123,6 @@ def _rows(results: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("threads", [str(r["executed"]["threads"]) for r in results]),
         ("float parts computed in", [breakdown.detail(r)["precision"] for r in results]),
         ("MACs", [breakdown.detail(r)["macs"] for r in results]),
-        ("ran on", [placement.places(r["executed"].get("places")) for r in results]),
+        ("ran on", [placement.places(r["executed"]) for r in results]),
     ]
     return [(title, cells) for title, cells in rows if any(cell != NOT_TOLD for cell in cells)]

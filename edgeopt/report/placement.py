@@ -41,15 +41,17 @@ def npu_words(found: Mapping[str, Any] | None) -> str:
     return f"{sections['NPU'][0]}{rest}; {sections['estimate'][0]}"
 
 
-def places(found: Mapping[str, Any] | None) -> str:
-    """Where operators ran, the place with the most first: "XNNPACK 61, CPU 1 (CUMSUM)"."""
+def places(executed: Mapping[str, Any]) -> str:
+    """Where operators ran, the place with the most first: "XNNPACK 61, CPU 1 (CUMSUM, 0.0 % of the MACs)"."""
+    found, macs = executed.get("places"), executed.get("macs_at") or {}
     if not found:
         return NOT_TOLD
-    ordered = sorted(found.items(), key=lambda item: -sum(item[1].values()))
+    total = sum(macs.values())
     said = []
-    for number, (place, operators) in enumerate(ordered):
-        names = f" ({units.text(', '.join(operators), NAME_LIMIT)})" if number else ""
-        said.append(f"{units.text(place, 40)} {units.count(sum(operators.values()))}{names}")
+    for number, (place, own) in enumerate(sorted(found.items(), key=lambda item: -sum(item[1].values()))):
+        part = f", {units.share(macs.get(place, 0) / total)} of the MACs" if total else ""
+        names = f" ({units.text(', '.join(own), NAME_LIMIT)}{part})" if number else ""
+        said.append(f"{units.text(place, 40)} {units.count(sum(own.values()))}{names}")
     return ", ".join(said)
 
 

@@ -11,7 +11,7 @@ and its Session has
   set_inputs(arrays)  copies them in; invoke() runs; get_outputs() returns copies
   executed()          what the runtime says it runs, None for what it does not tell: {"threads", "delegate_nodes",
                       "precision", "ops": {operator: count}, "macs": {type: multiply-accumulates},
-                      "places": {place: {operator: count}}}
+                      "places": {place: {operator: count}}, "macs_at": {place: multiply-accumulates}}
   operators(runs)     every operator that ran, in order: {"op", "name", "place", "type", "macs", "seconds"}; seconds:
                       the median of `runs` queries in a session of its own, None where the runtime does not tell
 
@@ -54,15 +54,17 @@ def check_options(name: str, known: Mapping[str, Sequence[str]], options: Dict[s
 
 
 def summary(operators: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """{"macs", "places"} of executed()."""
+    """{"macs", "places", "macs_at"} of executed()."""
     macs: Dict[str, int] = collections.Counter()
+    macs_at: Dict[str, int] = collections.Counter()
     places: Dict[str, Dict[str, int]] = {}
     for one in operators:
         own = places.setdefault(one["place"], {})
         own[one["op"]] = own.get(one["op"], 0) + 1
         if one["macs"]:
             macs[one["type"]] += one["macs"]
-    return {"macs": dict(macs), "places": places}
+            macs_at[one["place"]] += one["macs"]
+    return {"macs": dict(macs), "places": places, "macs_at": dict(macs_at)}
 
 
 def mac_type(data: str, weights: str) -> str:

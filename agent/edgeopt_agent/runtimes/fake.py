@@ -52,7 +52,7 @@ class Session:
 
     def executed(self) -> Dict[str, Any]:
         known = {"ops": {"FAKE": 1}, "delegate_nodes": 0, "precision": None, "macs": None}
-        return dict(known, threads=self._threads, places={"CPU": {"FAKE": 1}})
+        return dict(known, threads=self._threads, places={"CPU": {"FAKE": 1}}, macs_at={})
 
     def operators(self, runs: int) -> List[Dict[str, Any]]:
         own = {"op": "FAKE", "name": "fake", "place": "CPU", "type": None, "macs": None}
