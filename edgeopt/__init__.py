@@ -6,9 +6,9 @@ The map, in processing order:
     scaffold/              a first run file from a look at model and data (`edgeopt init`)
     runfile, plan          what is fixed before work starts: budgets, floors, rungs, splits, seeds
     compress/              prune and recover (torch)
-    lower/, parity         to a runtime's artifact; file name = runtime name
+    lower/, parity         to a runtime's artifact; file name = runtime name; ethosu compiles one for an NPU
     device/, measure       the agent on the board: raw samples; stats turns them into figures with their validity,
-                           slices into scores by class and group
+                           slices into scores by class and group; placement says where each operator ran
     ladder                 propose, judge, choose; stages runs a recipe's steps through the cache
     trial, pack, optimize  one trial; the chosen candidate as a bundle; the whole climb
     bundle, flash, validate   one file by hash; atomic, reversible; checked on the board

@@ -10,6 +10,8 @@ from typing import Any
 from . import formats
 from .cache import key_of, sha256_bytes, sha256_file
 from .errors import ConfigError, IntegrityError, ModelError
+from .formats import tflite
+from .profile import DeviceProfile
 
 Steps = list[list[dict[str, Any]]]
 
@@ -72,7 +74,7 @@ class Artifact:
         if self.runtime not in formats.RUNTIME_OF.values():
             return
         try:
-            formats.check(formats.read(self.paths[0], self.runtime), runtimes, where)
+            formats.check(formats.read(self.paths[0], self.runtime), runtimes, where, self.options)
         except ModelError as error:
             raise ModelError(str(error).replace(str(self.paths[0].parent), str(bundle)) if bundle else error) from error
 
@@ -97,12 +99,21 @@ class Artifact:
         return found
 
 
-def of_model(path: Path, threads: int, name: str | None = None) -> Artifact:
+def options_for(path: Path, profile: DeviceProfile | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The runtime's settings: those given, and for what was compiled for an NPU the delegate that the profile names."""
+    npu = profile.npu if profile else None
+    if "delegate" in given or npu is None or npu.delegate is None or path.suffix != ".tflite":
+        return dict(given)
+    is_compiled = any(operator.kind == tflite.ETHOS_U for operator in formats.read(path).operators)
+    return {"delegate": npu.delegate.value, **given} if is_compiled else dict(given)
+
+
+def of_model(path: Path, threads: int, name: str | None = None, options: Mapping[str, Any] | None = None) -> Artifact:
     """A model file as it is, a vendor's too: .tflite, an OpenVINO .xml with its .bin, an .onnx with its external data.
 
-    Raises ConfigError, ModelError for a file that is damaged or not whole.
+    options: the runtime's own settings. Raises ConfigError, ModelError for a file that is damaged or not whole.
     """
     if path.suffix not in formats.RUNTIME_OF:
         raise ConfigError(f"{path}: neither a bundle (.edgeopt) nor a model: {', '.join(formats.RUNTIME_OF)}")
     contents = formats.read(path)
-    return Artifact.of_files(contents.paths, contents.runtime, threads, [], {}, name)
+    return Artifact.of_files(contents.paths, contents.runtime, threads, [], dict(options or {}), name)

@@ -16,6 +16,7 @@ FP16_GAIN = {"latency_p50_s": 0.0, "size_bytes": 0.5, "peak_memory_bytes": 0.0}
 COMPUTE_GAIN = {"latency_p50_s": 0.3, "size_bytes": 0.5, "peak_memory_bytes": 0.2}
 THREADED_SHARE = {"latency_p50_s": 0.65, "size_bytes": 0.0, "peak_memory_bytes": 0.0}
 INT8_GAIN = {"latency_p50_s": 0.4, "size_bytes": 0.7, "peak_memory_bytes": 0.4}
+NPU_GAIN = {"latency_p50_s": 0.5, "size_bytes": 0.1, "peak_memory_bytes": 0.0}
 PRUNED_SHARE = {"latency_p50_s": 0.5, "size_bytes": 1.0, "peak_memory_bytes": 0.5}
 # Two processes of one artifact differ by about this much in median latency, whatever the interval within a job says.
 MARGIN = 0.02
@@ -83,7 +84,7 @@ def propose(plan: Plan, trials: Sequence[Trial]) -> Recipe | Stop:
 def _candidates(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
     """Recipes in the ladder's order, each with the gain that it may bring (None: it is not for the gain's sake)."""
     yield Recipe("fp32", "fp32", (Lower(plan.runtime, "fp32"),)), None
-    for rung, recipes in (("fp16", _fp16), ("int8", _int8), ("threads", _threads), ("prune", _prune)):
+    for rung, recipes in (("fp16", _fp16), ("int8", _int8), ("npu", _npu), ("threads", _threads), ("prune", _prune)):
         if rung in plan.rungs:
             yield from recipes(plan, trials)
 
@@ -104,8 +105,16 @@ def _int8(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float |
         yield Recipe(scheme, "int8", (Lower(plan.runtime, scheme),)), None if number else INT8_GAIN[plan.objective]
 
 
+def _npu(plan: Plan, _trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
+    """The int8 artifact compiled for the board's NPU, which takes no other."""
+    if plan.npu is not None:
+        yield Recipe("int8-npu", "npu", (Lower(plan.runtime, "int8"), plan.npu)), NPU_GAIN[plan.objective]
+
+
 def _threads(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
     """What is best so far, with more threads; not with more than a number that brought nothing."""
+    if _kept(trials, "npu"):
+        return  # the processor's threads are not what computes
     fewer = plan.threads
     lowering = _lowering(plan, trials)
     for count in plan.more_threads:
@@ -124,10 +133,13 @@ def _prune(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float 
     removed = 0.0
     lowering = _lowering(plan, trials)
     threads = tuple(step for trial in _kept(trials, "threads") for step in trial.recipe.steps if step.kind == "threads")
+    npu = plan.npu if _kept(trials, "npu") else None
+    if npu is not None:
+        lowering = Lower(plan.runtime, "int8")
     for prune, recover in plan.prunes:
-        name = f"prune{round(prune.ratio * 100)}-{lowering.scheme}"
+        name = f"prune{round(prune.ratio * 100)}-{lowering.scheme}" + ("-npu" if npu else "")
         gain = _removed_share(prune, removed) * PRUNED_SHARE[plan.objective]
-        yield Recipe(name, "prune", (prune, recover, lowering, *threads[-1:])), gain
+        yield Recipe(name, "prune", (prune, recover, lowering, *((npu,) if npu else threads[-1:]))), gain
         done = _of(trials, name)
         if done is not None and done.drop > plan.floor_drop:
             return  # more pruning loses more

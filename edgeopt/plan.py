@@ -25,6 +25,7 @@ OBJECTIVE_OF = {
     "peak_memory_bytes": "peak_memory_bytes",
 }
 BUDGETS = tuple(OBJECTIVE_OF)
+NPUS = ("ethos-u65-256", "ethos-u65-512")  # that artifacts can be compiled for (lower.ethosu)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,16 @@ class Threads:
     kind: str = "threads"
 
 
-Step = Prune | Recover | Lower | Threads
+@dataclasses.dataclass(frozen=True)
+class Npu:
+    """Compile the artifact for an NPU (a key of lower.ethosu.SYSTEMS), which the board reaches through `delegate`."""
+
+    configuration: str
+    delegate: str
+    kind: str = "npu"
+
+
+Step = Prune | Recover | Lower | Threads | Npu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +115,9 @@ class Plan:
     more_threads: tuple[int, ...]  # what the rung 'threads' tries
     seed: int
     prunes: tuple[tuple[Prune, Recover], ...]
+    npu: Npu | None = None  # what the rung 'npu' compiles for
+    require_int8: float | None = None  # of the multiply-accumulates of an int8 artifact, as the board executes it
+    allow_fallback: tuple[str, ...] = ()  # operators that may stay on the processor where an NPU is used
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -129,6 +142,8 @@ class Plan:
                 for name in ("objective", "budgets", "floor_drop", "min_gain", "mode", "threads", "seed", "runtime")
             },
             "rungs": list(self.rungs),
+            **({"require_int8": self.require_int8} if self.require_int8 is not None else {}),
+            **({"allow_fallback": list(self.allow_fallback)} if self.allow_fallback else {}),
             "metric": self.run_file.task.metric or self.run_file.task.object,
         }
 
@@ -171,6 +186,9 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
     rungs = tuple(rung for rung in RUNGS if rung in ladder.rungs)
     if "prune" in rungs and run_file.model.source != "torch":
         rungs = _without_pruning(run_file, rungs)
+    npu = _npu(run_file, board, runtime) if "npu" in rungs else None
+    if npu is None:
+        rungs = tuple(rung for rung in rungs if rung != "npu")
     recover = Recover(prune.epochs, prune.learning_rate, prune.batch, ladder.seed)
     return Plan(
         name=run_file.name,
@@ -189,6 +207,9 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         more_threads=_more_threads(ladder.threads, board),
         seed=ladder.seed,
         prunes=tuple((Prune(ratio, prune.round_to), recover) for ratio in prune.ratios),
+        npu=npu,
+        require_int8=ladder.require_int8,
+        allow_fallback=ladder.allow_fallback,
     )
 
 
@@ -198,6 +219,8 @@ def require_packages(plan: Plan, abilities: Abilities) -> None:
     needed = [("torch", "torch")] if source == "torch" else [("onnx", "onnx"), ("onnx", "onnxruntime")]
     if "prune" in plan.rungs:
         needed.append(("torch", "torch_pruning"))
+    if plan.npu is not None:
+        needed.append(("npu", "ethosu"))
     ability = abilities[plan.runtime]
     needed += [(ability.extra, module) for module in ability.modules]
     for extra, module in needed:
@@ -246,6 +269,26 @@ def _without_pruning(run_file: RunFile, rungs: tuple[str, ...]) -> tuple[str, ..
             "trained; give it as [model] torch, or leave 'prune' out"
         )
     return tuple(rung for rung in rungs if rung != "prune")
+
+
+def npu_of(board: DeviceProfile) -> Npu | None:
+    """What artifacts can be compiled for; None where the profile has no such NPU, or does not tell all of it."""
+    own = board.npu
+    if own is None or own.configuration not in NPUS or own.delegate is None:
+        return None
+    return Npu(own.configuration, own.delegate.value)
+
+
+def _npu(run_file: RunFile, board: DeviceProfile, runtime: str) -> Npu | None:
+    """As npu_of, of artifacts of this runtime. Where there is none, a rung that is asked for by name is an error."""
+    found = npu_of(board) if runtime == "tflite" else None
+    if found is None and "rungs" in run_file.ladder.model_fields_set:
+        raise PlanError(
+            f"[ladder] rungs holds 'npu', which compiles tflite artifacts for {' or '.join(NPUS)}: profile "
+            f"'{board.id}' with runtime '{runtime}' has none whose [npu] tells model, macs_per_cycle and delegate; "
+            "leave 'npu' out, or complete the profile"
+        )
+    return found
 
 
 def _more_threads(least: int, board: DeviceProfile) -> tuple[int, ...]:

@@ -106,6 +106,14 @@ class Npu(Section):
         default=None, description="Multiply-accumulates a clock cycle, at int8."
     )
     frequency_hz: Sourced[Positive] | None = Field(default=None, description="Clock of the accelerator.")
+    delegate: Sourced[BoardPath] | None = Field(
+        default=None, description="The vendor's library on the board that TFLite reaches the accelerator through."
+    )
+
+    @property
+    def configuration(self) -> str | None:
+        """As the accelerator's compiler names it, with its size: ethos-u65-256."""
+        return f"{self.model.value}-{self.macs_per_cycle.value}" if self.macs_per_cycle else None
 
 
 class Sensor(Section):

@@ -16,7 +16,7 @@ from .config import Allowed, Choices, Conflict, Section, show
 from .profile import Budget
 from .task import CLASS_METRICS
 
-RUNGS = ("fp32", "fp16", "int8", "threads", "prune")
+RUNGS = ("fp32", "fp16", "int8", "npu", "threads", "prune")
 
 Text = Annotated[str, Field(min_length=1), Allowed("text, not empty")]
 Spec = Annotated[
@@ -157,6 +157,13 @@ class LadderSection(Section):
     )
     runtime: Annotated[str, Choices(profiles.RUNTIMES)] | None = Field(
         default=None, description="The runtime to make artifacts for; default: the profile's first that the model fits."
+    )
+    require_int8: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="Least share of its multiply-accumulates that an int8 artifact must compute in int8 on the board.",
+    )
+    allow_fallback: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(), description='Operators that may stay on the processor where an NPU is used; "any" allows all.'
     )
     threads: Count = Field(default=1, description="Threads of the runtime; the rung 'threads' tries more.")
     seed: Seed = Field(default=0, description="Seed of training, and of the samples that are timed and their order.")

@@ -24,8 +24,9 @@ from .cache import Cache, key_of, sha256_file, source_of, versions
 from .device.session import Session
 from .errors import ConfigError, ModelError
 from .ladder import Recipe
+from .lower import ethosu
 from .measure import Comparison
-from .plan import Lower, Plan, Prune, Recover, Threads
+from .plan import Lower, Npu, Plan, Prune, Recover, Threads
 from .runfile import ModelSection
 from .task import Array, Samples, TaskObject, check_labels, check_outputs, plain_arrays, read_npz, samples_of, split
 
@@ -218,6 +219,9 @@ def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]
     preprocess_steps = [
         [*own, *adapters] for own, adapters in zip(bench.plan.preprocess, notes["adapters"], strict=True)
     ]
+    if isinstance(npu := steps.get("npu"), Npu):
+        folder, notes["notes"]["npu"] = ethosu.stage(bench.cache, folder / notes["files"][0], npu, bench.progress)
+        notes["options"]["delegate"] = npu.delegate
     paths = [folder / file for file in notes["files"]]
     count = threads.count if isinstance(threads, Threads) else bench.plan.threads
     made = Artifact.of_files(paths, lowering.runtime, count, preprocess_steps, notes["options"], recipe.name)

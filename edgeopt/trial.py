@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from . import ladder, stages, validate
+from . import ladder, measure, placement, stages, validate
 from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ModelError, PlanError
 from .ladder import Recipe, Trial
 from .measure import Comparison
-from .plan import Plan
+from .plan import Lower, Plan
 from .stages import Workbench
 from .stats import Figure
 from .task import CLASS_METRICS, Array
@@ -46,11 +46,13 @@ def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
     """
     try:
         artifact, notes = stages.artifact(run.bench, recipe)
+        if why := placement.planned(notes["notes"].get("npu"), _demand(run, recipe)):
+            return _failed(recipe, why)
         artifact.require_fit(run.facts["runtimes"], run.session.address)
         run.artifacts[recipe.name] = artifact
         run.outputs[recipe.name] = stages.board_outputs(run.bench, run.session, run.facts, artifact, "selection")
     except (ModelError, PlanError, AgentFailure) as error:
-        if not trials or (isinstance(error, AgentFailure) and error.kind != "runtime"):
+        if not trials or (isinstance(error, AgentFailure) and error.kind not in ("runtime", "fallback")):
             raise
         return _failed(recipe, str(error))
     rivals = [recipe.name]
@@ -59,6 +61,8 @@ def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
     together = [run.artifacts[name] for name in rivals]
     comparison = stages.measured(run.bench, run.session, run.facts, together)
     if why := _other_precision(together[-1], comparison.executed(len(together) - 1)):
+        return _failed(recipe, why)
+    if why := _fell_back(run, recipe, together[-1], comparison.executed(len(together) - 1)):
         return _failed(recipe, why)
     return _trial(run, recipe, notes, comparison, together)
 
@@ -69,6 +73,22 @@ def _other_precision(artifact: Artifact, executed: dict[str, Any]) -> str | None
     if asked is None or asked == found:
         return None
     return f"{artifact.runtime} computed in {found} on this board, though {asked} was asked for"
+
+
+def _demand(run: Run, recipe: Recipe) -> placement.Demand:
+    """A share of int8 is asked of artifacts that are made int8."""
+    is_int8 = any(isinstance(step, Lower) and step.scheme.startswith("int8") for step in recipe.steps)
+    return placement.Demand(run.plan.require_int8 if is_int8 else None, run.plan.allow_fallback)
+
+
+def _fell_back(run: Run, recipe: Recipe, artifact: Artifact, executed: dict[str, Any]) -> str | None:
+    """Why the operators did not run where and as the plan wants, with their names; None where they did."""
+    demand = _demand(run, recipe)
+    if not placement.is_refused(executed, artifact, demand):
+        return None
+    one = dataclasses.replace(run.bench.splits["selection"].take(np.arange(1)), labels=None)
+    found = placement.operators(run.session, artifact, measure.shards(one), 0)
+    return placement.refusal(found["operators"], artifact, demand)
 
 
 def _failed(recipe: Recipe, why: str) -> Trial:

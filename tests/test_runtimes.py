@@ -96,7 +96,7 @@ def test_a_runtime_keeps_the_contract(name: str, tmp_path: Path) -> None:
         assert list(copy.shape) == tensor["shape"]
         assert copy.dtype.name == tensor["dtype"]
     executed = session.executed()
-    assert set(executed) == {"threads", "ops", "delegate_nodes", "precision", "macs"}
+    assert set(executed) == {"threads", "ops", "delegate_nodes", "precision", "macs", "places", "macs_at"}
     assert executed["threads"] == 1
     assert executed["ops"]
     assert executed["macs"] is None or list(executed["macs"].values()) == [12]

@@ -25,6 +25,7 @@ from .wire import RemoteError, field, is_plain_name
 KINDS = {  # (module, function), imported when such a job begins
     "bench": ("bench", "run"),
     "infer": ("bench", "infer"),
+    "operators": ("placement", "run"),
     "energy": ("energy", "run"),
     "load": ("load", "run"),
     "activate": ("releases", "activate"),

@@ -18,7 +18,7 @@ Operations
   job.file   job name offset limit                -> {"size_bytes"} + raw bytes
   job.cancel job                                  -> {"state"}
   status     verify                               -> releases.status()
-Job requests carry `kind`: bench | infer | energy | load | activate | rollback | set-up. An artifact in them is
+Job requests carry `kind`, one of jobs.KINDS. An artifact in them is
   {"file", "files": {name: sha256}, "runtime", "threads", "preprocess": steps per input, "options": the runtime's own};
 `file` is the one of `files` that the runtime is told to load; it finds the others beside it.
 """
@@ -42,6 +42,7 @@ ERROR_KINDS = (
     "read-only",  # the root cannot be written
     "unsupported-root",  # no symlinks, rename or fsync there
     "missing-runtime",  # the runtime's package is not installed for this Python
+    "fallback",  # the accelerator that was asked for is not there, or cannot be used
     "runtime",  # the runtime refused the model or failed while running it
     "integrity",  # a hash does not match
     "health",  # the health check failed; nothing was activated

@@ -316,6 +316,11 @@ def _executed(state: Dict[str, Any], _request: Dict[str, Any]) -> Dict[str, Any]
     return result
 
 
+def _operators(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
+    session = state["runner"].session
+    return {"operators": session.operators(request["runs"]), "executed": session.executed()}
+
+
 def _warm_up(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
     random.Random(request["seed"]).shuffle(state["runner"].order)
     state["runner"].warm_up(FIRST_WARM_UP, FIRST_WARM_UP_S)
@@ -364,6 +369,7 @@ def _infer(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
 ANSWERS = {
     "load": _load,
     "executed": _executed,
+    "operators": _operators,
     "warm_up": _warm_up,
     "block": _block,
     "arrivals": _arrivals,

@@ -47,12 +47,52 @@ def input_options(command: Any) -> Any:
 
 
 def _options(command: Any) -> Any:
-    return mode_options(power_mode_options(input_options(json_option(command))))
+    return mode_options(power_mode_options(input_options(placement_options(json_option(command)))))
+
+
+def placement_options(command: Any) -> Any:
+    """What the artifact may ask of its runtime, and what must run there."""
+    for option in (
+        click.option(
+            "--allow-fallback",
+            multiple=True,
+            metavar="OPERATOR",
+            help="May run outside the accelerator that is asked for; again for more, or any.",
+        ),
+        click.option(
+            "--require-int8",
+            type=click.FloatRange(0, 1),
+            help="Least share of the multiply-accumulates that must be computed in int8: 0.95.",
+        ),
+        click.option(
+            "--option",
+            "settings",
+            multiple=True,
+            callback=_settings,
+            metavar="KEY=VALUE",
+            help="A setting of the runtime: delegate=/usr/lib/libx.so, provider=XnnpackExecutionProvider, device=NPU.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _settings(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key or not value:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE, as delegate=/usr/lib/libethosu_delegate.so")
+        found[key] = value
+    return found
 
 
 @click.command(short_help="Latency and memory of one model on a board.")
 @click.argument("model", type=click.Path(path_type=Path))
 @boards_options
+@click.option(
+    "--operators", is_flag=True, help="Also where each operator ran, in what and how long, in a run of its own."
+)
 @_options
 def bench(model: Path, boards: Boards, as_json: bool, **how: Any) -> int:
     """Latency and peak memory of MODEL on a board: a bundle, a .tflite, an OpenVINO .xml with its .bin, or an .onnx.
@@ -63,6 +103,7 @@ def bench(model: Path, boards: Boards, as_json: bool, **how: Any) -> int:
       edgeopt bench runs/smartwatch-activity/smartwatch-activity.edgeopt
       edgeopt bench model.tflite --random --all-devices
       edgeopt bench model.tflite --inputs real.npz --mode sustained --minutes 30
+      edgeopt bench int8.onnx --random --operators --require-int8 0.95
     """
     from ..report import units
 
@@ -105,22 +146,32 @@ def _measure(
     power_mode: dict[str, Any],
     threads: int | None,
     seed: int,
+    settings: dict[str, str],
+    require_int8: float | None,
+    allow_fallback: tuple[str, ...],
+    operators: bool = False,
 ) -> dict[str, Any]:
-    from .. import measure, stats
+    from .. import measure, placement, stats
 
     subject = f"{', '.join(path.name for path in paths)} on {where.device}"
     with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text, Display(subject) as display:
         folder = Path(text)
-        artifacts, shards = load(paths, inputs, use_random, threads, folder)
+        artifacts, shards = load(paths, inputs, use_random, threads, folder, where, settings)
+        demand = placement.Demand(require_int8, allow_fallback)
         session, python = where.open(display, *place(paths))
         with session:
             facts = session.facts()
             for path, artifact in zip(paths, artifacts, strict=True):
                 measure.require_runtime(facts, artifact.runtime, session.address, python)
                 artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
+            ran = [placement.checked(session, one, shards, demand, operators) for one in artifacts]
             comparison = measure.bench(session, artifacts, shards, mode, seed, folder, minutes, power_mode)
         board = {**facts, **where.board(session)}
         document = _document(session.address, board, artifacts, comparison, not shards)
+        for result, found in zip(document["results"], ran, strict=True):
+            own = found["operators"] if found and operators else None
+            result["operators"] = own
+            result["conversions"] = None if own is None else placement.conversions(own)
         return document if mode != stats.SUSTAINED else _sustained(document, comparison, _budgets(paths, where))
 
 
@@ -154,15 +205,23 @@ def place(paths: list[Path]) -> tuple[str | None, str | None]:
 
 
 def load(
-    paths: list[Path], inputs: Path | None, use_random: bool, threads: int | None, folder: Path
+    paths: list[Path],
+    inputs: Path | None,
+    use_random: bool,
+    threads: int | None,
+    folder: Path,
+    where: Where | None = None,
+    settings: dict[str, str] | None = None,
 ) -> tuple[list[Artifact], list[bytes]]:
-    """The artifacts, and the shards of real inputs (none for random tensors)."""
+    """The artifacts, and the shards of real inputs (none for random tensors). settings: the runtime's own."""
     from .. import measure
     from ..task import Samples, read_npz
 
     if inputs is not None and use_random:
         raise ConfigError("--inputs and --random contradict each other; give one")
-    loaded = [_artifact(path, threads, folder / str(number)) for number, path in enumerate(paths)]
+    loaded = [
+        _artifact(path, threads, folder / str(number), where, settings or {}) for number, path in enumerate(paths)
+    ]
     artifacts, own = [artifact for artifact, _ in loaded], [shard for _, shard in loaded]
     if use_random:
         for artifact in artifacts:
@@ -183,15 +242,22 @@ def load(
     return artifacts, [shard for shard in own[:1] if shard]
 
 
-def _artifact(path: Path, threads: int | None, folder: Path) -> tuple[Artifact, bytes | None]:
+def _artifact(
+    path: Path, threads: int | None, folder: Path, where: Where | None, settings: dict[str, str]
+) -> tuple[Artifact, bytes | None]:
     """(artifact, the inputs that a bundle brings)."""
-    from .. import artifact, bundle, validate
+    import dataclasses
+
+    from .. import artifact, bundle, profile, validate
 
     if path.suffix != ".edgeopt":
-        return artifact.of_model(path, threads or 1), None
+        known = where.profile if where else None
+        board = profile.load(known) if isinstance(known, str) else known
+        return artifact.of_model(path, threads or 1, options=artifact.options_for(path, board, settings)), None
     opened = bundle.read(path)
     folder.mkdir()
-    return opened.artifact(folder, path.stem, threads), validate.health_inputs(opened)
+    made = opened.artifact(folder, path.stem, threads)
+    return dataclasses.replace(made, options={**made.options, **settings}), validate.health_inputs(opened)
 
 
 def _document(

@@ -67,7 +67,7 @@ def load(
         Display(f"{model.name} on {where.device}") as show,
     ):
         folder = Path(text)
-        (artifact,), shards = load_inputs([model], inputs, use_random, threads, folder)
+        (artifact,), shards = load_inputs([model], inputs, use_random, threads, folder, where)
         session, python = where.open(show, *place([model]))
         with session:
             facts = session.facts()

@@ -87,7 +87,7 @@ def _measure(
     names = ", ".join(path.name for path in paths)
     with tempfile.TemporaryDirectory(prefix="edgeopt-power-") as text, Display(f"power of {names}") as display:
         folder = Path(text)
-        artifacts, shards = bench.load(paths, inputs, use_random, threads, folder)
+        artifacts, shards = bench.load(paths, inputs, use_random, threads, folder, where)
         session, python = where.open(display, *bench.place(paths))
         with session:
             facts = session.facts()

@@ -34,6 +34,22 @@ def show(document: dict[str, Any]) -> None:
     )
 
 
+def show_npu(document: dict[str, Any]) -> None:
+    """A .tflite that was compiled for an NPU."""
+    from ..report import placement, units
+
+    (file,) = document["files"]
+    click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    accelerator = document["npu"]["compiler"]["accelerator"]
+    click.echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
+    delegate = document["options"].get("delegate")
+    needs = f"tflite with the delegate {delegate}" if delegate else "tflite with the vendor's delegate"
+    for title, lines in [*placement.npu(document["npu"]), ("runs on", [needs])]:
+        for number, line in enumerate(lines):
+            click.echo(f"  {title if not number else '':<12} {line}")
+    click.echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
+
+
 def _large_error(found: dict[str, Any]) -> str:
     schemes = " or ".join(found["schemes"])
     runtimes = " or ".join(found["runtimes"])

@@ -67,15 +67,19 @@ def lowering_options(note: str = "") -> Callable[..., Any]:
     "--shape", "shapes", callback=_shapes, multiple=True, help="Shape of random samples: 1,3,224,224; once per input."
 )
 def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **how: Any) -> int:
-    """Convert MODEL (an .onnx file, or package.module:factory of torch) and compare it with its source.
+    """Convert MODEL (an .onnx file, package.module:factory of torch, or a .tflite) and compare it with its source.
 
     Without --inputs and --shape an .onnx file of fixed shapes is compared on random samples. Accuracy is not judged.
+    An int8 .tflite is compiled for the NPU of --profile; what its compiler estimates is marked simulated.
 
     \b
     Example:
       edgeopt convert net.onnx --to openvino --out net.xml
       edgeopt convert my_package.models:load --shape 1,3,224,224 --scheme fp16 --out net.tflite
+      edgeopt convert int8.tflite --profile imx93-evk --out npu.tflite
     """
+    if model.endswith(".tflite") and how["profile"]:
+        return _compile(Path(model), shapes, as_json, **how)
     return _lower(model, shapes, as_json, **how)
 
 
@@ -103,6 +107,32 @@ def quantize(model: str, as_json: bool, **how: Any) -> int:
     if how["inputs"] is None:
         raise ConfigError("quantize needs real samples for its ranges: give --inputs FILE.npz")
     return _lower(model, (), as_json, **how)
+
+
+def _compile(
+    model: Path,
+    shapes: tuple[tuple[int, ...], ...],
+    as_json: bool,
+    to: str | None,
+    profile: str,
+    inputs: Path | None,
+    out: Path,
+    overwrite: bool,
+    scheme: str,
+) -> int:
+    from ..profile import load
+    from ..tools import lowering, npu
+
+    given = {"--to": to not in (None, "tflite"), "--inputs": inputs, "--shape": shapes, "--scheme": scheme != "fp32"}
+    if wrong := [name for name, value in given.items() if value]:
+        raise ConfigError(f"{model}: compiling a .tflite for an NPU takes no {wrong[0]}; leave it out")
+    if out.suffix != ".tflite":
+        raise ConfigError(f"--out {out}: an artifact for tflite ends in .tflite; rename it")
+    place = lowering.writable(out, overwrite)
+    with Display(f"{model} for {profile}") as display:
+        document = npu.convert(model, load(profile), place, display.event)
+    print_json(document) if as_json else tool_screens.show_npu(document)
+    return 0
 
 
 def _lower(
@@ -233,6 +263,7 @@ def bundle(
       edgeopt bundle q.onnx --reference net.onnx --inputs t.npz --labels y --metric top1 --device pi --out q.edgeopt
     """
     from .. import formats, profile
+    from ..artifact import options_for
     from ..tools import bundling, lowering
     from ..tools import reference as references
 
@@ -244,6 +275,7 @@ def bundle(
     contents = formats.read(model)
     given, names = bundling.samples_of(contents, inputs, labels)
     steps, settings = bundling.read_steps(preprocess, names)
+    settings = options_for(model, board, settings)
     bundling.require_samples_fit(contents, given, steps)
     wanted = bundling.Wanted(name or model.stem, board, root, python, threads, metric, floor_drop, steps, settings)
     bundling.require_wanted(contents, wanted)

@@ -4,7 +4,8 @@ One file per runtime, its name is the runtime's name. A format is a module of th
 
     KIND                            what its files are called
     read(path) -> Contents          raises ValueError for bytes that are not such a whole file
-    problems(contents, package)     what the board's {"package", "version"} cannot take, in words with the mend
+    problems(contents, package, options)    what the board's {"package", "version"}, with those options of the artifact,
+                                    cannot take, in words with the mend
 
 Files come from anywhere: nothing in them is trusted, no length is followed past the file's end, and the time that
 reading takes is bounded by the file's size.
@@ -83,15 +84,18 @@ def read(path: Path, runtime: str | None = None) -> Contents:
     return found
 
 
-def check(contents: Contents, runtimes: Mapping[str, Any], where: str) -> None:
-    """Raises ModelError for what the runtime there cannot take; `runtimes` as the agent's facts tell them.
+def check(
+    contents: Contents, runtimes: Mapping[str, Any], where: str, options: Mapping[str, Any] | None = None
+) -> None:
+    """Raises ModelError for what the runtime there cannot take; `runtimes` as the agent's facts tell them. options: the
+    runtime's own settings that the artifact is loaded with.
 
     A runtime that is missing, or newer than what is known of it here, is not judged.
     """
     package = runtimes.get(contents.runtime)
     if package is None:
         return
-    found = _format(contents.runtime).problems(contents, package)
+    found = _format(contents.runtime).problems(contents, package, options or {})
     if found:
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise ModelError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def read(path: Path) -> Contents:
     return Contents("onnxruntime", paths, inputs, tuple(found.operators), versions)
 
 
-def problems(contents: Contents, package: dict[str, str]) -> list[str]:
+def problems(contents: Contents, package: dict[str, str], _options: Mapping[str, Any]) -> list[str]:
     """See the package's docstring."""
     found = []
     opset, ir = contents.versions["opsets"].get("", 0), contents.versions["ir"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -95,7 +96,7 @@ def read(path: Path) -> Contents:
     return Contents("openvino", (path, weights), tuple(walk.inputs), tuple(walk.operators), {"ir": walk.version})
 
 
-def problems(contents: Contents, package: dict[str, str]) -> list[str]:
+def problems(contents: Contents, package: dict[str, str], _options: Mapping[str, Any]) -> list[str]:
     """See the package's docstring."""
     found = []
     version, ir = package["version"], contents.versions["ir"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import Contents, Operator, Port, mapped, release
 
 KIND = "TFLite model"
+ETHOS_U = "ethos-u"  # the custom operator that Vela packs an NPU's part of a model into
 
 # The schema's numbers. Fields of a table by their index in it.
 MODEL_OPCODES, MODEL_GRAPHS, MODEL_BUFFERS, MODEL_METADATA = 1, 2, 4, 6
@@ -25,6 +26,15 @@ LAST_OF_TFLITE_RUNTIME, LAST_OF_LITERT = 161, 209
 ABSENT_OF_LITERT = {162, 164, *range(167, 176), *range(177, 181), *range(182, 190), *range(191, 195), 196, 197, 199}
 ABSENT_OF_LITERT |= {200, 202, 208}
 NEWEST_KNOWN = (2, 3)
+# Built-in operators that models of the field hold, by their number.
+NAMES = {
+    **{0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE"},
+    **{9: "FULLY_CONNECTED", 14: "LOGISTIC", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU", 21: "RELU6", 22: "RESHAPE"},
+    **{23: "RESIZE_BILINEAR", 25: "SOFTMAX", 28: "TANH", 34: "PAD", 36: "GATHER", 39: "TRANSPOSE", 40: "MEAN"},
+    **{41: "SUB", 42: "DIV", 45: "STRIDED_SLICE", 49: "SPLIT", 53: "CAST", 65: "SLICE", 67: "TRANSPOSE_CONV"},
+    **{74: "SUM", 83: "PACK", 97: "RESIZE_NEAREST_NEIGHBOR", 114: "QUANTIZE", 117: "HARD_SWISH", 126: "BATCH_MATMUL"},
+    **{128: "CUMSUM", 150: "GELU"},
+}
 # Custom operators that the interpreter's own resolver registers (tensorflow/lite/core/kernels/register.cc).
 REGISTERED = {"TFLite_Detection_PostProcess", "NumericVerify", "Mfcc", "AudioSpectrogram"}
 
@@ -114,7 +124,7 @@ def read(path: Path) -> Contents:
         )
 
 
-def problems(contents: Contents, package: dict[str, str]) -> list[str]:
+def problems(contents: Contents, package: dict[str, str], options: Mapping[str, Any]) -> list[str]:
     """See the package's docstring."""
     found = []
     needed = contents.versions["min_runtime"]  # TensorFlow's releases, which ai-edge-litert begins behind
@@ -127,6 +137,14 @@ def problems(contents: Contents, package: dict[str, str]) -> list[str]:
             found.append(
                 f"operator '{operator.kind}' ({first.node}) is TensorFlow's own and needs its Flex delegate; convert "
                 "the model with TFLite's built-in operators alone"
+            )
+        elif operator.domain == "custom" and str(options.get("delegate", "")).startswith("/"):
+            continue  # the vendor's library knows them, or refuses them there
+        elif operator.kind == ETHOS_U:
+            found.append(
+                f"operator '{ETHOS_U}' ({first.node}) was compiled for an Arm NPU, which TFLite reaches through the "
+                "vendor's delegate only; name that library with --option delegate=/usr/lib/libethosu_delegate.so, "
+                "or as delegate in the profile's [npu]; or take the model from before that step"
             )
         elif operator.domain == "custom" and operator.kind not in REGISTERED:
             found.append(

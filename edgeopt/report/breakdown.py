@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import units
+from . import placement, units
 
 NAME_LIMIT = 40
 MOST_ROWS = 60
@@ -116,6 +116,8 @@ def detail(trial: dict[str, Any]) -> dict[str, Any]:
         "precision": _precision(executed, artifact.get("options") or {}),
         "macs": _macs(executed.get("macs"), notes.get("int8_mac_share")),
         "parity": [_stage(stage) for stage in parity or [] if isinstance(stage, dict)],
+        "places": placement.places(executed),
+        "npu": placement.npu_words(notes.get("npu")),
         "extra": _counts(notes.get("transposes_and_pads")),
         "files": ", ".join(units.text(name, NAME_LIMIT) for name in artifact.get("files") or {}) or "not told",
     }
@@ -130,7 +132,9 @@ def detail_words(trial: dict[str, Any]) -> str:
     precision = f"float parts in {said['precision']}" if said["precision"] != "not told" else ""
     macs = f"MACs {said['macs']}" if said["macs"] != "not told" else ""
     parity = "; ".join(f"{stage['stage']} {stage['short']}" for stage in said["parity"])
-    return ", ".join(filter(None, (threads, precision, macs))) + (f"; against the source: {parity}" if parity else "")
+    places = f"on {said['places']}" if said["places"] != "not told" else ""
+    ran = ", ".join(filter(None, (threads, precision, macs, places)))
+    return "; ".join(filter(None, (ran, said["npu"], f"against the source: {parity}" if parity else "")))
 
 
 def _precision(executed: dict[str, Any], options: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import breakdown, curves, units
+from . import breakdown, curves, placement, units
 from .terminal import COLOURS, worst
 
 PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
@@ -32,6 +32,9 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
     for title, cells in _rows(document["results"]):
         table.add_row(title, *map(Text, cells))
     console.print(table)
+    for result in document["results"]:
+        if result.get("operators"):
+            render_operators(result, console)
     if _all_rapid(document["results"]):
         console.print(Text("p95 and p99 need --mode quick or normal", "dim"))
     for result in document["results"]:
@@ -50,6 +53,18 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
         console.print(Text(f" {verdict.upper()} ", f"bold reverse {COLOURS[verdict]}"), end=" ")
     for reason in document.get("reasons") or []:
         console.print(Text(units.text(reason, 600)))
+
+
+def render_operators(result: dict[str, Any], console: Console) -> None:
+    """A row an operator, in the order in which they ran; times are of a run of their own."""
+    rows, note = placement.table(result["operators"], result["conversions"])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"operators of {units.text(result['name'], 40)}")
+    for title, justify in (("operator", "left"), ("on", "left"), ("in", "left"), ("MACs", "right"), ("time", "right")):
+        table.add_column(title, justify="right" if justify == "right" else "left")
+    for cells in rows:
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    console.print(Text(note, "dim"))
 
 
 def render_validation(found: dict[str, Any], console: Console) -> None:
@@ -130,5 +145,6 @@ def _rows(results: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("threads", [str(r["executed"]["threads"]) for r in results]),
         ("float parts computed in", [breakdown.detail(r)["precision"] for r in results]),
         ("MACs", [breakdown.detail(r)["macs"] for r in results]),
+        ("ran on", [placement.places(r["executed"]) for r in results]),
     ]
     return [(title, cells) for title, cells in rows if any(cell != NOT_TOLD for cell in cells)]

@@ -200,6 +200,8 @@ def step(given: Mapping[str, Any]) -> str:
         return f"recover {given['epochs']} epoch{'' if given['epochs'] == 1 else 's'}"
     if kind == "lower":
         return text(f"{given.get('runtime', '')} {given.get('scheme', '')}", 60).strip()
+    if kind == "npu":
+        return text(given.get("configuration", ""), 60)
     return text(kind, 60)
 
 

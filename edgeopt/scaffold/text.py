@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .. import config
+from ..plan import npu_of
 from ..profile import DeviceProfile
 from ..runfile import RUNGS
 
@@ -30,6 +31,8 @@ EXAMPLES: dict[str, Any] = {
     "device.identity": "~/.ssh/id_ed25519",
     "device.known_hosts": "~/.ssh/known_hosts",
     "device.transport": "auto",
+    "ladder.require_int8": 0.95,
+    "ladder.allow_fallback": ["SOFTMAX"],
     "budget.latency_p50_s": 0.02,
     "budget.latency_p95_s": 0.04,
     "budget.size_bytes": 1_000_000,
@@ -89,8 +92,9 @@ def _line(key: config.Key, name: str, values: Mapping[str, Any], demand: Any, bo
     default = EXAMPLES.get(key.key)
     if key.key == "ladder.runtime":
         default = board.runtimes[0]
-    if key.key == "ladder.rungs" and UNTRAINABLE in values:
-        default = [rung for rung in RUNGS if rung != "prune"]
+    if key.key == "ladder.rungs":
+        left = {"prune"} if UNTRAINABLE in values else set()
+        default = [rung for rung in RUNGS if rung not in (left if npu_of(board) else left | {"npu"})]
     shown = toml(default) if default is not None else key.default
     return _commented(f"#{name} = {shown}", key.description)
 

@@ -64,8 +64,10 @@ def open_source(text: str) -> Source:
     if path.suffix == ".onnx":
         return Source(text, formats.read(path))
     if path.suffix in formats.RUNTIME_OF:
+        npu = "; an int8 .tflite can be compiled for the NPU of a --profile that has one"
         raise ConfigError(
             f"{text}: it is an artifact already; a source model is an .onnx file, or package.module:factory"
+            + (npu if path.suffix == ".tflite" else "")
         )
     if not FACTORY.fullmatch(text):
         raise ConfigError(f"MODEL {text}: neither an .onnx file nor package.module:factory, a function that returns it")

@@ -51,7 +51,12 @@ class Session:
         return self._value
 
     def executed(self) -> Dict[str, Any]:
-        return {"threads": self._threads, "ops": {"FAKE": 1}, "delegate_nodes": 0, "precision": None, "macs": None}
+        known = {"ops": {"FAKE": 1}, "delegate_nodes": 0, "precision": None, "macs": None}
+        return dict(known, threads=self._threads, places={"CPU": {"FAKE": 1}}, macs_at={})
+
+    def operators(self, runs: int) -> List[Dict[str, Any]]:
+        own = {"op": "FAKE", "name": "fake", "place": "CPU", "type": None, "macs": None}
+        return [dict(own, seconds=self._model.get("invoke_s", 0.0) if runs else None)]
 
 
 def load(path: str, threads: int, options: Dict[str, Any]) -> Session:

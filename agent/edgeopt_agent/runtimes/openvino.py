@@ -8,10 +8,11 @@ import sys
 from typing import Any, Dict, List, Optional, Sequence
 
 from ..wire import RemoteError
-from . import check_options, installed
+from . import check_options, installed, median, summary
 
 PACKAGES = ("openvino",)
-OPTIONS = {"precision": ("f32", "f16")}  # of what is not quantized; without it the runtime might choose bf16
+# precision: of what is not quantized; without it the runtime might choose bf16.
+OPTIONS = {"precision": ("f32", "f16"), "device": ("CPU", "GPU", "NPU")}
 SPATIAL_FROM = {4: 1, 5: 2}  # weights (out, in, kh, kw), grouped (groups, out / groups, in / groups, kh, kw)
 
 
@@ -39,24 +40,36 @@ def _openvino() -> Any:
 
 class Session:
     def __init__(self, path: str, threads: int, options: Dict[str, Any]) -> None:
-        openvino = _openvino()
-        pinned = {
-            "INFERENCE_PRECISION_HINT": options.get("precision", "f32"),
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        try:
-            core = openvino.Core()
-            self._compiled = core.compile_model(core.read_model(path), "CPU", pinned)
-            self._request = self._compiled.create_infer_request()
-        except Exception as error:
-            raise RemoteError("runtime", f"openvino cannot load the model: {_words(error)}") from error
-        self._tensor = openvino.Tensor
+        self._path, self._threads, self._options = path, threads, options
+        self._device: str = options.get("device", "CPU")
+        self._compiled = self._compile({})
+        self._request = self._compiled.create_infer_request()
+        self._tensor = _openvino().Tensor
         self.inputs = [_describe(port) for port in self._compiled.inputs]
         self.outputs = [_describe(port) for port in self._compiled.outputs]
         self._is_fixed = [-1 not in tensor["shape"] for tensor in self.inputs]
         self.invoke = self._request.infer
+
+    def _compile(self, more: Dict[str, Any]) -> Any:
+        pinned = {
+            "INFERENCE_PRECISION_HINT": self._options.get("precision", "f32"),
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if self._device == "CPU":
+            pinned["INFERENCE_NUM_THREADS"] = self._threads
+        core = _openvino().Core()
+        there = [name.split(".")[0] for name in core.available_devices]
+        if self._device not in there:
+            raise RemoteError(
+                "fallback",
+                f"openvino finds no {self._device} here (it finds: {', '.join(there)}), so all of the model would run "
+                "on the CPU",
+            )
+        try:
+            return core.compile_model(core.read_model(self._path), self._device, dict(pinned, **more))
+        except Exception as error:
+            raise RemoteError("runtime", f"openvino cannot load the model: {_words(error)}") from error
 
     def set_inputs(self, arrays: Sequence[Any]) -> None:
         for index, (array, is_fixed) in enumerate(zip(arrays, self._is_fixed)):
@@ -69,26 +82,47 @@ class Session:
         return [self._request.get_output_tensor(index).data.copy() for index in range(len(self.outputs))]
 
     def executed(self) -> Dict[str, Any]:
-        operators: Dict[str, int] = collections.Counter()
-        macs: Dict[str, int] = collections.Counter()
-        for node in self._compiled.get_runtime_model().get_ordered_ops():
+        found = self.operators(0)
+        threads = self._threads
+        if self._device == "CPU":
+            threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
+        return {
+            "threads": threads,
+            "ops": dict(collections.Counter(f"{one['op']} {one['type']}" for one in found)),
+            "delegate_nodes": 0 if self._device == "CPU" else len(found),
+            "precision": self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
+            **summary(found),
+        }
+
+    def operators(self, runs: int) -> List[Dict[str, Any]]:
+        compiled, times = self._timed(runs) if runs else (self._compiled, {})
+        found = []
+        for node in compiled.get_runtime_model().get_ordered_ops():
             facts = node.get_rt_info()
             kind, stored, kernel = (
                 str(facts[key].astype(str)) for key in ("layerType", "runtimePrecision", "primitiveType")
             )
-            precision = _computed(kernel, stored)
-            if kind not in ("Const", "Input", "Output"):
-                operators[f"{kind} {precision}"] += 1
-            count = _macs(kind, node)
-            if count:
-                macs["int8" if precision in ("i8", "u8") else precision] += count
-        return {
-            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
-            "ops": dict(operators),
-            "delegate_nodes": 0,
-            "precision": self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
-            "macs": dict(macs),
-        }
+            if kind in ("Const", "Input", "Output"):
+                continue
+            precision, name = _computed(kernel, stored), node.get_friendly_name()
+            precision = "int8" if precision in ("i8", "u8") else precision
+            own = {"op": kind, "name": name, "place": self._device, "type": precision}
+            found.append(dict(own, macs=_macs(kind, node) or None, seconds=times.get(name)))
+        return found
+
+    def _timed(self, runs: int) -> Any:
+        """(a session of its own that counts, {node: median seconds}); a node that was optimized away has none."""
+        compiled = self._compile({"PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        for index in range(len(self.inputs)):
+            request.set_input_tensor(index, self._tensor(self._request.get_input_tensor(index).data.copy()))
+        samples: Dict[str, List[float]] = {}
+        for query in range(runs + 1):
+            request.infer()
+            for node in request.profiling_info if query else ():  # the first one warms up
+                if node.status == node.Status.EXECUTED:
+                    samples.setdefault(node.node_name, []).append(node.real_time.total_seconds())
+        return compiled, {name: median(own) for name, own in samples.items()}
 
 
 def _computed(kernel: str, stored: str) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import collections
 import math
+import os
 import sys
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 from ..wire import RemoteError
-from . import check_options, installed
+from . import PATH, check_options, installed, mac_type, summary
 
 PACKAGES = ("ai-edge-litert", "tflite-runtime")
-OPTIONS: Dict[str, Any] = {}
+XNNPACK = "XNNPACK"  # the runtime's own delegate, which it applies by itself
+OPTIONS = {"delegate": (PATH,)}  # a vendor's library, for an accelerator
 WITH_WEIGHTS = {"CONV_2D": slice(1, None), "DEPTHWISE_CONV_2D": slice(1, 3), "FULLY_CONNECTED": slice(1, None)}
 
 
@@ -24,6 +26,10 @@ def require() -> None:
 
 
 def _interpreter_class() -> Any:
+    return _module().Interpreter
+
+
+def _module() -> Any:
     found = available()
     if found is None:
         raise RemoteError(
@@ -33,25 +39,21 @@ def _interpreter_class() -> Any:
         )
     try:
         if found["package"] == "ai-edge-litert":
-            from ai_edge_litert.interpreter import Interpreter
+            from ai_edge_litert import interpreter
         else:
-            from tflite_runtime.interpreter import Interpreter
+            from tflite_runtime import interpreter
     except Exception as error:
         raise RemoteError(
             "missing-runtime", f"{found['package']} {found['version']} cannot be imported: {error}"
         ) from error
-    return Interpreter
+    return interpreter
 
 
 class Session:
-    def __init__(self, path: str, threads: int) -> None:
-        interpreter_class = _interpreter_class()
-        try:
-            self._interpreter = interpreter_class(model_path=path, num_threads=threads)
-            self._interpreter.allocate_tensors()
-        except Exception as error:
-            raise RemoteError("runtime", f"tflite cannot load the model: {error}") from error
-        self._threads = threads
+    def __init__(self, path: str, threads: int, options: Dict[str, Any]) -> None:
+        self._path, self._threads = path, threads
+        self._delegate: Optional[str] = options.get("delegate")
+        self._interpreter = self._open()
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
         self._input_indices = [detail["index"] for detail in inputs]
@@ -59,6 +61,17 @@ class Session:
         self.inputs = [_describe(detail) for detail in inputs]
         self.outputs = [_describe(detail) for detail in outputs]
         self.invoke = self._interpreter.invoke
+
+    def _open(self, **how: Any) -> Any:
+        module = _module()
+        if self._delegate is not None:
+            how["experimental_delegates"] = [_load_delegate(module, self._delegate)]
+        try:
+            interpreter = module.Interpreter(model_path=self._path, num_threads=self._threads, **how)
+            interpreter.allocate_tensors()
+        except Exception as error:
+            raise RemoteError("runtime", f"tflite cannot load the model: {error}") from error
+        return interpreter
 
     def set_inputs(self, arrays: Sequence[Any]) -> None:
         for index, array in zip(self._input_indices, arrays):
@@ -69,30 +82,77 @@ class Session:
 
     def executed(self) -> Dict[str, Any]:
         nodes = self._interpreter._get_ops_details()
-        operators = collections.Counter(node["op_name"] for node in nodes)
-        delegated = operators.pop("DELEGATE", 0)
-        return {
-            "threads": self._threads,
-            "ops": dict(operators),
-            "delegate_nodes": delegated,
-            "precision": None,
-            "macs": self._macs(nodes),
-        }
+        counts = collections.Counter(node["op_name"] for node in nodes)
+        delegated = counts.pop("DELEGATE", 0)
+        known = {"threads": self._threads, "ops": dict(counts), "delegate_nodes": delegated, "precision": None}
+        return dict(known, **summary(self.operators(0)))
 
-    def _macs(self, nodes: List[Dict[str, Any]]) -> Dict[str, int]:
-        """Multiply-accumulates by the type of data and weights: "int8", "float32", or "int8 x float32" where they
-        differ. Filters are (out, kh, kw, in), depthwise ones (1, kh, kw, out), dense weights (out, in)."""
+    def operators(self, runs: int) -> List[Dict[str, Any]]:  # noqa: ARG002
+        """Without seconds: its Python interpreter times no operator."""
+        nodes = self._interpreter._get_ops_details()
         tensors = {detail["index"]: detail for detail in self._interpreter.get_tensor_details()}
-        found: Dict[str, int] = collections.Counter()
+        accelerated, taken = self._accelerated(), _delegated(nodes)
+        found = []
         for node in nodes:
-            if node["op_name"] in WITH_WEIGHTS or node["op_name"] == "BATCH_MATMUL":
-                data, weights = (tensors[index] for index in node["inputs"][:2])
-                sizes = [int(size) for size in tensors[node["outputs"][0]]["shape"]]
-                inner = WITH_WEIGHTS.get(node["op_name"])
-                sizes += [int(size) for size in (weights["shape"][inner] if inner else data["shape"][-1:])]
-                types = [tensor["dtype"].__name__ for tensor in (data, weights)]
-                found[" x ".join(dict.fromkeys(types))] += math.prod(sizes)
-        return dict(found)
+            if node["op_name"] == "DELEGATE":
+                continue
+            outputs = [tensors[index] for index in node["outputs"] if index in tensors]
+            macs, kind = _macs(node, tensors)
+            place = XNNPACK if node["index"] in taken else "CPU"
+            if node["index"] in accelerated:
+                place = os.path.basename(str(self._delegate))
+            name = str(outputs[0]["name"]) if outputs else "?"
+            own = {"op": node["op_name"], "name": name, "place": place, "type": kind, "macs": macs}
+            found.append(dict(own, seconds=None))
+        return found
+
+    def _accelerated(self) -> Set[int]:
+        """What the vendor's delegate took: the delegate nodes of a session without the runtime's own."""
+        if self._delegate is None:
+            return set()
+        alone = _module().OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        return _delegated(self._open(experimental_op_resolver_type=alone)._get_ops_details())
+
+
+def _delegated(nodes: List[Dict[str, Any]]) -> Set[int]:
+    """Indices of the nodes that delegates stand for: the graph lists both, so from the outputs of each delegate back
+    to its inputs."""
+    maker = {int(out): node for node in nodes if node["op_name"] != "DELEGATE" for out in node["outputs"]}
+    found: Set[int] = set()
+    for delegate in nodes:
+        if delegate["op_name"] == "DELEGATE":
+            edge = {int(index) for index in delegate["inputs"]}
+            todo = [int(index) for index in delegate["outputs"]]
+            while todo:
+                node = maker.get(todo.pop())
+                if node is not None and node["index"] not in found:
+                    found.add(node["index"])
+                    todo += [int(index) for index in node["inputs"] if int(index) not in edge]
+    return found
+
+
+def _macs(node: Dict[str, Any], tensors: Dict[int, Dict[str, Any]]) -> Any:
+    """(multiply-accumulates or None, the type that is computed in). Filters are (out, kh, kw, in), depthwise ones
+    (1, kh, kw, out), dense weights (out, in)."""
+    types = [tensors[index]["dtype"].__name__ for index in node["inputs"] if index in tensors]
+    kind = types[0] if types else None
+    if node["op_name"] not in WITH_WEIGHTS and node["op_name"] != "BATCH_MATMUL":
+        return None, kind
+    data, weights = (tensors[index] for index in node["inputs"][:2])
+    sizes = [int(size) for size in tensors[node["outputs"][0]]["shape"]]
+    inner = WITH_WEIGHTS.get(node["op_name"])
+    sizes += [int(size) for size in (weights["shape"][inner] if inner else data["shape"][-1:])]
+    return math.prod(sizes), mac_type(types[0], types[1])
+
+
+def _load_delegate(module: Any, path: str) -> Any:
+    if not os.path.exists(path):
+        raise RemoteError("fallback", f"the delegate {path} is not on this board, so all of it would run on the CPU")
+    try:
+        return module.load_delegate(path)
+    except Exception as error:
+        why = str(error).strip() or type(error).__name__
+        raise RemoteError("fallback", f"the delegate {path} cannot be loaded ({why[:300]})") from error
 
 
 def _describe(detail: Dict[str, Any]) -> Dict[str, Any]:
@@ -105,4 +165,4 @@ def _describe(detail: Dict[str, Any]) -> Dict[str, Any]:
 
 def load(path: str, threads: int, options: Dict[str, Any]) -> Session:
     check_options("tflite", OPTIONS, options)
-    return Session(path, threads)
+    return Session(path, threads, options)
