@@ -198,10 +198,13 @@ def work(root: str, folder: str) -> None:
             if kind not in KINDS:
                 raise RemoteError("bad-request", f"unknown job kind {kind!r}; known: {', '.join(KINDS)}")
             module, function = KINDS[kind]
+            from . import releases
+
             work_of = getattr(importlib.import_module(f".{module}", __package__), function)
             with BoardLock(root, context):
                 power_mode.recover(root)
                 outcome = {"ok": True, "result": work_of(context, request)}
+                releases.trim(root)
             json.dumps(outcome, allow_nan=False)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on it has an outcome, which must be written

@@ -26,7 +26,6 @@ from .wire import RemoteError, field, is_plain_name, is_sha256
 
 KEEP_PREVIOUS = 2
 HOOK_TIMEOUT_S = 60.0
-RECENT_S = 3600.0  # blobs this young may belong to an upload under way
 NOT_CONFIRMED = "not confirmed"
 
 
@@ -379,13 +378,19 @@ def _collect_garbage(root: str) -> None:
     for name in os.listdir(os.path.join(root, "releases")):
         if name not in releases:
             shutil.rmtree(os.path.join(root, "releases", name))
+    trim(root)
+
+
+def trim(root: str) -> None:
+    """Keep the store within its quota; what the releases here need stays whatever its size. Only with BoardLock."""
     used = set()
-    for release in releases:
+    for release in os.listdir(os.path.join(root, "releases")):
         try:
             manifest = read_json(os.path.join(root, "releases", release, "manifest.json"))
-        except ValueError:
+        except (OSError, ValueError):
             return  # damaged: nobody knows which blobs it needs, so all stay
         used |= {entry["sha256"] for entry in manifest["files"].values()}
-    for entry in os.scandir(os.path.join(root, "store")):
-        if entry.name not in used and time.time() - entry.stat().st_mtime > RECENT_S:
-            os.unlink(entry.path)
+    try:
+        store.trim(root, used)
+    except OSError as error:
+        print(f"the store was not trimmed: {error}", file=sys.stderr)

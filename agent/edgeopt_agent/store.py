@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Set
 
 from .files import fsync_folder, remote_error, sha256_file
 from .wire import RemoteError, is_sha256
 
+QUOTA_BYTES = 1 << 30  # of blobs that no release uses; on a small disk half of what they could have
+RECENT_S = 3600.0  # blobs this young may belong to an upload under way
 SPARE_BYTES = 1 << 20  # left free for records and logs
 
 
@@ -90,6 +93,21 @@ def require_room(root: str, size_bytes: int, spare_bytes: int = SPARE_BYTES) -> 
         )
 
 
+def trim(root: str, used: Set[str]) -> None:
+    """Forget blobs that no release uses, the longest unused first, until the others are within the quota: inputs and
+    evaluation shards stay here for the next time, but not without end. What was used lately stays in any case."""
+    disk = os.statvfs(root)
+    entries = [(entry.stat(), entry) for entry in os.scandir(os.path.join(root, "store"))]
+    loose = sorted((stat.st_mtime, stat.st_size, entry.path) for stat, entry in entries if entry.name not in used)
+    held = sum(size for _, size, _ in loose)
+    quota = min(QUOTA_BYTES, (disk.f_bavail * disk.f_frsize + held) // 2)
+    for at, size, path in loose:
+        if held <= quota or time.time() - at < RECENT_S:
+            return
+        os.unlink(path)
+        held -= size
+
+
 def lay_out(paths: Dict[str, str], folder: str) -> None:
     """Put files side by side under their names, as symlinks: a runtime looks for an artifact's second file there."""
     os.mkdir(folder)
@@ -104,4 +122,5 @@ def whole(root: str, sha256: Any) -> str:
         raise RemoteError("not-found", f"blob {sha256[:12]} is not on the board")
     if sha256_file(path) != sha256:
         raise RemoteError("integrity", f"blob {sha256[:12]} on the board is damaged; send it again")
+    os.utime(path)  # used: trim() forgets others first
     return path
