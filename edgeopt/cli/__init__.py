@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "bench",
     "compare": "bench",
     "power": "power",
+    "diagnose": "diagnose",
     "flash": "release",
     "validate": "release",
     "rollback": "release",

@@ -65,7 +65,7 @@ class Layer:
 
     match: what the same tensor is called in the model before quantization. sources: the numbers of the layers that it
     is computed from, -1 for the model's inputs. quantization: of the tensor itself; is_stored: it holds the stored
-    numbers, not the values. unsigned: whether the data that its weights meet are stored without a sign.
+    numbers, not the values.
     """
 
     tensor: Any
@@ -77,7 +77,6 @@ class Layer:
     quantization: Quantization | None = None
     is_stored: bool = False
     weights: Weights | None = None
-    unsigned: bool = False
 
     def values(self, array: Array) -> Array:
         """What the runtime gave as numbers that mean what the float model's mean, float64."""
@@ -88,11 +87,13 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """outputs: the numbers of the layers that are the model's own outputs, None where one cannot be watched."""
+    """outputs: the numbers of the layers that are the model's own outputs, None where one cannot be watched.
+    inputs: how each input is stored, None for plain numbers."""
 
     runtime: str
     layers: tuple[Layer, ...]
     outputs: tuple[int | None, ...]
+    inputs: tuple[Quantization | None, ...] = ()
 
     @property
     def quantized(self) -> bool:

@@ -31,8 +31,9 @@ from .graph import WEIGHTED, Graph, Layer, Origins, Quantization, Weights
 
 GRAPH_OUTPUT = 12
 QUANTIZED = {"uint8", "int8", "uint16", "int16"}
-# Operators that hold their scales themselves: (data, its zero, weights, their scale, result's scale, its zero).
-INTEGER = {"QLinearConv": (0, 2, 3, 4, 6, 7), "QLinearMatMul": (0, 2, 3, 4, 6, 7)}
+# Operators that hold their scales themselves; which of their inputs are: data, weights, their scale, the result's
+# scale, its zero.
+INTEGER = {"QLinearConv": (0, 3, 4, 6, 7), "QLinearMatMul": (0, 3, 4, 6, 7)}
 MOST_ELEMENTS = 1 << 28
 
 
@@ -156,12 +157,14 @@ def read(path: Path) -> Graph:
             ends = node.kind == "QuantizeLinear" or not is_quantized or node.outputs[0] in model.outputs
             if sources and node.outputs and ends:
                 origins.watch(node.outputs[0], len(layers))
-                layers.append(_layer(model, makers, node, sources))
+                layers.append(_layer(model, makers, node, sources, is_quantized))
     numbers = {layer.tensor: number for number, layer in enumerate(layers)}
     return Graph("onnxruntime", tuple(layers), tuple(numbers.get(name) for name in model.outputs))
 
 
-def _layer(model: _Model, makers: dict[str, _Node], node: _Node, sources: tuple[int, ...]) -> Layer:
+def _layer(
+    model: _Model, makers: dict[str, _Node], node: _Node, sources: tuple[int, ...], is_quantized: bool
+) -> Layer:
     match, quantization = node.outputs[0], None
     made: _Node | None = node
     if node.kind == "QuantizeLinear":
@@ -169,13 +172,20 @@ def _layer(model: _Model, makers: dict[str, _Node], node: _Node, sources: tuple[
         made = makers.get(match)
         quantization = _quantization(model, *node.inputs[1:3])
     elif node.kind in INTEGER:
-        quantization = _quantization(model, *(node.inputs[place] for place in INTEGER[node.kind][4:]))
-    weighted = _weighted(makers, made)
+        quantization = _quantization(model, *(node.inputs[place] for place in INTEGER[node.kind][3:]))
+    weighted = _weighted(makers, made) if is_quantized else made if node.kind in WEIGHTED else None
     main = weighted or made
-    kind = main.kind if main is not None else "QuantizeLinear of the input"
-    weights, unsigned = _weights(model, makers, weighted) if weighted is not None else (None, False)
-    return Layer(node.outputs[0], node.outputs[0], main.name if main else node.name, kind, match, sources, quantization,
-                 quantization is not None, weights, unsigned)  # fmt: skip
+    return Layer(
+        node.outputs[0],
+        node.outputs[0],
+        main.name if main is not None else node.name,
+        main.kind if main is not None else "input",
+        match.removesuffix("_QuantizeLinear_Input"),
+        sources,
+        quantization,
+        quantization is not None,
+        _weights(model, makers, weighted) if weighted is not None else None,
+    )
 
 
 def _weighted(makers: dict[str, _Node], node: _Node | None) -> _Node | None:
@@ -185,7 +195,7 @@ def _weighted(makers: dict[str, _Node], node: _Node | None) -> _Node | None:
         own = pending.pop(0)
         if own is None or own.name in seen or own.kind in ("DequantizeLinear", "QuantizeLinear"):
             continue
-        if own.kind in WEIGHTED or own.kind == "MatMul":
+        if own.kind in WEIGHTED:
             return own
         seen.add(own.name)
         pending += [makers.get(name) for name in own.inputs]
@@ -200,26 +210,17 @@ def _quantization(model: _Model, scale: str, zero: str = "") -> Quantization | N
     return Quantization(float(step.reshape(-1)[0]), int(offset.reshape(-1)[0]), int(limits.min), int(limits.max))
 
 
-def _weights(model: _Model, makers: dict[str, _Node], node: _Node) -> tuple[Weights | None, bool]:
-    """(weights, whether the data they meet have no sign)."""
+def _weights(model: _Model, makers: dict[str, _Node], node: _Node) -> Weights | None:
     if node.kind in INTEGER:
-        _, zero, weights, scale, _, _ = INTEGER[node.kind]
-        offset = model.array(node.inputs[zero])
-        found = _dequantized(model, node, node.inputs[weights], node.inputs[scale])
-        return found, offset is not None and offset.dtype.name == "uint8"
+        stored, scale = INTEGER[node.kind][1:3]
+        return _dequantized(model, node, node.inputs[stored], node.inputs[scale])
     if len(node.inputs) < 2:
-        return None, False
-    before, source = makers.get(node.inputs[0]), makers.get(node.inputs[1])
-    unsigned = False
-    if before is not None and before.kind == "DequantizeLinear":
-        zero_point = model.array(before.inputs[2]) if len(before.inputs) > 2 else np.zeros(1, np.uint8)
-        unsigned = zero_point is not None and zero_point.dtype.name == "uint8"
+        return None
+    source = makers.get(node.inputs[1])
     if source is not None and source.kind == "DequantizeLinear":
-        return _dequantized(model, node, *source.inputs[:2]), unsigned
+        return _dequantized(model, node, *source.inputs[:2])
     values = model.array(node.inputs[1])
-    if values is None:
-        return None, unsigned
-    return Weights(node.name, values.astype(np.float64), None, values.dtype.name), unsigned
+    return None if values is None else Weights(node.name, values.astype(np.float64), None, values.dtype.name)
 
 
 def _dequantized(model: _Model, node: _Node, stored: str, scale: str) -> Weights | None:
@@ -249,9 +250,9 @@ def halved(path: Path, graph: Graph, folder: Path) -> list[Path] | None:  # noqa
         names = set[tuple[str, str]]()
         for node in model.nodes:
             if node.kind in INTEGER:
-                _, _, weights, scale, _, _ = INTEGER[node.kind]
+                _, weights, scale, _, _ = INTEGER[node.kind]
                 names.add((node.inputs[weights], node.inputs[scale]))
-            source = makers.get(node.inputs[1]) if node.kind in WEIGHTED | {"MatMul"} and len(node.inputs) > 1 else None
+            source = makers.get(node.inputs[1]) if node.kind in WEIGHTED and len(node.inputs) > 1 else None
             if source is not None and source.kind == "DequantizeLinear":
                 names.add((source.inputs[0], source.inputs[1]))
         pairs = [(model.tensors[a], model.tensors[b]) for a, b in names if a in model.tensors and b in model.tensors]

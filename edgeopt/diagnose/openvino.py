@@ -109,7 +109,7 @@ def read(path: Path) -> Graph:
                 origins.passed_on(outputs, node.inputs)
             if sources and node.outputs and _is_watched(model, node, is_quantized):
                 origins.watch(outputs[0], len(layers))
-                layers.append(_layer(model, node, sources, content))
+                layers.append(_layer(model, node, sources, is_quantized, content))
     numbers = {layer.tensor: number for number, layer in enumerate(layers)}
     results = [node for node in model.nodes.values() if node.kind == "Result"]
     return Graph("openvino", tuple(layers), tuple(numbers.get(node.inputs[0]) for node in results))
@@ -122,23 +122,23 @@ def _is_watched(model: _Model, node: _Node, is_quantized: bool) -> bool:
     return ends or node.kind == "FakeQuantize" or not is_quantized
 
 
-def _layer(model: _Model, node: _Node, sources: tuple[int, ...], content: mmap.mmap) -> Layer:
+def _layer(model: _Model, node: _Node, sources: tuple[int, ...], is_quantized: bool, content: mmap.mmap) -> Layer:
     """The part of the graph that ends in `node`, called after its node with weights, else after its last one."""
     made = model.source(node, 0) if node.kind == "FakeQuantize" else node
-    weighted = _weighted(model, made)
+    weighted = _weighted(model, made) if is_quantized else made if made.kind in WEIGHTED else None
     main = weighted or made
-    is_first = made.kind == "Parameter"
-    kind = "FakeQuantize of the input" if is_first else main.kind
-    weights, unsigned = None, False
-    if weighted is not None:
-        weights = _weights(model, weighted, content)
-        before = _through(model, model.source(weighted, 0))
-        found = _quantization(model, before, content) if before.kind == "FakeQuantize" else None
-        unsigned = found is not None and found.range[0] >= 0
-    quantization = _quantization(model, node, content) if node.kind == "FakeQuantize" else None
+    kind = "input" if made.kind == "Parameter" else main.kind
     name = made.name if ANONYMOUS.fullmatch(main.name) else main.name
-    return Layer((node.id, node.outputs[0]), node.name, name, kind, made.name, sources, quantization,
-                 False, weights, unsigned)  # fmt: skip
+    return Layer(
+        (node.id, node.outputs[0]),
+        node.name,
+        name,
+        kind,
+        made.name,
+        sources,
+        _quantization(model, node, content) if node.kind == "FakeQuantize" else None,
+        weights=_weights(model, weighted, content) if weighted is not None else None,
+    )
 
 
 def _weighted(model: _Model, node: _Node) -> _Node | None:

@@ -102,7 +102,9 @@ def read(path: Path) -> Graph:
         tensors = [_Tensor(data, table, buffers) for table in graph.tables(GRAPH_TENSORS)]
         layers = _layers(graph, kinds, tensors)
         numbers = {layer.tensor: number for number, layer in enumerate(layers)}
-        return Graph("tflite", tuple(layers), tuple(numbers.get(index) for index in graph.numbers(GRAPH_OUTPUTS)))
+        inputs = tuple(tensors[index].quantization for index in graph.numbers(GRAPH_INPUTS))
+        outputs = tuple(numbers.get(index) for index in graph.numbers(GRAPH_OUTPUTS))
+        return Graph("tflite", tuple(layers), outputs, inputs)
 
 
 def _layers(graph: Table, kinds: list[str], tensors: list[_Tensor]) -> list[Layer]:
@@ -117,12 +119,11 @@ def _layers(graph: Table, kinds: list[str], tensors: list[_Tensor]) -> list[Laye
             own = tensors[index]
             if sources and own.shape and own.dtype in NUMPY:
                 origins.watch(index, len(found))
-                data = tensors[taken[0]]
                 weights = tensors[taken[1]].weights() if kind in WEIGHTED and len(taken) > 1 else None
                 found.append(
                     Layer(
                         index, own.name, own.name, kind, own.name, sources, own.quantization,
-                        own.quantization is not None, weights, data.dtype == "uint8",
+                        own.quantization is not None, weights,
                     )
                 )  # fmt: skip
     return found

@@ -1,0 +1,71 @@
+"""What `diagnose` found, on one screen: the checks in their order, the faults, the layers that matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import units
+
+SIGNS = {"good": ("good", "green"), "fault": ("FAULT", "bold red"), "not compared": ("not compared", "yellow")}
+ROWS = 8
+NAME_LIMIT = 44
+WORTH_DB = 45.0
+
+
+def render(document: dict[str, Any], console: Console) -> None:
+    name = f"{units.text(document['name'])} ({document['release'][:12]}) on {document['device']}"
+    console.print(Text(f"{name}, {document['runtime']}, {units.count(document['samples'])} samples", "bold"))
+    checks = Table(box=None, pad_edge=False, show_header=False)
+    for own in document["checks"]:
+        sign, style = SIGNS[own["state"]]
+        said = "see below" if own["state"] == "fault" else units.text(own["says"], 400)
+        checks.add_row(own["check"], Text(sign, style), Text(said))
+    console.print(checks)
+    for found in document["findings"]:
+        style = "bold red" if found["is_fault"] else "yellow"
+        console.print()
+        console.print(Text(units.text(found["says"], 600), style))
+        console.print(Text(f"  try: {units.text(found['try'], 600)}"))
+    _layers(document, console)
+    console.print()
+    faults = sum(found["is_fault"] for found in document["findings"])
+    told = "no fault found in what was compared" if not faults else f"{faults} fault{'s' if faults > 1 else ''} found"
+    console.print(Text(told, "bold"))
+
+
+def _layers(document: dict[str, Any], console: Console) -> None:
+    """The layers with a fault, and those that lose most."""
+    at_fault = {found["evidence"].get("layer") for found in document["findings"]}
+    rows = document["layers"]
+    lossy = sorted((row for row in rows if _worst(row) < WORTH_DB), key=lambda row: -(row["loss_db"] or 0))
+    shown = [row for row in rows if row["number"] in at_fault]
+    shown += [row for row in lossy if row not in shown][: max(0, ROWS - len(shown))]
+    if not shown:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("layer", "operator", "host/board", "float/int8", "lost here", "at range's ends"):
+        table.add_column(title, justify="left" if title in ("layer", "operator") else "right")
+    for row in sorted(shown, key=lambda row: int(row["number"])):
+        own = row["range"]
+        ends = f"{100 * own['at_low_end']:.1f} | {100 * own['at_high_end']:.1f} %" if own else ""
+        lost = f"{row['loss_db']:.1f} dB" if row["loss_db"] is not None else ""
+        name = Text(f"{row['number']} {units.text(row['name'], NAME_LIMIT)}", "red" if row["number"] in at_fault else "")
+        told = (_decibels(row["host_board"]), _decibels(row["float_int8"]))
+        table.add_row(name, units.text(row["operator"]), *told, lost, ends)
+    console.print(table)
+
+
+def _worst(row: dict[str, Any]) -> float:
+    found = [told["sqnr_db"] for told in (row["host_board"], row["float_int8"]) if told and told["sqnr_db"] is not None]
+    return min(found, default=float("inf"))
+
+
+def _decibels(told: dict[str, Any] | None) -> str:
+    if told is None:
+        return ""
+    return "equal" if told["sqnr_db"] is None else f"{told['sqnr_db']:.1f} dB"
