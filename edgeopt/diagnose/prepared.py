@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -178,17 +179,18 @@ def _explain_one(held: Golden, place: int, own: Array, after: Array, steps: Step
     if own.dtype.kind == "f" and not np.isfinite(own).all():
         says = f"what the application prepared for input {place} holds NaN or infinity"
         return [words.finding("values", f"input {place}", says, "look for a division by zero there")], ""
-    expected = [hypotheses.Expected(right), *_geometries(held, right)]
-    tried = [(own, False)]
-    if own.ndim == after.ndim and sorted(own.shape) == sorted(after.shape) and (undone := _undone(own, steps)) is not None:
-        tried.append((undone, True))
-    results: list[tuple[int, float, hypotheses.Explanation, bool]] = []
+    undone = _undone(own, steps) if sorted(own.shape) == sorted(after.shape) else None
+    tried = [(own, False)] if undone is None else [(own, False), (undone, True)]
+    results: list[tuple[hypotheses.Explanation, bool]] = []
+    others: list[hypotheses.Expected] = []
+
+    def geometries() -> list[hypotheses.Expected]:
+        others.extend([] if others else _geometries(held, right))
+        return others
+
     for view, is_after in tried:
-        try:
-            found = hypotheses.explain(view, expected)
-        except ValueError:
-            continue
-        results.append((len(found.faults), found.residual, found, is_after))
+        with contextlib.suppress(ValueError):
+            results.append((hypotheses.explain(view, right, geometries), is_after))
     if not results:
         says = (
             f"what the application prepared for input {place} is {own.dtype} {list(own.shape[1:])}; "
@@ -196,8 +198,10 @@ def _explain_one(held: Golden, place: int, own: Array, after: Array, steps: Step
             f"{after.dtype} {list(after.shape[1:])} after them"
         )
         return [words.finding("shape", f"input {place}", says, _mend(held, "resize"))], ""
-    best = min(results, key=lambda one: (one[1] > hypotheses.EXPLAINED, one[0], one[1]))[2]
-    return _findings(held, place, best, right, after, steps)
+    best, is_after = min(
+        results, key=lambda one: (one[0].residual > hypotheses.EXPLAINED, len(one[0].faults), one[0].residual)
+    )
+    return _findings(held, place, best, is_after, right, after, steps)
 
 
 def _undone(own: Array, steps: Steps) -> Array | None:
@@ -225,31 +229,41 @@ def _geometries(held: Golden, right: Array) -> list[hypotheses.Expected]:
 
 
 def _findings(
-    held: Golden, place: int, best: hypotheses.Explanation, right: Array, after: Array, steps: Steps
+    held: Golden, place: int, best: hypotheses.Explanation, is_after: bool, right: Array, after: Array, steps: Steps
 ) -> tuple[list[Document], str]:
+    """is_after: what was explained has the layout that the preprocess steps give."""
     where = f"input {place}"
-    left = f"{100 * best.residual:.2g} % of its spread is left unexplained"
+    left = f"{100 * best.residual:.1f} % of its spread is left unexplained"
     if best.residual > hypotheses.EXPLAINED:
         says = f"what the application prepared for {where} is not what it must be, and no explanation fits ({left})"
         if held.is_picture and not _geometries(held, right):
             says += "; resizes were not tried: pip install 'edgeopt[tasks]'"
         return [words.finding("preparation", where, says, _mend(held, "all"), residual=best.residual)], ""
+    faults = [*best.faults, *_of_values(held, best, is_after, right, after, steps)]
     found = [
         words.finding(kind, where, f"preparation of {where}: {told} ({left})", _mend(held, kind), residual=best.residual)
-        for kind, told in best.faults
+        for kind, told in faults
     ]
-    span = float(np.ptp(right)) or 1.0
+    return found, "" if found else f"{where} is prepared as it must be ({left})"
+
+
+def _of_values(
+    held: Golden, best: hypotheses.Explanation, is_after: bool, right: Array, after: Array, steps: Steps
+) -> list[tuple[str, str]]:
+    """What is wrong with scale and offset: those before the steps belong to the layout before them, and so after."""
     undone = _undone(after, steps)
-    normal = hypotheses.fitted(undone if undone is not None else after, right)
+    normal = hypotheses.fitted(after if undone is None else undone, right)
     plain = np.ones_like(best.by), np.zeros_like(best.by)
-    if not any(hypotheses.same_scale(best.by, best.offset, *wanted, span) for wanted in (plain, normal)):
-        scalings = [hypotheses.scaling(*one, held.is_picture) for one in ((best.by, best.offset), plain, normal)]
-        says = f"preparation of {where}: wrong normalization: values are {scalings[0]}; expected {scalings[2]}"
-        if hypotheses.same_scale(*plain, *normal, span) is False:
-            says += ", or before the bundle's preprocess steps, as decoded"
-        found.append(words.finding("normalization", where, f"{says} ({left})", _mend(held, "normalization"),
-                                   by=best.by.tolist(), offset=best.offset.tolist()))  # fmt: skip
-    return found, f"{where} is prepared as it must be ({left})"
+    wanted = [plain, normal] if undone is None else [normal] if is_after else [plain]
+    span = float(np.ptp(right)) or 1.0
+    if any(hypotheses.same_scale(best.by, best.offset, *one, span) for one in wanted):
+        return []
+    if undone is not None and not is_after and hypotheses.same_scale(best.by, best.offset, *normal, span):
+        told = f"values are those after the preprocess steps, in the layout of before them; {list(after.shape[1:])} is right"
+        return [] if any(kind == "layout" for kind, _ in best.faults) else [("layout", told)]
+    own, *rest = (hypotheses.scaling(*one, held.is_picture) for one in ((best.by, best.offset), normal, plain))
+    expected = f"{rest[0]}, or before the bundle's preprocess steps {rest[1]}" if rest[0] != rest[1] else rest[0]
+    return [("normalization", f"wrong normalization: values are {own}; expected {expected}")]
 
 
 def _mend(held: Golden, kind: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ModelError
 from ..task import Array
 from . import compare, ranges, words
 from .graph import Graph, Layer, Weights
@@ -38,9 +39,11 @@ def judge(
     """Findings; fills "float_int8", "loss_db" and "range" of the table's rows.
 
     found: what each layer gave. inputs: what the model was given, against which its first rounding is compared.
+    Raises ModelError for a reference that is another model.
     """
+    damaged = _weights(graph, reference, table) if reference is not None else []
     pairs = _pairs(graph, inputs, reference)
-    findings = []
+    findings = [*damaged]
     told: list[dict[str, Any] | None] = []
     for number, layer in enumerate(graph.layers):
         row = table[number]
@@ -54,8 +57,6 @@ def judge(
         findings += _of_range(layer, row, own, values, true)
     _losses(graph, told, table)
     if reference is not None:
-        damaged = _weights(graph, reference, table)
-        findings += damaged
         if rows := sorted((row for row in table if (row["loss_db"] or 0) >= WORTH_SAYING_DB), key=_loss)[:SHOWN]:
             findings.append(words.costly(rows))
     return sorted(findings, key=lambda one: not one["is_fault"])
@@ -129,8 +130,11 @@ def _weights(graph: Graph, reference: Reference, table: list[Document]) -> list[
     found = []
     for number, weights in own:
         other = by_name.get(weights.name)
-        if other is None or weights.step is None or other.values.shape != weights.values.shape:
+        if other is None or weights.step is None:
             continue
+        if other.values.shape != weights.values.shape:
+            shapes = list(other.values.shape), list(weights.values.shape)
+            raise _other_model(reference, f"{words.layer(table[number])} has weights {shapes[0]} there, {shapes[1]} here")
         steps = np.abs(weights.values - other.values) / weights.step
         wrong = steps > ROUNDING + SPARE_STEPS
         if wrong.any():
@@ -140,8 +144,15 @@ def _weights(graph: Graph, reference: Reference, table: list[Document]) -> list[
             worst = float(np.abs(weights.values - other.values).max())
             found.append(words.weights(table[number], int(wrong.sum()), wrong.size, channels, worst))
     if len(found) > max(1, FEW_LAYERS * len(own)):
-        return [words.other_model(reference.path, len(found), len(own))]
+        raise _other_model(reference, f"the weights of {len(found)} of {len(own)} layers differ by more than rounding")
     return found
+
+
+def _other_model(reference: Reference, what: str) -> ModelError:
+    return ModelError(
+        f"--reference {reference.path}: another model: {what}; give the float model that this one was made from (pruned "
+        "and retrained candidates have their own)"
+    )
 
 
 def _weighted(graph: Graph) -> list[tuple[int, Weights]]:

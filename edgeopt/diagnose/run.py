@@ -93,7 +93,7 @@ def diagnose(board: Session, host: Session | None, why_no_host: str, bundle: Bun
             "reference": str(asked.reference) if asked.reference else None,
             "verdict": "fail" if any(found["is_fault"] for found in findings) else "pass",
             "checks": checks,
-            "findings": findings,
+            "findings": sorted(findings, key=lambda found: not found["is_fault"]),
             "layers": table,
         }
 
@@ -166,7 +166,7 @@ def _answers(board: Session, host: Session | None, case: Case, checks: list[Docu
             if outputs is not None:
                 own = compare.error(outputs[0].reshape(case.source[0].shape), case.source[0])
                 parts.append(f"{name} {words.decibels(own)} from the source model{_decisions(case, outputs)}")
-                worst = own if name == "board" else worst
+                worst = own  # the host's, where it is known: what the board does otherwise is told apart
     if here is not None:
         own = compare.error(there[0], here[0])
         parts.append(f"board {words.decibels(own)} from host")

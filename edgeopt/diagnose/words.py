@@ -12,9 +12,10 @@ NO_PREPARED = (
 )
 NO_REFERENCE = "ranges look right; give --reference with the float model of the same runtime to compare every layer"
 NO_ANSWERS = "the bundle holds no answers, and the model was not run here"
+LONGEST_NAME = 60
 TRY_SCHEMES = {
-    "openvino": "take scheme int8-safe (7-bit weights): `edgeopt quantize … --scheme int8-safe`",
-    "onnxruntime": "quantize with reduce_range=True (7-bit weights), or with activations of type int8 on Arm only",
+    "openvino": "take 7-bit weights, which is scheme int8-safe of `edgeopt quantize`",
+    "onnxruntime": "take 7-bit weights (reduce_range=True of quantize_static), or signed activations",
 }
 
 
@@ -29,13 +30,15 @@ def check(name: str, state: str, says: str) -> Document:
 
 
 def short(name: str) -> str:
-    """A layer's name without what every layer's begins with, and a converter's repetitions."""
-    last = name.replace("__module.", "").split(";")[0]
-    return last if len(last) <= 60 else "…" + last[-59:]
+    """A layer's name without what a converter adds to every one; of joined layers the first."""
+    last = re.sub(r";\d*$", "", name.split(";;")[-1]).replace("__module.", "")
+    last = re.sub(r"^[\w.]+/(?=.*torch\.nn\.modules)", "", last)
+    last = re.sub(r"torch\.nn\.modules\.(\w+\.)?", "", last)
+    return last if len(last) <= LONGEST_NAME else "…" + last[1 - LONGEST_NAME :]
 
 
 def decibels(told: Document) -> str:
-    return "equal, not off" if told["sqnr_db"] is None else f"{told['sqnr_db']:.1f} dB"
+    return "equal" if told["sqnr_db"] is None else f"{told['sqnr_db']:.1f} dB"
 
 
 def layer(row: Document) -> str:
@@ -81,11 +84,14 @@ def host_and_board(row: Document, told: Document, device: str, count: int) -> Do
 def overflow(
     row: Document, told: Document, trial: Document, device: str, vnni: list[str], runtime: str, count: int
 ) -> Document:
-    has = f"it has {', '.join(vnni)}, but its runtime does not use it (is ONEDNN_MAX_CPU_ISA set there?)"
+    why = (
+        f"its CPU has {', '.join(vnni)}, which its runtime does not use (is ONEDNN_MAX_CPU_ISA set there?)"
+        if vnni
+        else "its CPU lacks VNNI"
+    )
     says = (
         f"int16 overflow: host and board part at {layer(row)}: {decibels(told)}{more(count)}; with 7-bit weights they "
-        f"agree there ({decibels(trial)}). The board adds pairs of u8 x s8 products in 16 bits, which saturates: its "
-        f"CPU lacks VNNI{'; ' + has if vnni else ''}"
+        f"agree there ({decibels(trial)}). The board adds pairs of u8×s8 products in 16 bits, which saturates: {why}"
     )
     tries = f"{TRY_SCHEMES.get(runtime, '7-bit weights')}; or fp16, or fp32 for that layer"
     evidence = {"layer": row["number"], "device": device, "with_7_bits": trial, "cpu_features": vnni}
@@ -123,12 +129,6 @@ def weights(row: Document, wrong: int, of: int, channels: list[int], worst: floa
     return finding("weights", row["name"], says, tries, layer=row["number"], wrong=wrong, of=of, channels=channels)
 
 
-def other_model(path: object, count: int, of: int) -> Document:
-    says = f"--reference {path}: the weights of {count} of {of} layers differ by more than rounding: it is another model"
-    tries = "give the float model that this one was made from (pruned and retrained candidates have their own)"
-    return finding("reference", None, says, tries, is_fault=False, layers=count)
-
-
 def costly(rows: list[Document]) -> Document:
     told = "; ".join(f"{layer(row)} loses {row['loss_db']:.1f} dB" for row in rows)
     tries = (
@@ -145,7 +145,3 @@ def step_quantization(index: int, step: Document, scale: float, zero: int) -> Do
     )
     tries = f"bundle it again with scale = {scale:.9g}, zero_point = {zero} in that step"
     return finding("zero-point", f"preprocess of input {index}", says, tries, fits=zero)
-
-
-def plain(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()

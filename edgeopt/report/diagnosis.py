@@ -13,7 +13,6 @@ from . import units
 
 SIGNS = {"good": ("good", "green"), "fault": ("FAULT", "bold red"), "not compared": ("not compared", "yellow")}
 ROWS = 8
-NAME_LIMIT = 44
 WORTH_DB = 45.0
 
 
@@ -48,15 +47,19 @@ def _layers(document: dict[str, Any], console: Console) -> None:
     if not shown:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("layer", "operator", "host/board", "float/int8", "lost here", "at range's ends"):
-        table.add_column(title, justify="left" if title in ("layer", "operator") else "right")
+    table.add_column("layer", no_wrap=True)
+    for title in ("host/board", "float/int8", "lost here", "at ends"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in sorted(shown, key=lambda row: int(row["number"])):
         own = row["range"]
-        ends = f"{100 * own['at_low_end']:.1f} | {100 * own['at_high_end']:.1f} %" if own else ""
+        ends = f"{100 * max(own['at_low_end'], own['at_high_end']):.1f} %" if own else ""
         lost = f"{row['loss_db']:.1f} dB" if row["loss_db"] is not None else ""
-        name = Text(f"{row['number']} {units.text(row['name'], NAME_LIMIT)}", "red" if row["number"] in at_fault else "")
+        name = f"{row['number']} {units.text(row['operator'])} "
+        rest = units.text(row["name"])
+        room = max(8, console.width - 48 - len(name))
+        name += rest if len(rest) <= room else "…" + rest[1 - room :]
         told = (_decibels(row["host_board"]), _decibels(row["float_int8"]))
-        table.add_row(name, units.text(row["operator"]), *told, lost, ends)
+        table.add_row(Text(name, "red" if row["number"] in at_fault else ""), *told, lost, ends)
     console.print(table)
 
 
