@@ -62,7 +62,7 @@ def diagnose(
     Example:
       edgeopt diagnose watch.edgeopt --golden golden
       edgeopt diagnose watch.edgeopt --prepared made-on-board.npz --device ssh://pi@raspberrypi
-      edgeopt diagnose watch.edgeopt --reference runs/watch/candidates/fp32.tflite --device ssh://pi@raspberrypi
+      edgeopt diagnose watch.edgeopt --reference runs/watch/candidates/fp32/model.tflite --device ssh://pi@raspberrypi
     """
     from .. import bundle as bundles
 
