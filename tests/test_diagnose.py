@@ -132,9 +132,11 @@ def test_a_wrong_zero_point_is_named(
     bundle_file: Path, float_model: Path, tmp_path: Path, with_reference: bool
 ) -> None:
     """A range from −128 on becomes one around 0: half of it is never used, and what is large is cut off."""
-    bad, tensor = changed(bundle_file, tmp_path / "bad.edgeopt", lambda own: own.set_zero_point(own.with_weights(1)[1], 0))
+    bad, tensor = changed(
+        bundle_file, tmp_path / "bad.edgeopt", lambda own: own.set_zero_point(own.with_weights(1)[1], 0)
+    )
     given = ["--reference", float_model] if with_reference else []
-    found = diagnose(bad, tmp_path / "board", *given, code=10)
+    found = diagnose(bad, tmp_path / "board", *given, "--samples", 16, code=10)
     assert faults(found) == ["zero-point"]
     (named,) = (one for one in found["findings"] if one["is_fault"])
     assert found["layers"][named["evidence"]["layer"]]["tensor"] == tensor
@@ -482,9 +484,7 @@ def quantized(runtime: str, folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "tflite"])
-def test_a_watched_copy_answers_as_its_model(
-    runtime: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_a_watched_copy_answers_as_its_model(runtime: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     from edgeopt_agent import runtimes
 
     if runtime == "tflite":
@@ -514,9 +514,9 @@ def test_a_watched_copy_answers_as_its_model(
 
 def _answers(session: Any) -> list[Array]:
     rng = np.random.default_rng(0)
-    session.set_inputs([
-        rng.normal(size=[max(1, size) for size in told["shape"]]).astype(told["dtype"]) for told in session.inputs
-    ])
+    session.set_inputs(
+        [rng.normal(size=[max(1, size) for size in told["shape"]]).astype(told["dtype"]) for told in session.inputs]
+    )
     session.invoke()
     found: list[Array] = [np.array(array) for array in session.get_outputs()]
     return found

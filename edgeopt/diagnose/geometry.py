@@ -21,8 +21,8 @@ BARS = (0, 114, 128)  # what is put beside a picture that keeps its proportion
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """fit: "crop" (shorter side, then the middle), "stretch", "corner" (crop from the corner), "cut" (no resize at all),
-    or bars of a grey level; is_plain: pixels are not averaged when a picture shrinks."""
+    """fit: "crop" (shorter side, then the middle), "stretch", "corner" (crop from there), "cut" (no resize at all), or
+    the grey level of bars; is_plain: pixels are not averaged when a picture shrinks."""
 
     fit: str | int
     filter: str
@@ -87,7 +87,9 @@ def _made(picture: Image, way: _Way, prepare: dict[str, Any], width: int, height
     else:
         shorter = int(prepare.get("resize") or min(width, height))
         least = min(picture.size)
-        made = _resized(picture, (max(1, shorter * picture.width // least), max(1, shorter * picture.height // least)), way)
+        made = _resized(
+            picture, (max(1, shorter * picture.width // least), max(1, shorter * picture.height // least)), way
+        )
     if made.shape[0] < height or made.shape[1] < width:
         return None
     top, left = round((made.shape[0] - height) / 2), round((made.shape[1] - width) / 2)

@@ -108,9 +108,9 @@ def read(path: Path, runtime: str) -> Graph:
     try:
         found: Graph = module.read(path)
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
-        raise ModelError(f"{path}: its layers cannot be read ({error}); give the model as its converter wrote it") from (
-            error
-        )
+        raise ModelError(
+            f"{path}: its layers cannot be read ({error}); give the model as its converter wrote it"
+        ) from (error)
     return found
 
 
@@ -129,7 +129,7 @@ def halved(path: Path, graph: Graph, folder: Path) -> list[Path] | None:
     return found
 
 
-def in_order(graph: Graph, outputs: Sequence[Array]) -> list[Array | None]:
+def in_order(graph: Graph, outputs: Sequence[Array]) -> list[Array]:
     """Of each layer what a watched copy's `outputs` hold of it."""
     own = {layer: place for place, layer in enumerate(graph.outputs) if layer is not None}
     others = iter(range(len(graph.outputs), len(outputs)))

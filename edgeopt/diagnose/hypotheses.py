@@ -56,10 +56,14 @@ def explain(found: Array, right: Array, others: Callable[[], Iterable[Expected]]
     if best.residual <= GOOD:
         return best
     moved = [
-        _fitted(view, arrays, [*arranged, ("moved", told)]) for view, arranged in views for arrays, told in _moves(right)
+        _fitted(view, arrays, [*arranged, ("moved", told)])
+        for view, arranged in views
+        for arrays, told in _moves(right)
     ]
     resized = [
-        _fitted(view, other.arrays, [*arranged, ("resize", other.words)]) for other in others() for view, arranged in views
+        _fitted(view, other.arrays, [*arranged, ("resize", other.words)])
+        for other in others()
+        for view, arranged in views
     ]
     return _plainest([best, *moved, *resized])
 
@@ -86,7 +90,9 @@ def _arrangements(found: Array, shape: tuple[int, ...]) -> Iterator[tuple[Array,
             yield np.transpose(found, (0, *order)), [("layout", f"{told}{_layout(found.shape, shape)}")]
     if found.size == int(np.prod(shape)):
         if found.shape != shape:
-            told = f"the array's shape is {list(found.shape[1:])}, but its numbers lie in the order of {list(shape[1:])}"
+            told = (
+                f"the array's shape is {list(found.shape[1:])}, but its numbers lie in the order of {list(shape[1:])}"
+            )
             yield found.reshape(shape), [("layout", told)]
         elif found.ndim == 4:  # the right shape, filled in another layout's order
             n, height, width, channels = shape
@@ -117,8 +123,8 @@ def _moves(right: Array) -> Iterator[tuple[Array, str]]:
 
 
 def _fitted(found: Array, expected: Array, faults: list[tuple[str, str]]) -> Explanation:
-    """With channels in the order that correlates best, each scaled and moved by least squares; judged by a sample of the
-    places, as there are many explanations."""
+    """With channels in the order that correlates best, each scaled and moved by least squares; judged by a sample of
+    the places, as there are many explanations."""
     channels = found.shape[-1] if found.ndim > 2 else 1
     flat = found.reshape(-1, channels)
     rows = np.random.default_rng(0).integers(len(flat), size=PLACES) if len(flat) > PLACES else slice(None)
@@ -176,12 +182,13 @@ def same_scale(by: Array, offset: Array, wanted_by: Array, wanted_offset: Array,
 
 
 def scaling(by: Array, offset: Array, is_picture: bool) -> str:
-    if is_picture:
-        for words, own_by, own_offset in SCALINGS:
-            if np.ndim(own_by) and len(by) != 3:
-                continue
-            if same_scale(by, offset, np.broadcast_to(own_by, by.shape), np.broadcast_to(own_offset, by.shape), 255.0):
-                return words
+    known = []
+    for words, own_by, own_offset in SCALINGS if is_picture else ():
+        wanted = [np.broadcast_to(own, by.shape) for own in (own_by, own_offset) if np.size(own) in (1, len(by))]
+        if len(wanted) == 2 and same_scale(by, offset, wanted[0], wanted[1], 255.0):
+            known.append((float(np.abs(by - wanted[0]).sum() * 255 + np.abs(offset - wanted[1]).sum()), words))
+    if known:
+        return min(known)[1]
     if np.ptp(by) <= SAME_SCALE * np.abs(by).max() and np.ptp(offset) <= SAME_SCALE * (np.abs(offset).max() + 1e-12):
         return f"{by.mean():.4g} times, plus {offset.mean():.4g}"
     shown = ", ".join(f"{a:.4g} times plus {b:.4g}" for a, b in list(zip(by, offset, strict=True))[:4])

@@ -162,9 +162,7 @@ def read(path: Path) -> Graph:
     return Graph("onnxruntime", tuple(layers), tuple(numbers.get(name) for name in model.outputs))
 
 
-def _layer(
-    model: _Model, makers: dict[str, _Node], node: _Node, sources: tuple[int, ...], is_quantized: bool
-) -> Layer:
+def _layer(model: _Model, makers: dict[str, _Node], node: _Node, sources: tuple[int, ...], is_quantized: bool) -> Layer:
     match, quantization = node.outputs[0], None
     made: _Node | None = node
     if node.kind == "QuantizeLinear":

@@ -100,6 +100,7 @@ def read(path: Path) -> Graph:
     nodes = model.ordered()
     origins = Origins((node.id, port) for node in nodes if node.kind == "Parameter" for port in node.outputs)
     is_quantized = any(node.kind == "FakeQuantize" for node in nodes)
+    ends = {node.inputs[0][0] for node in nodes if node.kind == "Result"}
     layers: list[Layer] = []
     with mapped(path.with_suffix(".bin")) as content:
         for node in nodes:
@@ -107,7 +108,7 @@ def read(path: Path) -> Graph:
             outputs = [(node.id, port) for port in node.outputs]
             if node.kind != "Parameter":
                 origins.passed_on(outputs, node.inputs)
-            if sources and node.outputs and _is_watched(model, node, is_quantized):
+            if sources and node.outputs and _is_watched(node, is_quantized, node.id in ends):
                 origins.watch(outputs[0], len(layers))
                 layers.append(_layer(model, node, sources, is_quantized, content))
     numbers = {layer.tensor: number for number, layer in enumerate(layers)}
@@ -115,11 +116,10 @@ def read(path: Path) -> Graph:
     return Graph("openvino", tuple(layers), tuple(numbers.get(node.inputs[0]) for node in results))
 
 
-def _is_watched(model: _Model, node: _Node, is_quantized: bool) -> bool:
+def _is_watched(node: _Node, is_quantized: bool, is_end: bool) -> bool:
     if node.kind in SHAPES or not node.dtype().startswith("float"):
         return False
-    ends = any(other.kind == "Result" and other.inputs[0][0] == node.id for other in model.nodes.values())
-    return ends or node.kind == "FakeQuantize" or not is_quantized
+    return is_end or node.kind == "FakeQuantize" or not is_quantized
 
 
 def _layer(model: _Model, node: _Node, sources: tuple[int, ...], is_quantized: bool, content: mmap.mmap) -> Layer:

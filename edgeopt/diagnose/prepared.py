@@ -167,8 +167,8 @@ def _given(path: Path, inputs: int, rows: int) -> list[Array]:
             )
         if not found[name].ndim or len(found[name]) != rows:
             raise ConfigError(
-                f"--prepared {path}: '{name}' has {len(found[name]) if found[name].ndim else 'no'} rows; the bundle has "
-                f"{rows} golden samples, in the order that --golden writes them"
+                f"--prepared {path}: '{name}' has {len(found[name]) if found[name].ndim else 'no'} rows; the bundle "
+                f"has {rows} golden samples, in the order that --golden writes them"
             )
     return [found[name] for name in names]
 
@@ -179,8 +179,9 @@ def _explain_one(held: Golden, place: int, own: Array, after: Array, steps: Step
     if own.dtype.kind == "f" and not np.isfinite(own).all():
         says = f"what the application prepared for input {place} holds NaN or infinity"
         return [words.finding("values", f"input {place}", says, "look for a division by zero there")], ""
+    axis = _channel_axis(held, right, steps)
     undone = _undone(own, steps) if sorted(own.shape) == sorted(after.shape) else None
-    tried = [(own, False)] if undone is None else [(own, False), (undone, True)]
+    tried = [(one, is_after) for one, is_after in ((own, False), (undone, True)) if one is not None]
     results: list[tuple[hypotheses.Explanation, bool]] = []
     others: list[hypotheses.Expected] = []
 
@@ -190,14 +191,15 @@ def _explain_one(held: Golden, place: int, own: Array, after: Array, steps: Step
 
     for view, is_after in tried:
         with contextlib.suppress(ValueError):
-            results.append((hypotheses.explain(view, right, geometries), is_after))
+            results.append((hypotheses.explain(_last(view, axis), _last(right, axis), geometries), is_after))
     if not results:
         says = (
             f"what the application prepared for input {place} is {own.dtype} {list(own.shape[1:])}; "
             f"{right.dtype} {list(right.shape[1:])} is expected before the bundle's preprocess steps, "
             f"{after.dtype} {list(after.shape[1:])} after them"
         )
-        return [words.finding("shape", f"input {place}", says, _mend(held, "resize"))], ""
+        kind = "resize" if held.is_picture else "shape"
+        return [words.finding(kind, f"input {place}", says, _mend(held, kind))], ""
     best, is_after = min(
         results, key=lambda one: (one[0].residual > hypotheses.EXPLAINED, len(one[0].faults), one[0].residual)
     )
@@ -217,6 +219,20 @@ def _undone(own: Array, steps: Steps) -> Array | None:
         else:
             own = np.transpose(own, np.argsort(step["axes"]))
     return own
+
+
+def _channel_axis(held: Golden, right: Array, steps: Steps) -> int:
+    """Which axis has channels of their own scale: a picture's last, else what is normalized along before any move."""
+    for step in steps:
+        if held.is_picture or step["op"] in ("transpose", "expand"):
+            break
+        if step["op"] == "normalize" and len(step["mean"]) > 1:
+            return int(step["axis"]) % right.ndim
+    return right.ndim - 1
+
+
+def _last(array: Array, axis: int) -> Array:
+    return np.moveaxis(array, axis, -1) if axis < array.ndim else array
 
 
 def _geometries(held: Golden, right: Array) -> list[hypotheses.Expected]:
@@ -241,7 +257,9 @@ def _findings(
         return [words.finding("preparation", where, says, _mend(held, "all"), residual=best.residual)], ""
     faults = [*best.faults, *_of_values(held, best, is_after, right, after, steps)]
     found = [
-        words.finding(kind, where, f"preparation of {where}: {told} ({left})", _mend(held, kind), residual=best.residual)
+        words.finding(
+            kind, where, f"preparation of {where}: {told} ({left})", _mend(held, kind), residual=best.residual
+        )
         for kind, told in faults
     ]
     return found, "" if found else f"{where} is prepared as it must be ({left})"
@@ -251,16 +269,17 @@ def _of_values(
     held: Golden, best: hypotheses.Explanation, is_after: bool, right: Array, after: Array, steps: Steps
 ) -> list[tuple[str, str]]:
     """What is wrong with scale and offset: those before the steps belong to the layout before them, and so after."""
-    undone = _undone(after, steps)
-    normal = hypotheses.fitted(after if undone is None else undone, right)
+    undone, axis = _undone(after, steps), _channel_axis(held, right, steps)
+    normal = hypotheses.fitted(_last(after if undone is None else undone, axis), _last(right, axis))
     plain = np.ones_like(best.by), np.zeros_like(best.by)
     wanted = [plain, normal] if undone is None else [normal] if is_after else [plain]
     span = float(np.ptp(right)) or 1.0
     if any(hypotheses.same_scale(best.by, best.offset, *one, span) for one in wanted):
         return []
     if undone is not None and not is_after and hypotheses.same_scale(best.by, best.offset, *normal, span):
-        told = f"values are those after the preprocess steps, in the layout of before them; {list(after.shape[1:])} is right"
-        return [] if any(kind == "layout" for kind, _ in best.faults) else [("layout", told)]
+        told = "values are those after the preprocess steps, in the layout of before them"
+        known = any(kind == "layout" for kind, _ in best.faults)
+        return [] if known else [("layout", f"{told}; {list(after.shape[1:])} is right")]
     own, *rest = (hypotheses.scaling(*one, held.is_picture) for one in ((best.by, best.offset), normal, plain))
     expected = f"{rest[0]}, or before the bundle's preprocess steps {rest[1]}" if rest[0] != rest[1] else rest[0]
     return [("normalization", f"wrong normalization: values are {own}; expected {expected}")]
@@ -268,7 +287,9 @@ def _of_values(
 
 def _mend(held: Golden, kind: str) -> str:
     prepare = {key: value for key, value in held.prepare.items() if value is not None}
-    told = f"prepare as the bundle says: {json.dumps(prepare)}" if prepare else "prepare as expected.npz of --golden shows"
+    told = (
+        f"prepare as the bundle says: {json.dumps(prepare)}" if prepare else "prepare as expected.npz of --golden shows"
+    )
     return {
         "channels": "hand the channels over in the other order (decoders such as OpenCV's give BGR)",
         "layout": "transpose before the model is called, or take the interpreter's own layout",

@@ -56,9 +56,9 @@ def judge(
         told.append(row["float_int8"])
         findings += _of_range(layer, row, own, values, true)
     _losses(graph, told, table)
-    if reference is not None:
-        if rows := sorted((row for row in table if (row["loss_db"] or 0) >= WORTH_SAYING_DB), key=_loss)[:SHOWN]:
-            findings.append(words.costly(rows))
+    lossy = [row for row in table if (row["loss_db"] or 0) >= WORTH_SAYING_DB]
+    if reference is not None and lossy:
+        findings.append(words.costly(sorted(lossy, key=_loss)[:SHOWN]))
     return sorted(findings, key=lambda one: not one["is_fault"])
 
 
@@ -107,7 +107,7 @@ def _of_range(
         return []
     if told["fault"] == "zero-point":
         return [words.zero_point(row, told["fits"], told["share"])]
-    return [words.narrow_range(row, *told["fits"], told["share"])]
+    return [words.narrow_range(row, told["fits"], told["share"])]
 
 
 def _losses(graph: Graph, told: Sequence[dict[str, Any] | None], table: list[Document]) -> None:
@@ -118,7 +118,9 @@ def _losses(graph: Graph, told: Sequence[dict[str, Any] | None], table: list[Doc
         before = [told[source] for source in layer.sources if source >= 0]
         known = [compare.decibels(one) for one in before if one is not None]
         if known or not before:
-            table[number]["loss_db"] = round(min([*known, HIGHEST_DB]) - min(compare.decibels(told[number]), HIGHEST_DB), 2)
+            table[number]["loss_db"] = round(
+                min([*known, HIGHEST_DB]) - min(compare.decibels(told[number]), HIGHEST_DB), 2
+            )
 
 
 def _weights(graph: Graph, reference: Reference, table: list[Document]) -> list[Document]:
@@ -134,7 +136,9 @@ def _weights(graph: Graph, reference: Reference, table: list[Document]) -> list[
             continue
         if other.values.shape != weights.values.shape:
             shapes = list(other.values.shape), list(weights.values.shape)
-            raise _other_model(reference, f"{words.layer(table[number])} has weights {shapes[0]} there, {shapes[1]} here")
+            raise _other_model(
+                reference, f"{words.layer(table[number])} has weights {shapes[0]} there, {shapes[1]} here"
+            )
         steps = np.abs(weights.values - other.values) / weights.step
         wrong = steps > ROUNDING + SPARE_STEPS
         if wrong.any():
@@ -150,8 +154,8 @@ def _weights(graph: Graph, reference: Reference, table: list[Document]) -> list[
 
 def _other_model(reference: Reference, what: str) -> ModelError:
     return ModelError(
-        f"--reference {reference.path}: another model: {what}; give the float model that this one was made from (pruned "
-        "and retrained candidates have their own)"
+        f"--reference {reference.path}: another model: {what}; give the float model that this one was made from "
+        "(pruned and retrained candidates have their own)"
     )
 
 

@@ -13,6 +13,7 @@ from .graph import Layer, Quantization
 SATURATED = 0.005  # share of the values at one end of the range
 CLIPPED = 0.002  # share of the float model's values that the range does not hold
 SHIFT_STEPS = 16  # least shift that is called a wrong zero point
+CROWDED = 0.0005
 UNUSED_STEPS = 48  # at the other end
 WIDTH = (0.5, 1.6)  # of what the values need, over what the range holds: it has the right width
 
@@ -41,7 +42,12 @@ def seen(layer: Layer, values: Array) -> Range | None:
 
 
 def shifted_alone(own: Quantization, told: Range) -> int | None:
-    """The zero point that would fit, where one end is crowded and the other empty; None where nothing is odd."""
+    """The zero point that would fit, where one end is crowded and the other empty; None where nothing is odd.
+
+    Values that are never below zero, in a range that is, tell it sooner: nobody calibrates what a ReLU gives so.
+    """
+    if told.high >= CROWDED and own.low + told.unused[0] == own.zero and told.unused[0] >= UNUSED_STEPS:
+        return own.low
     if told.high >= SATURATED and told.unused[0] >= UNUSED_STEPS:
         return own.zero - told.unused[0]
     if told.low >= SATURATED and told.unused[1] >= UNUSED_STEPS and own.zero != own.low:

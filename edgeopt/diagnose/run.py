@@ -153,10 +153,14 @@ def _preparation(case: Case, asked: Asked, checks: list[Document], findings: lis
     found = prepared.explain(case.bundle, case.artifact, asked.prepared)
     findings += found.findings
     faults = [*wrong, *(one for one in found.findings if one["is_fault"])]
-    checks.append(words.check("preparation", "fault" if faults else "good", faults[0]["says"] if faults else found.says))
+    checks.append(
+        words.check("preparation", "fault" if faults else "good", faults[0]["says"] if faults else found.says)
+    )
 
 
-def _answers(board: Session, host: Session | None, case: Case, checks: list[Document], findings: list[Document]) -> None:
+def _answers(
+    board: Session, host: Session | None, case: Case, checks: list[Document], findings: list[Document]
+) -> None:
     there = case.answers(board)
     here = case.answers(host) if host is not None else None
     kinds = {"board": there, "host": here}
@@ -224,7 +228,9 @@ def _host_and_board(
     facts = board.facts()
     vnni = [name for name in facts["cpu_features"] if name in WITHOUT_VNNI]
     if trial is not None and compare.decibels(trial) > max(agree, compare.decibels(told[first]) + PROVEN_DB):
-        found = words.overflow(table[first], told[first], trial, board.address, vnni, case.artifact.runtime, len(parted))
+        found = words.overflow(
+            table[first], told[first], trial, board.address, vnni, case.artifact.runtime, len(parted)
+        )
     else:
         found = words.host_and_board(table[first], told[first], board.address, len(parted))
     findings.append(found)
@@ -274,8 +280,8 @@ def _reference(board: Session, case: Case, path: Path) -> quantized.Reference:
     contents = formats.read(path)
     if contents.runtime != case.artifact.runtime:
         raise ConfigError(
-            f"--reference {path}: a model for {contents.runtime}, the bundle's is for {case.artifact.runtime}; give the "
-            "float model of the same runtime, as the run's candidates/fp32 is, or `edgeopt convert` makes it"
+            f"--reference {path}: a model for {contents.runtime}, the bundle's is for {case.artifact.runtime}; give "
+            "the float model of the same runtime, as the run's candidates/fp32 is, or `edgeopt convert` makes it"
         )
     own = graph.read(path, contents.runtime)
     try:

@@ -109,13 +109,14 @@ def zero_point(row: Document, fits: int, share: float | None) -> Document:
     return finding("zero-point", row["name"], says, tries, layer=row["number"], fits=fits, share=share)
 
 
-def narrow_range(row: Document, low: float, high: float, share: float) -> Document:
+def narrow_range(row: Document, needs: list[float], share: float) -> Document:
+    low, high = needs
     says = (
         f"range too narrow at {layer(row)}: {100 * share:.1f} % of its values are cut off; the float model's lie "
         f"from {low:.4g} to {high:.4g}"
     )
     tries = "calibrate with samples like these, with the true minimum and maximum (edgeopt's own int8 does)"
-    return finding("range", row["name"], says, tries, layer=row["number"], share=share, needs=[low, high])
+    return finding("range", row["name"], says, tries, layer=row["number"], share=share, needs=needs)
 
 
 def weights(row: Document, wrong: int, of: int, channels: list[int], worst: float) -> Document:
