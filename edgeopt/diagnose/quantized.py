@@ -19,7 +19,7 @@ SPARE_STEPS = 1.0  # 7-bit and other schemes round anew
 FEW_LAYERS = 0.3  # of the layers may have other weights; above, the reference is another model
 SHOWN = 3
 WORTH_SAYING_DB = 6.0
-HIGHEST_DB = 45.0  # of what goes into a layer, for its loss: rounding alone leaves no more
+HIGHEST_DB = 36.0  # of what goes into a layer, for its loss: rounding alone leaves no more
 
 Document = dict[str, Any]
 
@@ -56,7 +56,8 @@ def judge(
         told.append(row["float_int8"])
         findings += _of_range(layer, row, own, values, true)
     _losses(graph, told, table)
-    lossy = [row for row in table if (row["loss_db"] or 0) >= WORTH_SAYING_DB]
+    named = {one["evidence"].get("layer") for one in findings}
+    lossy = [row for row in table if (row["loss_db"] or 0) >= WORTH_SAYING_DB and row["number"] not in named]
     if reference is not None and lossy:
         findings.append(words.costly(sorted(lossy, key=_loss)[:SHOWN]))
     return sorted(findings, key=lambda one: not one["is_fault"])

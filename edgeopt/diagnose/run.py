@@ -22,7 +22,7 @@ from . import compare, graph, prepared, quantized, words
 
 FAR_DB = 8.0  # below it an artifact's answers have little to do with its source's
 PROVEN_DB = 10.0  # 7-bit weights must bring host and board so much closer
-WITHOUT_VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
+VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 Document = dict[str, Any]
 
@@ -73,29 +73,164 @@ def diagnose(board: Session, host: Session | None, why_no_host: str, bundle: Bun
     Raises AgentFailure, ConfigError, ModelError, IntegrityError (the bundle), DeviceUnreachable.
     """
     bundle.check()
-    checks: list[Document] = []
-    findings: list[Document] = []
     with tempfile.TemporaryDirectory(prefix="edgeopt-diagnose-") as text:
-        case = Case(bundle, asked.samples, Path(text))
-        _files(board, case, checks, findings)
-        _preparation(case, asked, checks, findings)
-        table = [_row(number, layer) for number, layer in enumerate(case.graph.layers)]
-        there = case.layers(board)
-        _answers(board, host, case, checks, findings)
-        _host_and_board(board, host, why_no_host, case, there, table, checks, findings)
-        _float_and_int8(board, case, there, asked, table, checks, findings)
-        return {
-            "device": board.address,
-            "release": bundle.release,
-            "name": bundle.manifest.name,
-            "runtime": case.artifact.runtime,
-            "samples": len(case.samples),
-            "reference": str(asked.reference) if asked.reference else None,
-            "verdict": "fail" if any(found["is_fault"] for found in findings) else "pass",
-            "checks": checks,
-            "findings": sorted(findings, key=lambda found: not found["is_fault"]),
-            "layers": table,
-        }
+        work = _Work(board, host, why_no_host, Case(bundle, asked.samples, Path(text)), asked)
+        work.files()
+        work.preparation()
+        work.answers()
+        work.host_and_board()
+        work.float_and_int8()
+    return {
+        "device": board.address,
+        "release": bundle.release,
+        "name": bundle.manifest.name,
+        "runtime": work.case.artifact.runtime,
+        "samples": len(work.case.samples),
+        "reference": str(asked.reference) if asked.reference else None,
+        "verdict": "fail" if any(found["is_fault"] for found in work.findings) else "pass",
+        "checks": work.checks,
+        "findings": sorted(work.findings, key=lambda found: not found["is_fault"]),
+        "layers": work.table,
+    }
+
+
+class _Work:
+    """The steps in their order; each appends what it compared to `checks`, and what is wrong to `findings`."""
+
+    def __init__(self, board: Session, host: Session | None, why_no_host: str, case: Case, asked: Asked) -> None:
+        self.board, self.host, self.why_no_host = board, host, why_no_host
+        self.case, self.asked = case, asked
+        self.checks: list[Document] = []
+        self.findings: list[Document] = []
+        self.table = [_row(number, layer) for number, layer in enumerate(case.graph.layers)]
+        self.agree_db = compare.agreement_needed(case.graph, case.artifact.options)
+        self.there = case.layers(board)
+        self.apart: Document | None = None  # the answers' own difference between board and host, nothing watched
+
+    def _check(self, name: str, state: str, says: str) -> None:
+        self.checks.append(words.check(name, state, says))
+
+    def _fault(self, name: str, found: Document) -> None:
+        self.findings.append(found)
+        self._check(name, "fault", found["says"])
+
+    def files(self) -> None:
+        current = self.board.status(verify=True)["current"]
+        is_own = current is not None and current["release"] == self.case.bundle.release
+        if is_own and not current["whole"]:
+            self._fault("files", words.damaged_release(current["problem"], self.board.address))
+        elif is_own:
+            self._check("files", "good", "the current release there is this bundle's, every byte of it")
+        else:
+            other = "nothing" if current is None else describe(current)
+            says = f"bundle whole; {other} is current there, this bundle's model was sent for this"
+            self._check("files", "good", says)
+
+    def preparation(self) -> None:
+        case = self.case
+        faults = prepared.steps_that_do_not_fit(case.graph, case.artifact)
+        says = words.NO_PREPARED
+        if self.asked.prepared is not None:
+            found = prepared.explain(case.bundle, case.artifact, self.asked.prepared)
+            faults, says = [*faults, *found.findings], found.says
+        self.findings += faults
+        state = "fault" if faults else "not compared" if self.asked.prepared is None else "good"
+        self._check("preparation", state, faults[0]["says"] if faults else says)
+
+    def answers(self) -> None:
+        """Of the model as it is, against the source model's, and the host's."""
+        case, parts = self.case, []
+        there = case.answers(self.board)
+        here = case.answers(self.host) if self.host is not None else None
+        far: Document | None = None
+        for name, outputs in (("board", there), ("host", here)):
+            if outputs is not None and case.source:
+                far = compare.error(outputs[0].reshape(case.source[0].shape), case.source[0])
+                parts.append(f"{name} {words.decibels(far)} from the source model{_decisions(case, outputs)}")
+        if here is not None:
+            self.apart = compare.error(there[0], here[0])
+            parts.append(f"board {words.decibels(self.apart)} from host")
+        if not parts and (own := self._since_bundled()) is not None:
+            parts.append(f"board {words.decibels(own)} from what was recorded when it was bundled")
+        self._check("answers", "good" if parts else "not compared", "; ".join(parts) or words.NO_ANSWERS)
+        if far is not None and compare.decibels(far) < FAR_DB:  # the host's, where it is known
+            self.findings.append(words.far_from_source(far))
+
+    def _since_bundled(self) -> Document | None:
+        """Against the answers that the bundle's health check expects."""
+        recorded, expected = prepared.health_samples(self.case.bundle, len(self.case.samples))
+        if not expected:
+            return None
+        own = compare.error(measure.outputs(self.board, self.case.artifact, _shards(recorded))[0], expected[0])
+        if compare.decibels(own) < self.agree_db:
+            self.findings.append(words.other_than_recorded(self.board.address, own))
+        return own
+
+    def host_and_board(self) -> None:
+        if self.host is None:
+            self._check("host and board", "not compared", self.why_no_host)
+            return
+        told = compare.layers(self.case.graph, self.there, self.case.layers(self.host))
+        for row, own in zip(self.table, told, strict=True):
+            row["host_board"] = own
+        parted = compare.parted(self.case.graph, told, self.agree_db)
+        if parted:
+            self._fault("host and board", self._parted(self.host, told[parted[0]], parted[0], len(parted)))
+        elif compare.decibels(self.apart) < self.agree_db <= compare.decibels(told[-1]):
+            self._fault("host and board", words.fused_apart(self.apart or {}, self.board.address))
+        else:
+            least = words.decibels(min(told, key=compare.decibels))
+            self._check("host and board", "good", f"all {len(told)} layers agree; the least: {least}")
+
+    def _parted(self, host: Session, told: Document, layer: int, count: int) -> Document:
+        """Why the first layer parts: of overflow there is a proof, which 7-bit weights give."""
+        row, case = self.table[layer], self.case
+        trial = self._with_7_bits(host, layer)
+        if trial is None or compare.decibels(trial) < max(self.agree_db, compare.decibels(told) + PROVEN_DB):
+            return words.host_and_board(row, told, self.board.address, count)
+        vnni = [name for name in self.board.facts()["cpu_features"] if name in VNNI]
+        return words.overflow(row, told, trial, self.board.address, vnni, case.artifact.runtime, count)
+
+    def _with_7_bits(self, host: Session, layer: int) -> Document | None:
+        """The layer's error between host and board once all int8 weights have 7 bits; None where it has none."""
+        case = self.case
+        if case.graph.layers[layer].weights is None:
+            return None
+        with tempfile.TemporaryDirectory(dir=case.folder) as text:
+            files = graph.halved(case.artifact.paths[0], case.graph, Path(text))
+            if files is None:
+                return None
+            own = graph.read(files[0], case.artifact.runtime)
+            there, here = (case.layers(session, files[0], own) for session in (self.board, host))
+            return compare.layers(own, there, here)[layer]
+
+    def float_and_int8(self) -> None:
+        case = self.case
+        if not case.graph.quantized:
+            self._check("float and int8", "not compared", "the model is not quantized")
+            return
+        reference = self._reference(self.asked.reference) if self.asked.reference is not None else None
+        inputs = prepared.after_steps(case.artifact, case.samples.inputs)
+        found = quantized.judge(case.graph, self.there, inputs, reference, self.table)
+        self.findings += found
+        faults = [one["says"] for one in found if one["is_fault"]]
+        state = "fault" if faults else "not compared" if reference is None else "good"
+        says = words.NO_REFERENCE if reference is None else quantized.summary(self.table)
+        self._check("float and int8", state, faults[0] if faults else says)
+
+    def _reference(self, path: Path) -> quantized.Reference:
+        contents, case = formats.read(path), self.case
+        if contents.runtime != case.artifact.runtime:
+            raise ConfigError(
+                f"--reference {path}: a model for {contents.runtime}, the bundle's is for {case.artifact.runtime}; "
+                "give the float model of the same runtime, as the run's candidates/fp32 is, or `edgeopt convert` makes it"
+            )
+        own = graph.read(path, contents.runtime)
+        try:
+            values = case.layers(self.board, path, own)
+        except AgentFailure as error:
+            raise ModelError(f"--reference {path}: it cannot be run with the bundle's samples ({error})") from error
+        return quantized.Reference(path, own, values)
 
 
 def _samples(bundle: Bundle, count: int) -> tuple[Samples, tuple[Array, ...]]:
@@ -129,163 +264,9 @@ def _row(number: int, layer: graph.Layer) -> Document:
     }
 
 
-def _files(board: Session, case: Case, checks: list[Document], findings: list[Document]) -> None:
-    current = board.status(verify=True)["current"]
-    if current is not None and current["release"] == case.bundle.release and not current["whole"]:
-        findings.append(words.damaged_release(current["problem"], board.address))
-        checks.append(words.check("files", "fault", f"the release on {board.address} is damaged"))
-        return
-    says = "bundle whole; not current there, its model was sent for this"
-    if current is not None and current["release"] == case.bundle.release:
-        says = "the current release there is this bundle's, every byte of it"
-    elif current is not None:
-        says = f"bundle whole; {describe(current)} is current there, this bundle's model was sent for this"
-    checks.append(words.check("files", "good", says))
-
-
-def _preparation(case: Case, asked: Asked, checks: list[Document], findings: list[Document]) -> None:
-    wrong = prepared.steps_that_do_not_fit(case.graph, case.artifact)
-    findings += wrong
-    if asked.prepared is None:
-        state, says = ("fault", wrong[0]["says"]) if wrong else ("not compared", words.NO_PREPARED)
-        checks.append(words.check("preparation", state, says))
-        return
-    found = prepared.explain(case.bundle, case.artifact, asked.prepared)
-    findings += found.findings
-    faults = [*wrong, *(one for one in found.findings if one["is_fault"])]
-    checks.append(
-        words.check("preparation", "fault" if faults else "good", faults[0]["says"] if faults else found.says)
-    )
-
-
-def _answers(
-    board: Session, host: Session | None, case: Case, checks: list[Document], findings: list[Document]
-) -> None:
-    there = case.answers(board)
-    here = case.answers(host) if host is not None else None
-    kinds = {"board": there, "host": here}
-    parts, worst = [], None
-    if case.source:
-        for name, outputs in kinds.items():
-            if outputs is not None:
-                own = compare.error(outputs[0].reshape(case.source[0].shape), case.source[0])
-                parts.append(f"{name} {words.decibels(own)} from the source model{_decisions(case, outputs)}")
-                worst = own  # the host's, where it is known: what the board does otherwise is told apart
-    if here is not None:
-        own = compare.error(there[0], here[0])
-        parts.append(f"board {words.decibels(own)} from host")
-    if not parts:
-        recorded, expected = prepared.health_samples(case.bundle, len(case.samples))
-        if expected:
-            own = compare.error(measure.outputs(board, case.artifact, _shards(recorded))[0], expected[0])
-            parts.append(f"board {words.decibels(own)} from what was recorded when it was bundled")
-            if compare.decibels(own) < compare.agreement_needed(case.graph, case.artifact.options):
-                findings.append(words.other_than_recorded(board.address, own))
-    checks.append(words.check("answers", "good" if parts else "not compared", "; ".join(parts) or words.NO_ANSWERS))
-    if worst is not None and compare.decibels(worst) < FAR_DB:
-        findings.append(words.far_from_source(worst))
-
-
 def _decisions(case: Case, outputs: Sequence[Array]) -> str:
     evaluation = case.bundle.manifest.evaluation
     if evaluation is None or evaluation.metric not in ("top1", "top5"):
         return ""
     same = validate.decisions_agree(outputs, case.source) * len(case.samples)
     return f" ({same:.0f} of {len(case.samples)} decisions the same)"
-
-
-def _host_and_board(
-    board: Session,
-    host: Session | None,
-    why_no_host: str,
-    case: Case,
-    there: Sequence[Array],
-    table: list[Document],
-    checks: list[Document],
-    findings: list[Document],
-) -> None:
-    if host is None:
-        checks.append(words.check("host and board", "not compared", why_no_host))
-        return
-    here = case.layers(host)
-    told = compare.layers(case.graph, there, here)
-    for row, own in zip(table, told, strict=True):
-        row["host_board"] = own
-    agree = compare.agreement_needed(case.graph, case.artifact.options)
-    parted = compare.parted(case.graph, told, agree)
-    if not parted:
-        least = min(told, key=compare.decibels)
-        says = f"all {len(told)} layers agree; the least: {words.decibels(least)}"
-        plain = compare.error(case.answers(board)[0], case.answers(host)[0])
-        if compare.decibels(plain) < agree and compare.decibels(told[-1]) >= agree:
-            findings.append(words.fused_apart(plain, board.address))
-            checks.append(words.check("host and board", "fault", findings[-1]["says"]))
-            return
-        checks.append(words.check("host and board", "good", says))
-        return
-    first = parted[0]
-    trial = _with_7_bits(board, host, case, first)
-    facts = board.facts()
-    vnni = [name for name in facts["cpu_features"] if name in WITHOUT_VNNI]
-    if trial is not None and compare.decibels(trial) > max(agree, compare.decibels(told[first]) + PROVEN_DB):
-        found = words.overflow(
-            table[first], told[first], trial, board.address, vnni, case.artifact.runtime, len(parted)
-        )
-    else:
-        found = words.host_and_board(table[first], told[first], board.address, len(parted))
-    findings.append(found)
-    checks.append(words.check("host and board", "fault", found["says"]))
-
-
-def _with_7_bits(board: Session, host: Session, case: Case, layer: int) -> Document | None:
-    """The layer's error between host and board once all int8 weights have 7 bits; None where it cannot be tried."""
-    if case.graph.layers[layer].weights is None:
-        return None
-    with tempfile.TemporaryDirectory(dir=case.folder) as text:
-        files = graph.halved(case.artifact.paths[0], case.graph, Path(text))
-        if files is None:
-            return None
-        own = graph.read(files[0], case.artifact.runtime)
-        return compare.layers(own, case.layers(board, files[0], own), case.layers(host, files[0], own))[layer]
-
-
-def _float_and_int8(
-    board: Session,
-    case: Case,
-    there: Sequence[Array],
-    asked: Asked,
-    table: list[Document],
-    checks: list[Document],
-    findings: list[Document],
-) -> None:
-    if not case.graph.quantized:
-        checks.append(words.check("float and int8", "not compared", "the model is not quantized"))
-        return
-    inputs = prepared.after_steps(case.artifact, case.samples.inputs)
-    reference = None
-    if asked.reference is not None:
-        reference = _reference(board, case, asked.reference)
-    found = quantized.judge(case.graph, there, inputs, reference, table)
-    findings += found
-    faults = [one for one in found if one["is_fault"]]
-    if faults:
-        checks.append(words.check("float and int8", "fault", faults[0]["says"]))
-    elif reference is None:
-        checks.append(words.check("float and int8", "not compared", words.NO_REFERENCE))
-    else:
-        checks.append(words.check("float and int8", "good", quantized.summary(table)))
-
-
-def _reference(board: Session, case: Case, path: Path) -> quantized.Reference:
-    contents = formats.read(path)
-    if contents.runtime != case.artifact.runtime:
-        raise ConfigError(
-            f"--reference {path}: a model for {contents.runtime}, the bundle's is for {case.artifact.runtime}; give "
-            "the float model of the same runtime, as the run's candidates/fp32 is, or `edgeopt convert` makes it"
-        )
-    own = graph.read(path, contents.runtime)
-    try:
-        values = case.layers(board, path, own)
-    except AgentFailure as error:
-        raise ModelError(f"--reference {path}: it cannot be run with the bundle's samples ({error})") from error
-    return quantized.Reference(path, own, values)

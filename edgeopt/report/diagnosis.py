@@ -14,6 +14,7 @@ from . import units
 SIGNS = {"good": ("good", "green"), "fault": ("FAULT", "bold red"), "not compared": ("not compared", "yellow")}
 ROWS = 8
 WORTH_DB = 45.0
+NUMBERS = 42  # columns of the figures
 
 
 def render(document: dict[str, Any], console: Console) -> None:
@@ -48,7 +49,7 @@ def _layers(document: dict[str, Any], console: Console) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", no_wrap=True)
-    for title in ("host/board", "float/int8", "lost here", "at ends"):
+    for title in ("board", "int8", "lost here", "at ends"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in sorted(shown, key=lambda row: int(row["number"])):
         own = row["range"]
@@ -56,11 +57,13 @@ def _layers(document: dict[str, Any], console: Console) -> None:
         lost = f"{row['loss_db']:.1f} dB" if row["loss_db"] is not None else ""
         name = f"{row['number']} {units.text(row['operator'])} "
         rest = units.text(row["name"])
-        room = max(8, console.width - 48 - len(name))
+        room = max(8, console.width - NUMBERS - len(name))
         name += rest if len(rest) <= room else "…" + rest[1 - room :]
         told = (_decibels(row["host_board"]), _decibels(row["float_int8"]))
         table.add_row(Text(name, "red" if row["number"] in at_fault else ""), *told, lost, ends)
     console.print(table)
+    columns = "board: against this host; int8: against float; at ends: share of values stored as an end of their range"
+    console.print(Text(columns, "dim"))
 
 
 def _worst(row: dict[str, Any]) -> float:
