@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from model_files import conv_onnx
 from edgeopt import bundle as bundles
 from edgeopt import decode, lower, measure, plan, validate
 from edgeopt.cache import Cache, sha256_bytes
-from edgeopt.diagnose import compare, graph
+from edgeopt.diagnose import compare, graph, prepared
 from edgeopt.formats.tflite import GRAPH_OPERATORS, GRAPH_TENSORS, MODEL_BUFFERS, MODEL_GRAPHS, Table
 from edgeopt.task import Samples
 
@@ -388,10 +389,22 @@ def application(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> App
 def test_a_wrong_preparation_is_named(name: str, pictures: Path, application: Application, tmp_path: Path) -> None:
     make, kinds, words = PREPARED[name]
     np.savez(tmp_path / "made.npz", input0=make(application))
+    (tmp_path / "artifact").mkdir()
+    opened = bundles.read(pictures)
+    found = prepared.explain(opened, opened.artifact(tmp_path / "artifact"), tmp_path / "made.npz")
+    assert [one["kind"] for one in found.findings] == kinds
+    assert any(words in one["says"] for one in found.findings) or not kinds
+
+
+@pytest.mark.parametrize("name", ["right", "as OpenCV", "BGR"])
+def test_preparation_is_the_first_check(name: str, pictures: Path, application: Application, tmp_path: Path) -> None:
+    make, kinds, words = PREPARED[name]
+    np.savez(tmp_path / "made.npz", input0=make(application))
     given = ["--prepared", tmp_path / "made.npz"]
     found = diagnose(pictures, tmp_path / "board", *given, code=10 if kinds else 0)
     assert faults(found) == kinds
-    assert any(words in one["says"] for one in found["findings"]) or not kinds
+    assert states(found)["preparation"] == ("fault" if kinds else "good")
+    assert words in found["findings"][0]["says"] if kinds else found["findings"] == []
 
 
 # OpenVINO on a processor whose 8-bit products are added in 16 bits.
@@ -470,28 +483,57 @@ def test_the_same_model_on_a_board_like_this_one_has_no_fault(
 # Watched copies of models, per runtime.
 
 
-def quantized(runtime: str, folder: Path) -> list[Path]:
-    """An fp32 and an int8 model of that runtime."""
-    source = conv_onnx(folder / "net.onnx")
-    np.savez(folder / "x.npz", image=np.random.default_rng(1).normal(size=(16, 3, 8, 8)).astype(np.float32))
-    suffix = {"openvino": ".xml", "onnxruntime": ".onnx"}[runtime]
-    made = [folder / f"{scheme}{suffix}" for scheme in ("fp32", "int8")]
-    for out in made:
-        verb = "quantize" if out.stem == "int8" else "convert"
-        done = run_cli(verb, source, "--inputs", folder / "x.npz", "--to", runtime, "--out", out)
-        assert done.returncode == 0, done.stderr
-    return made
+@pytest.fixture(scope="module")
+def onnx_models(shared_tmp: Path) -> Path:
+    """A folder with fp32.onnx, int8.onnx and x.npz."""
+    pytest.importorskip("onnxruntime")
+
+    def build(folder: Path) -> None:
+        source = conv_onnx(folder / "net.onnx")
+        np.savez(folder / "x.npz", image=np.random.default_rng(1).normal(size=(16, 3, 8, 8)).astype(np.float32))
+        for verb, name in (("convert", "fp32.onnx"), ("quantize", "int8.onnx")):
+            given = ["--inputs", folder / "x.npz", "--to", "onnxruntime", "--out", folder / name]
+            done = run_cli(verb, source, *given)
+            assert done.returncode == 0, done.stderr
+
+    return made_once(shared_tmp / "diagnose-onnx", build)
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("zero point", "zero-point"), ("weights", "weights"), ("none", None)])
+def test_faults_of_an_onnx_model_are_named(fault: str, kind: str | None, onnx_models: Path, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(onnx_models / "int8.onnx"))
+    for constant in model.graph.initializer:
+        values = numpy_helper.to_array(constant).copy()
+        if fault == "zero point" and constant.name == "r_zero_point":
+            values[...] = 200
+        if fault == "weights" and values.dtype == np.int8 and values.ndim == 4:
+            values[3, 1] ^= 0x55
+        constant.CopyFrom(numpy_helper.from_array(values, constant.name))
+    onnx.save(model, str(tmp_path / "bad.onnx"))
+    given = ["--inputs", onnx_models / "x.npz", "--profile", "generic-x86-64", "--out", tmp_path / "bad.edgeopt"]
+    done = run_cli("bundle", tmp_path / "bad.onnx", *given)
+    assert done.returncode == 0, done.stderr
+    reference = ["--reference", onnx_models / "fp32.onnx"]
+    found = diagnose(tmp_path / "bad.edgeopt", tmp_path / "board", *reference, code=10 if kind else 0)
+    assert faults(found) == ([kind] if kind else [])
+    if kind:
+        assert found["findings"][0]["where"] == "stem"
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime", "tflite"])
 def test_a_watched_copy_answers_as_its_model(runtime: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     from edgeopt_agent import runtimes
 
-    if runtime == "tflite":
-        run: Path = request.getfixturevalue("small_run")
-        models = [run / "candidates" / name / "model.tflite" for name in ("fp32", "int8")]
-    else:
-        models = quantized(runtime, tmp_path)
+    fixture, pattern = {
+        "tflite": ("float_model", "../../{}/model.tflite"),
+        "openvino": ("openvino_bundle", "../{}.xml"),
+        "onnxruntime": ("onnx_models", "{}.onnx"),
+    }[runtime]
+    place: Path = request.getfixturevalue(fixture)
+    models = [Path(os.path.normpath(place / pattern.format(name))) for name in ("fp32", "int8")]
     for number, path in enumerate(models):
         own = graph.read(path, runtime)
         assert own.quantized == (number == 1)
@@ -505,8 +547,8 @@ def test_a_watched_copy_answers_as_its_model(runtime: str, request: pytest.Fixtu
         for a, b in zip(plain, watched, strict=False):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
         layers = graph.in_order(own, watched)
-        for place, layer in enumerate(own.layers):  # a layer's values lie in the range that the file tells
-            values, told = layer.values(layers[place]), layer.quantization
+        for place_of, layer in enumerate(own.layers):  # a layer's values lie in the range that the file tells
+            values, told = layer.values(layers[place_of]), layer.quantization
             if told is not None:
                 assert told.range[0] - told.scale <= values.min()
                 assert values.max() <= told.range[1] + told.scale

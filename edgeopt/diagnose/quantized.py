@@ -19,6 +19,7 @@ SPARE_STEPS = 1.0  # 7-bit and other schemes round anew
 FEW_LAYERS = 0.3  # of the layers may have other weights; above, the reference is another model
 SHOWN = 3
 WORTH_SAYING_DB = 6.0
+LEAST_LOSS_DB = 3.0  # of a layer whose range is wrong
 HIGHEST_DB = 36.0  # of what goes into a layer, for its loss: rounding alone leaves no more
 
 Document = dict[str, Any]
@@ -41,21 +42,22 @@ def judge(
     found: what each layer gave. inputs: what the model was given, against which its first rounding is compared.
     Raises ModelError for a reference that is another model.
     """
-    damaged = _weights(graph, reference, table) if reference is not None else []
+    findings = _weights(graph, reference, table) if reference is not None else []
     pairs = _pairs(graph, inputs, reference)
-    findings = [*damaged]
     told: list[dict[str, Any] | None] = []
+    for number, layer in enumerate(graph.layers):
+        true, values = pairs.get(number), layer.values(found[number])
+        fits = true is not None and true.shape == values.shape
+        told.append(compare.error(values, true) if fits and true is not None else None)
+        table[number]["float_int8"] = told[-1]
+    _losses(graph, told, table)
     for number, layer in enumerate(graph.layers):
         row = table[number]
         own = ranges.seen(layer, found[number])
         row["range"] = own.document() if own else None
-        true = pairs.get(number)
-        values = layer.values(found[number])
-        if true is not None and true.shape == values.shape:
-            row["float_int8"] = compare.error(values, true)
-        told.append(row["float_int8"])
-        findings += _of_range(layer, row, own, values, true)
-    _losses(graph, told, table)
+        is_own = row["loss_db"] is None or row["loss_db"] >= LEAST_LOSS_DB  # else it was handed an error
+        if own is not None and is_own:
+            findings += _of_range(layer, row, own, layer.values(found[number]), pairs.get(number))
     named = {one["evidence"].get("layer") for one in findings}
     lossy = [row for row in table if (row["loss_db"] or 0) >= WORTH_SAYING_DB and row["number"] not in named]
     if reference is not None and lossy:
@@ -94,11 +96,9 @@ def _pairs(graph: Graph, inputs: Sequence[Array], reference: Reference | None) -
     return found
 
 
-def _of_range(
-    layer: Layer, row: Document, seen: ranges.Range | None, values: Array, true: Array | None
-) -> list[Document]:
+def _of_range(layer: Layer, row: Document, seen: ranges.Range, values: Array, true: Array | None) -> list[Document]:
     own = layer.quantization
-    if own is None or seen is None:
+    if own is None:
         return []
     if true is None or true.shape != values.shape:
         fits = ranges.shifted_alone(own, seen)

@@ -74,8 +74,9 @@ def against(own: Quantization, values: Array, reference: Array) -> dict[str, Any
         return {"fault": "range", "share": share, "fits": [least, most]}
     offset = np.median(values - reference) / own.scale
     spread = np.median(np.abs(values - reference - offset * own.scale)) / own.scale
-    if abs(offset) >= SHIFT_STEPS / 4 and spread < abs(offset) / 4:
-        return {"fault": "zero-point", "share": 1.0, "fits": int(own.zero + np.rint(offset))}
+    moved = int(own.zero + np.rint(offset))
+    if abs(offset) >= SHIFT_STEPS / 4 and spread < abs(offset) / 4 and own.low <= moved <= own.high:
+        return {"fault": "zero-point", "share": 1.0, "fits": moved}
     return None
 
 

@@ -223,7 +223,7 @@ class _Work:
         if contents.runtime != case.artifact.runtime:
             raise ConfigError(
                 f"--reference {path}: a model for {contents.runtime}, the bundle's is for {case.artifact.runtime}; "
-                "give the float model of the same runtime, as the run's candidates/fp32 is, or `edgeopt convert` makes it"
+                "give the float model of the same runtime, the run's candidates/fp32, or what `edgeopt convert` makes"
             )
         own = graph.read(path, contents.runtime)
         try:
