@@ -15,19 +15,22 @@ from .graph import Graph, Layer
 AGREE_FLOAT_DB, AGREE_HALF_DB, AGREE_INT8_DB = 60.0, 35.0, 30.0
 STEEP_DB = 6.0  # that much worse than what it was computed from: the layer's own doing, not handed on to it
 ROUNDING_STEPS = 1.5  # of the stored numbers; one is another rounding
-EQUAL_DB = 200.0
+EQUAL_DB, LOST_DB = 200.0, -200.0
 
 Values = list[Array | None]
 
 
 def error(found: Array, reference: Array) -> dict[str, float | None]:
-    """Greatest and mean absolute error, and signal over noise in decibels; None where they are equal."""
-    difference = found.astype(np.float64) - reference.astype(np.float64)
-    finite = np.isfinite(difference)
-    if not finite.all():
-        return {"max": math.inf, "mean": math.inf, "sqnr_db": -math.inf}
-    noise, signal = float((difference**2).mean()), float((reference.astype(np.float64) ** 2).mean())
-    decibels = None if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    """Greatest and mean absolute error, and signal over noise in decibels, None where they are equal; without figures
+    and at LOST_DB where one is NaN or infinite and the other is not, or another one."""
+    own, true = found.astype(np.float64), reference.astype(np.float64)
+    same = (own == true) | (np.isnan(own) & np.isnan(true))
+    known = np.isfinite(own) & np.isfinite(true)
+    if not (same | known).all():
+        return {"max": None, "mean": None, "sqnr_db": LOST_DB}
+    difference = np.where(known, own, 0) - np.where(known, true, 0)
+    noise, signal = float((difference**2).mean()), float((true[known] ** 2).mean()) if known.any() else 0.0
+    decibels = None if noise == 0 else max(LOST_DB, 10 * math.log10(max(signal, 1e-300) / noise))
     size = np.abs(difference)
     return {"max": float(size.max(initial=0)), "mean": float(size.mean()), "sqnr_db": decibels}
 
@@ -67,4 +70,4 @@ def agreement_needed(graph: Graph, options: dict[str, Any]) -> float:
 
 def _is_rounding(layer: Layer, told: dict[str, Any]) -> bool:
     own = layer.quantization
-    return own is not None and float(told["max"]) <= ROUNDING_STEPS * own.scale
+    return own is not None and told["max"] is not None and float(told["max"]) <= ROUNDING_STEPS * own.scale

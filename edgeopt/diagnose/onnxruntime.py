@@ -154,6 +154,8 @@ def read(path: Path) -> Graph:
         for node in model.nodes:
             sources = origins.of(node.inputs)
             origins.passed_on(node.outputs, node.inputs)
+            if "Sequence" in node.kind or "Optional" in node.kind:  # no tensors
+                continue
             ends = node.kind == "QuantizeLinear" or not is_quantized or node.outputs[0] in model.outputs
             if sources and node.outputs and ends:
                 origins.watch(node.outputs[0], len(layers))

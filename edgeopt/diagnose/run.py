@@ -60,7 +60,12 @@ class Case:
             watched = Artifact.of_files(
                 files, told.runtime, told.threads, told.preprocess, told.options, f"{told.name}, watched"
             )
-            outputs = measure.outputs(session, watched, _shards(self.samples))
+            try:
+                outputs = measure.outputs(session, watched, _shards(self.samples))
+            except ValueError as error:
+                raise ModelError(
+                    f"{path}: its layers' sizes differ from sample to sample ({error}); look at one, with --samples 1"
+                ) from error
         if len(outputs) != len(own.outputs) + sum(number not in own.outputs for number in range(len(own.layers))):
             raise ModelError(f"{path}: its copy gave {len(outputs)} outputs; its layers cannot be told apart")
         return graph.in_order(own, outputs)

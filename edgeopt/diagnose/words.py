@@ -38,6 +38,8 @@ def short(name: str) -> str:
 
 
 def decibels(told: Document) -> str:
+    if told["max"] is None:
+        return "NaN or infinite"
     return "equal" if told["sqnr_db"] is None else f"{told['sqnr_db']:.1f} dB"
 
 
@@ -73,7 +75,7 @@ def fused_apart(told: Document, device: str) -> Document:
 
 
 def host_and_board(row: Document, told: Document, device: str, count: int) -> Document:
-    says = f"host and board part at {layer(row)}: {decibels(told)}, greatest error {told['max']:.3g}{more(count)}"
+    says = f"host and board part at {layer(row)}: {decibels(told)}{greatest(told)}{more(count)}"
     tries = (
         "compare the runtimes' versions here and there; try another runtime, or that layer in float, and report it to "
         "the runtime's makers with the sample"
@@ -96,6 +98,10 @@ def overflow(
     tries = f"{TRY_SCHEMES.get(runtime, '7-bit weights')}; or fp16, or fp32 for that layer"
     evidence = {"layer": row["number"], "device": device, "with_7_bits": trial, "cpu_features": vnni}
     return finding("int16-overflow", row["name"], says, tries, **evidence, **told)
+
+
+def greatest(told: Document) -> str:
+    return f", greatest error {told['max']:.3g}" if told["max"] is not None else ""
 
 
 def more(count: int) -> str:
