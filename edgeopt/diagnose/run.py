@@ -110,6 +110,7 @@ class _Work:
         self.table = [_row(number, layer) for number, layer in enumerate(case.graph.layers)]
         self.agree_db = compare.agreement_needed(case.graph, case.artifact.options)
         self.there = case.layers(board)
+        self.judged = self.there
         self.apart: Document | None = None  # the answers' own difference between board and host, nothing watched
 
     def _check(self, name: str, state: str, says: str) -> None:
@@ -175,7 +176,9 @@ class _Work:
         if self.host is None:
             self._check("host and board", "not compared", self.why_no_host)
             return
-        told = compare.layers(self.case.graph, self.there, self.case.layers(self.host))
+        here = self.case.layers(self.host)
+        told = compare.layers(self.case.graph, self.there, here)
+        self.judged = here  # what the board does otherwise is told; it is not the artifact's
         for row, own in zip(self.table, told, strict=True):
             row["host_board"] = own
         parted = compare.parted(self.case.graph, told, self.agree_db)
@@ -216,7 +219,7 @@ class _Work:
             return
         reference = self._reference(self.asked.reference) if self.asked.reference is not None else None
         inputs = prepared.after_steps(case.artifact, case.samples.inputs)
-        found = quantized.judge(case.graph, self.there, inputs, reference, self.table)
+        found = quantized.judge(case.graph, self.judged, inputs, reference, self.table)
         self.findings += found
         faults = [one["says"] for one in found if one["is_fault"]]
         state = "fault" if faults else "not compared" if reference is None else "good"

@@ -14,7 +14,7 @@ from . import units
 SIGNS = {"good": ("good", "green"), "fault": ("FAULT", "bold red"), "not compared": ("not compared", "yellow")}
 ROWS = 8
 WORTH_DB = 45.0
-NUMBERS = 42  # columns of the figures
+NUMBERS = 46  # columns of the figures
 
 
 def render(document: dict[str, Any], console: Console) -> None:
