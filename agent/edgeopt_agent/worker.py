@@ -272,7 +272,7 @@ class Runner:
         rows: List[List[Any]] = []
         for sample in split_samples(inputs):
             self.query(self.prepare(sample))
-            rows.append([np.array(output) for output in self.session.get_outputs()])
+            rows.append([np.array(output, ndmin=1) for output in self.session.get_outputs()])
         return [np.concatenate(column, axis=0) for column in zip(*rows)]
 
     def memory(self, count: int) -> Dict[str, Any]:

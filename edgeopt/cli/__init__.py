@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "bench",
     "load": "load",
     "power": "power",
+    "diagnose": "diagnose",
     "flash": "release",
     "validate": "release",
     "rollback": "release",

@@ -86,8 +86,23 @@ class Message:
             else:
                 raise ValueError(f"byte {at} has a field of kind {wire}")
 
+    @property
+    def start(self) -> int:
+        """Where it begins in the file."""
+        return self._start
+
+    def content(self) -> bytes:
+        return bytes(self._data[self._start : self._stop])
+
+    def numbers(self) -> Iterator[int]:
+        """The integers that a packed field holds."""
+        at = self._start
+        while at < self._stop:
+            value, at = self._varint(at)
+            yield value
+
     def text(self) -> str:
-        return bytes(self._data[self._start : self._stop]).decode("utf-8", "replace")
+        return self.content().decode("utf-8", "replace")
 
     def _require(self, stop: int) -> None:
         if stop > self._stop:

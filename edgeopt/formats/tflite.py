@@ -79,6 +79,17 @@ class Table:
             raise ValueError(f"it refers to byte {at + 4 + count * size}, and ends at byte {len(self._data)}")
         return at + 4, count
 
+    def place(self, field: int) -> int:
+        """Where the field's value is in the file. Raises ValueError where it has its default."""
+        at = self._place(field)
+        if at is None:
+            raise ValueError(f"a table at byte {self._at} has no field {field}")
+        return at
+
+    def table(self, field: int) -> Table | None:
+        at = self._place(field)
+        return None if at is None else Table(self._data, at + self._number("<I", at), self._budget)
+
     def tables(self, field: int) -> Iterator[Table]:
         first, count = self.vector(field, 4)
         self._spend(count)
