@@ -68,7 +68,7 @@ class Readings:
     problem: str | None = None
 
     def centred(self) -> Readings:
-        """Power where it belongs: a reading tells of its moment or of the interval before it, and may be as old again."""
+        """Power where it belongs: a reading tells of a moment or of the interval before it, and may be as old again."""
         if self.sensor.quantity != "power_w":
             return self
         return replace(self, times_s=self.times_s - AGE * self.sensor.interval_s)

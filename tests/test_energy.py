@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from edgeopt.energy import LEAST_WINDOWS, Readings, Sensor, Window, energy, per_inference
 
 POWER = Sensor("hwmon", "VDD_IN", "power_w", 0.1, 1e-3)

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import traceback
 import uuid
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
@@ -40,6 +41,10 @@ def _hello(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
 
 def _facts(_root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
     return facts.collect()
+
+
+def _clock(_root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
+    return {"monotonic_s": time.monotonic()}
 
 
 def _environment(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
@@ -89,6 +94,7 @@ def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
 OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
     "hello": _hello,
     "facts": _facts,
+    "clock": _clock,
     "environment": _environment,
     "blob.stat": _blob_stat,
     "blob.put": _blob_put,
