@@ -131,8 +131,8 @@ def _joules(readings: Readings, window: Window, most_w: float) -> Figure:
     at = np.concatenate([edges[:1], times[(times > edges[0]) & (times < edges[1])], edges[1:]])
     joules = float(np.trapezoid(np.interp(at, times, values), at))
     if window.n and joules < LEAST_W * window.seconds:
-        low = f"{joules / window.seconds:.3g} W at work: no board needs as little; is the unit right, and the rail?"
-        return Figure(None, None, inside, readings.sensor.how, low)
+        why = f"{joules / window.seconds:.3g} W at work: no board needs as little; is the unit right, and the rail?"
+        return Figure(None, None, inside, readings.sensor.how, why)
     return Figure(joules, None, inside, readings.sensor.how)
 
 

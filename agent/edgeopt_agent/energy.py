@@ -97,9 +97,9 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
 
     The request has artifacts, shards (none: random tensors), sensor ({"kind", "rail"}, either None; None: the host has
     a meter), windows, window_seconds, idle_seconds, overhead_rounds, seed. In the result `marks` lists what the board
-    did when (artifact:
-    None where it was idle), `power` is the file of (time, figure) pairs on the same clock, and samples-overhead.f64 has
-    the (copy_s, invoke_s) pairs of the blocks in `overhead`.
+    did when (artifact: None where it was idle), `power` is the file of (time, figure) pairs on the same clock,
+    `products` has (watts, volts, amperes) of some moments, and samples-overhead.f64 the (copy_s, invoke_s) pairs of the
+    blocks in `overhead`.
     """
     artifacts = [artifact_of(context, entry, number) for number, entry in enumerate(field(request, "artifacts", list))]
     shards = [context.blob(sha) for sha in field(request, "shards", list)]
