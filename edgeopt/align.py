@@ -72,8 +72,8 @@ def of_steps(
 ) -> Offset | None:
     """The offset at which what the board did explains most of the watts. None where it explains little.
 
-    marks: as power.Run has them. around: where to look, `reach_s` to either side; None: wherever the trace covers all marks. The error is half of
-    the range that explains as much within the noise, and an interval of the meter.
+    marks: as power.Run has them. around: where to look, `reach_s` to either side; None: wherever the trace covers all
+    marks. The error is half of the range that explains as much within the noise, and an interval of the meter.
     """
     if len(times) < 2 * len(marks) or not marks:
         return None

@@ -17,6 +17,7 @@ UNITS = {
     "volts": {"V": 1.0, "mV": 1e-3, "uV": 1e-6},
     "amperes": {"A": 1.0, "mA": 1e-3, "uA": 1e-6},
 }
+ALL_UNITS = "|".join(unit for quantity in ("watts", "volts", "amperes") for unit in UNITS[quantity])
 OWN_CLOCK = ("s", "ms", "us")  # counted from a moment that only the meter knows
 HEADER_LINES = 50
 EXAMPLE = "time=Timestamp:unix,volts=V:V,amperes=I:mA"
@@ -141,8 +142,9 @@ class Lines:
         found = NUMBER.fullmatch(cell)
         if found is None:
             raise ValueError(f"a column '{name}' that is no number")
-        if found[2]:
-            self._require_unit(name, cell, found[2])
+        if found[2] and found[2] not in UNITS[name]:
+            raise ValueError(f"a column '{name}' in another unit")
+        self._require_unit(name, cell, found[2] or None)
         value = float(found[1]) * UNITS[name][self._columns.of[name].unit]
         if not math.isfinite(value):
             raise ValueError(f"a column '{name}' that is no number")
@@ -170,7 +172,7 @@ def _cells(text: str) -> list[str]:
     text = text.strip().lstrip("\ufeff").replace("µ", "u").replace("μ", "u")
     mark = next((mark for mark in ";\t," if mark in text), None)
     if mark is None:
-        return text.split()
+        return re.sub(rf"(?<=\d)\s+(?=(?:{ALL_UNITS})(?:\s|$))", "", text).split()  # "5.0 V 840 mA" has two columns
     cells = [cell.strip() for cell in next(csv.reader([text], delimiter=mark), [])]
     return cells if mark == "," else [re.sub(r"(?<=\d),(?=\d+\s*[A-Za-z]*$)", ".", cell) for cell in cells]
 

@@ -86,6 +86,35 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Demand:
+    """What a figure of `per_inference` may be at most. of_profile: it is about the whole board."""
+
+    key: str
+    most: float
+    words: str
+    unit: str
+    of_profile: bool = False
+
+
+PARTS = ("rapl", "pmic")  # sensors that see the processor, or the rails behind one chip, never the whole board
+
+
+def demands(profile: DeviceProfile | None, budget_w: float | None, budget_j: float | None) -> list[Demand]:
+    """The user's budgets, else the profile's."""
+    own = profile.power.budget_w if profile else None
+    watts = budget_w if budget_w is not None else own
+    found = [Demand("work_w", watts, "power at work", "W", budget_w is None)] if watts is not None else []
+    return found + ([Demand("gross_j", budget_j, "energy of one inference", "J")] if budget_j is not None else [])
+
+
+def most_w(profile: DeviceProfile | None) -> float:
+    """More than this no reading can be: ten times what the profile's board draws at work, as a unit that is mistaken
+    makes a thousand times."""
+    typical = profile.power.typical_w if profile else None
+    return min(energy.MOST_W, 10 * typical.value) if typical else energy.MOST_W
+
+
+@dataclasses.dataclass(frozen=True)
 class Metering:
     """A meter at this machine. text: its KIND:PLACE; patience_s: how long its readings may come late."""
 
@@ -96,9 +125,13 @@ class Metering:
 
 def window_s(sensors: Sequence[dict[str, Any]], wanted: dict[str, str | None]) -> float:
     """How long the windows must be for the sensor that `wanted` names among a board's; the least where none does."""
-    named = [told for told in sensors if all(wanted[key] in (None, told[key]) for key in ("kind", "rail"))]
-    shortest = energy.shortest_window_s(Sensor.of(named[0])) if len(named) == 1 else 0.0
-    return max(energy.SHORTEST_WINDOW_S, shortest)
+    named = fitting(sensors, wanted)
+    return energy.shortest_window_s(Sensor.of(named[0])) if len(named) == 1 else energy.SHORTEST_WINDOW_S
+
+
+def fitting(sensors: Sequence[dict[str, Any]], wanted: dict[str, str | None]) -> list[dict[str, Any]]:
+    """Of a board's sensors (its facts) those that `choose` named."""
+    return [told for told in sensors if all(wanted[key] in (None, told[key]) for key in ("kind", "rail"))]
 
 
 def choose(text: str | None) -> dict[str, str | None]:
@@ -188,14 +221,19 @@ def _of_meter(result: dict[str, Any], rows: Array, marks: list[tuple[int | None,
     return Run(result, readings, marks, None, found)
 
 
+def require_typical(profile: DeviceProfile) -> float:
+    """What the profile's board draws at work, W. Raises ConfigError."""
+    if profile.power.typical_w is None:
+        raise ConfigError(f"--estimate: profile {profile.id} tells no [power] typical_w; add it, with its source")
+    return profile.power.typical_w.value
+
+
 def estimate(profile: DeviceProfile, latency: dict[str, Any]) -> dict[str, Any]:
     """As Run.per_inference, from the profile's own watts by the median latency; every figure is marked estimated.
 
     Raises ConfigError where the profile tells no typical power.
     """
-    typical, idle = profile.power.typical_w, profile.power.idle_w
-    if typical is None:
-        raise ConfigError(f"--estimate: profile {profile.id} tells no [power] typical_w; add it, with its source")
+    typical, idle = require_typical(profile), profile.power.idle_w
     p50, n = latency["p50_s"]["value"], latency["p50_s"]["n"]
     none = stats.Figure(None, None, n, "estimated", f"profile {profile.id} tells no [power] idle_w")
 
@@ -203,10 +241,38 @@ def estimate(profile: DeviceProfile, latency: dict[str, Any]) -> dict[str, Any]:
         return stats.Figure(value, None, n, "estimated")
 
     found = {
-        "gross_j": figure(typical.value * p50),
-        "net_j": figure((typical.value - idle.value) * p50) if idle else none,
-        "work_w": figure(typical.value),
+        "gross_j": figure(typical * p50),
+        "net_j": figure((typical - idle.value) * p50) if idle else none,
+        "work_w": figure(typical),
         "idle_w": figure(idle.value) if idle else none,
         "windows": [],
     }
     return stats.summary_to_json(found)
+
+
+def judge(result: dict[str, Any], demands: Sequence[Demand], part: bool) -> dict[str, str] | None:
+    """{"verdict": pass, fail or undecided, "reason"} of one artifact by the intervals of its figures; None: no demand.
+
+    part: the sensor sees a part of the board only, so what the profile allows the whole cannot be passed by it.
+    """
+    found = [_one(demand, result[demand.key], part and demand.of_profile) for demand in demands]
+    if not found:
+        return None
+    worst = next((name for name in ("fail", "undecided") if any(one[0] == name for one in found)), "pass")
+    return {"verdict": worst, "reason": "; ".join(reason for _, reason in found)}
+
+
+def _one(demand: Demand, figure: dict[str, Any], part: bool) -> tuple[str, str]:
+    words = f"{demand.words} {{}} the budget of {demand.most:g} {demand.unit}"
+    if figure["value"] is None:
+        return "undecided", f"{demand.words} is not known: {figure['invalid']}"
+    if figure["how"] != "measured" or figure["interval"] is None:
+        return "undecided", f"{words.format('stands against')}, but is {figure['how']}: that decides nothing"
+    low, high = figure["interval"]
+    if low > demand.most:
+        return "fail", words.format("is over")
+    if high > demand.most:
+        return "undecided", f"the interval of {words.format('holds')}: more or longer windows would narrow it"
+    if part:
+        return "undecided", f"{words.format('is within')}, but the sensor sees a part of the board only"
+    return "pass", words.format("is within")

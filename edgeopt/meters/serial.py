@@ -34,6 +34,7 @@ class SerialMeter:
         self._lines = Lines(columns, f"--meter serial:{place}")
         self._rows: list[tuple[float, Row]] = []
         self._failures: Counter[str] = Counter()
+        self._watts: float | None = None
         self._problem: ConfigError | None = None
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -41,7 +42,7 @@ class SerialMeter:
     @property
     def watts(self) -> float | None:
         with self._lock:
-            return self._rows[-1][1].watts if self._rows else None
+            return self._watts
 
     def start(self) -> None:
         self._thread.start()
@@ -111,6 +112,7 @@ class SerialMeter:
             if row is not None:
                 with self._lock:
                     self._rows.append((came, row))
+                    self._watts = row.watts
 
     def _note(self, words: str) -> None:
         with self._lock:
