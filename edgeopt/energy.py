@@ -13,7 +13,7 @@ import numpy as np
 from .stats import Figure, Floats, student_t
 
 LEAST_READINGS = 20
-LEAST_INTERVALS = 100  # of a power sensor in a window: what its ends may be mistaken by is then 1 %
+LEAST_INTERVALS = 110  # of a power sensor in a window: what its ends may be mistaken by is then within 1 %
 AGE = 0.75  # of a reading, in intervals: midway between 0 and 1.5
 JITTER = 1.05  # of a sampler that reads a little later each time
 SHORTEST_WINDOW_S = 10.0
@@ -100,7 +100,8 @@ def energy(readings: Readings, window: Window, most_w: float = MOST_W) -> Figure
     error_s = readings.offset_error_s
     if found.value is None or not error_s:
         return found
-    shifted = [_joules(readings, window.later(step * error_s), most_w).value for step in (-1.0, -0.5, 0.5, 1.0)]
+    reach_s = error_s + AGE * readings.sensor.interval_s  # so that the blur of a step hides none of it
+    shifted = [_joules(readings, window.later(step * reach_s), most_w).value for step in (-1.0, -0.5, 0.5, 1.0)]
     known = [value for value in shifted if value is not None]
     if len(known) < len(shifted):
         return replace(found, value=None, invalid=f"the readings of {readings.sensor.named()} end with the window")
@@ -140,7 +141,7 @@ def _unfit(readings: Readings, window: Window) -> str | None:
     """What is wrong with the readings of a window, whatever their values are."""
     sensor, times = readings.sensor, readings.times_s
     least = LEAST_INTERVALS if sensor.quantity == "power_w" and window.n else LEAST_READINGS
-    if window.seconds < (needs := least * sensor.interval_s):
+    if window.seconds * JITTER < (needs := least * sensor.interval_s):
         changes = f"{sensor.named()} changes every {sensor.interval_s:.3g} s: needs {needs:.3g} s"
         return f"a window of {window.seconds:.3g} s, but {changes}"
     if readings.offset_error_s > MOST_OFFSET * window.seconds:

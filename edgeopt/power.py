@@ -123,8 +123,14 @@ class Metering:
     patience_s: float
 
 
-def window_s(sensors: Sequence[dict[str, Any]], wanted: dict[str, str | None]) -> float:
-    """How long the windows must be for the sensor that `wanted` names among a board's; the least where none does."""
+def window_s(
+    sensors: Sequence[dict[str, Any]], wanted: dict[str, str | None], metering: Metering | None = None
+) -> float:
+    """How long windows must be for the sensor that `wanted` names among a board's, or for the meter; the least where
+    nothing is known of them."""
+    if metering is not None:
+        interval_s = metering.meter.interval_s or 0.0
+        return energy.shortest_window_s(Sensor("meter", metering.text, "power_w", interval_s))
     named = fitting(sensors, wanted)
     return energy.shortest_window_s(Sensor.of(named[0])) if len(named) == 1 else energy.SHORTEST_WINDOW_S
 
@@ -156,15 +162,13 @@ def sample(
 ) -> Run:
     """Run the artifacts in windows and keep what the sensor says, or the meter, raw, in `folder`.
 
-    inputs: shards of real samples; none: random tensors. Raises AgentFailure ("no-sensor"), DeviceUnreachable, and
-    ConfigError where the meter cannot be read.
+    inputs: shards of real samples; none: random tensors. meter: started. Raises AgentFailure ("no-sensor"),
+    DeviceUnreachable, and ConfigError where the meter's file cannot be read.
     """
     for artifact in artifacts:
         measure.send(session, artifact)
     hashes = [session.send(data, "inputs") for data in inputs]
     before = _trips(session) if meter else []
-    if meter:
-        meter.meter.start()
     job, result = session.run(
         {
             "kind": "energy",

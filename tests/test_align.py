@@ -160,7 +160,7 @@ def test_what_the_offset_leaves_unknown_widens_the_joules() -> None:
     exact = per_inference(readings, first, idles)["gross_j"]
     blurred = per_inference(dataclasses.replace(readings, offset_error_s=0.2), first, idles)["gross_j"]
     grown = (blurred.interval[1] - exact.interval[1]) * 100
-    assert grown == pytest.approx(0.2 * (6.0 - IDLE_W), rel=0.2)
+    assert 1.0 <= grown / (0.2 * (6.0 - IDLE_W)) < 1.5
     lost = per_inference(dataclasses.replace(readings, offset_error_s=0.3), first, idles)["gross_j"]
     assert lost.value is None
     assert "known to 0.3 s, needs 0.21 s in such a window" in lost.invalid

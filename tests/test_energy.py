@@ -132,7 +132,7 @@ def test_a_window_that_is_short_for_its_sensor_is_told() -> None:
     slow = dataclasses.replace(POWER, interval_s=1.0)
     found = energy(trace(slow, BUSY), Window(10.0, 22.0, 5))
     assert found.value is None
-    assert "changes every 1 s: needs 100 s" in str(found.invalid)
+    assert "changes every 1 s: needs 110 s" in str(found.invalid)
 
 
 def test_gross_and_net_of_one_inference() -> None:

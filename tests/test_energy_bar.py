@@ -106,8 +106,8 @@ def test_the_greatest_error_is_told(record_property: Callable[[str, object], Non
     for kind in ("mean", "held"):
         for phase in (0.0, 0.5, 0.99):
             sensor = Sensor("hwmon", "VDD_IN", "power_w", 0.1, 1e-3)
-            window = Window(3.05, 13.05, 100)
-            board = Board(0.5, 5.0, 0.2, 0.0, (window,), 16.0)
+            window = Window(3.05, 14.05, 100)
+            board = Board(0.5, 5.0, 0.2, 0.0, (window,), 17.0)
             found = energy(told(board, sensor, kind, phase), window)
             assert found.value is not None
             error = abs(found.value / board.joules(window) - 1)
@@ -117,8 +117,8 @@ def test_the_greatest_error_is_told(record_property: Callable[[str, object], Non
     record_property("said", f"bar 3: greatest error of known joules: {said}")
 
 
-BUSY = (Window(12.0, 22.5, 100), Window(22.6, 33.1, 100), Window(33.2, 43.7, 100))
-IDLE = (Window(1.0, 11.0), Window(45.0, 55.0))
+BUSY = (Window(12.0, 23.0, 100), Window(23.1, 34.1, 100), Window(34.2, 45.2, 100))
+IDLE = (Window(1.0, 11.0), Window(46.5, 56.5))
 BOARD = Board(2.0, 6.0, 0.1, 0.0, BUSY, 58.0)
 POWER = Sensor("hwmon", "VDD_IN", "power_w", 0.1, 1e-3)
 WHOLE = told(BOARD, POWER, "mean", 0.3)
@@ -165,18 +165,18 @@ FAULTS: dict[str, tuple[Readings, str]] = {
     "a rail that feeds nothing": (with_values(WHOLE, slice(None), lambda v: v * 0), "no board needs as little"),
     "missing samples": (without(WHOLE, slice(240, 250)), "missing or late over"),
     "failed reads": (with_values(WHOLE, slice(240, 250), lambda v: v * np.nan), "missing or late over"),
-    "late samples": (without(WHOLE, slice(150, 400, 2)), "was read every 0.199 s: needs a window of 19.9 s"),
+    "late samples": (without(WHOLE, slice(150, 400, 2)), "was read every 0.199 s: needs a window of 21.9 s"),
     "stopped": (without(WHOLE, slice(240, None)), "do not reach over the window"),
     "no reading at an end": (with_values(WHOLE, slice(110, 125), lambda v: v * np.nan), "gave no reading at an end"),
     "slow sensor": (
         dataclasses.replace(WHOLE, sensor=dataclasses.replace(POWER, interval_s=1.0)),
-        "changes every 1 s: needs 100 s",
+        "changes every 1 s: needs 110 s",
     ),
-    "read too slowly": (slower(WHOLE, 3), "was read every 0.3 s: needs a window of 30 s"),
+    "read too slowly": (slower(WHOLE, 3), "was read every 0.3 s: needs a window of 33 s"),
     "clock jumps back": (clock_jumps(WHOLE, -2.0), "the clock of the readings jumped back"),
     "clock jumps on": (clock_jumps(WHOLE, 2.0), "missing or late over"),
     "clock stands still": (clock_jumps(WHOLE, float(-np.diff(WHOLE.times_s)[249])), "or tells several readings one"),
-    "unknown clock": (dataclasses.replace(WHOLE, offset_error_s=0.5), "known to 0.5 s, needs 0.21 s"),
+    "unknown clock": (dataclasses.replace(WHOLE, offset_error_s=0.5), "known to 0.5 s, needs 0.22 s"),
     "refused before": (dataclasses.replace(WHOLE, problem="its units disagree"), "its units disagree"),
     "counter reset": (reset(COUNTED), "it was reset"),
     "counter without a range": (

@@ -187,7 +187,7 @@ def _measure(
         if estimate and not job.fitting(facts["sensors"], wanted):
             found = _estimated(session, artifacts, shards, seed, folder, profile)
         else:
-            window_s = seconds or job.window_s([] if metering else facts["sensors"], wanted)
+            window_s = seconds or job.window_s(facts["sensors"], wanted, metering)
             run = job.sample(
                 session, artifacts, shards, wanted, folder, windows, window_s, window_s / 2, seed, metering
             )
@@ -228,6 +228,7 @@ def _metering(
         other = "--sensor" if sensor is not None else "--estimate"
         raise ConfigError(f"--meter and {other} contradict each other; give one")
     opened = stack.enter_context(contextlib.closing(meters.connect(meter, Columns.parse(columns))))
+    opened.start()
     return job.Metering(meter, opened, wait_s)
 
 

@@ -48,6 +48,10 @@ class Meter(Protocol):
     def watts(self) -> float | None:
         """The newest reading, for the eye; None where there is none yet."""
 
+    @property
+    def interval_s(self) -> float | None:
+        """About how often readings come; None where that is not known yet."""
+
     def start(self) -> None:
         """What is read from now on counts."""
 
@@ -97,3 +101,8 @@ def trace(
         products,
         problem,
     )
+
+
+def usual_step(times_s: Sequence[float]) -> float | None:
+    """The median time from one reading to the next; None with fewer than two."""
+    return float(np.median(np.diff(times_s))) if len(times_s) > 1 else None

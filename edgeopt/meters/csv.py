@@ -12,7 +12,7 @@ from collections import Counter
 
 from ..errors import ConfigError
 from ..meter_lines import HEADER_LINES, Columns, Lines, Row
-from . import Trace, trace
+from . import Trace, trace, usual_step
 
 LOOK_S = 0.25
 CLOCK_SET_S = 0.1  # what time servers may correct in a measurement; more is a jump
@@ -22,6 +22,7 @@ HOPELESS = 3  # lines that cannot be read, and none that can
 
 class CsvMeter:
     watts: float | None = None  # such files are written in lumps
+    interval_s: float | None = None
 
     def __init__(self, path: str, columns: Columns) -> None:
         self._path, self._columns = path, columns
@@ -35,8 +36,10 @@ class CsvMeter:
 
     def start(self) -> None:
         failures = Counter[str]()  # wrong headers and units are told before the board works
-        if not self._rows(0, failures, head=True)[0] and failures.total() >= HOPELESS:
+        rows, _ = self._rows(0, failures, head=True)
+        if not rows and failures.total() >= HOPELESS:
             raise ConfigError(f"--meter csv:{self._path}: no line can be read: {failures.most_common(1)[0][0]}")
+        self.interval_s = usual_step([row.time_s for row in rows if row.time_s is not None])
         self._was, self._clocks = self._state(), _clocks()
 
     def finish(self, until_s: float, patience_s: float) -> Trace:

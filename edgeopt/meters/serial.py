@@ -12,17 +12,20 @@ from typing import Any
 
 from ..errors import ConfigError, MissingDependency
 from ..meter_lines import Columns, Lines, Row
-from . import Trace, trace
+from . import Trace, trace, usual_step
 
 SPEED = 9600
 ARRIVAL_S = 0.05  # an adapter holds bytes for up to 16 ms, and a line of 40 characters takes 42 ms at 9600 baud
 FIRST_LINE_S = 10.0
+FIRST_LINES = 8  # tell how often they come
 LONGEST_LINE = 500  # bytes; more without an end is noise
 PAUSE_S = 0.05
 
 
 class SerialMeter:
     """Reads in a thread of its own."""
+
+    interval_s: float | None = None
 
     def __init__(self, place: str, columns: Columns) -> None:
         self._place, self._columns = place, columns
@@ -47,13 +50,14 @@ class SerialMeter:
     def start(self) -> None:
         self._thread.start()
         deadline = time.monotonic() + FIRST_LINE_S
-        while self.watts is None:
+        while len(self._rows) < FIRST_LINES and time.monotonic() < deadline:
             if self._problem is not None:
                 raise self._problem
-            if time.monotonic() > deadline:
-                raise ConfigError(f"--meter serial:{self._place}: {self._nothing()}")
             time.sleep(PAUSE_S)
         with self._lock:
+            if not self._rows:
+                raise ConfigError(f"--meter serial:{self._place}: {self._nothing()}")
+            self.interval_s = usual_step([came for came, _ in self._rows])
             self._rows.clear()
             self._failures.clear()
 
