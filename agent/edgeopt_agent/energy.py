@@ -158,6 +158,7 @@ def _clocks() -> Dict[str, float]:
 
 
 def _idle(context: Context, sampler: Optional[Sampler], seconds: float, done: int, total: int) -> Dict[str, Any]:
+    _tell(context, sampler, done, total, "the board comes to rest")
     time.sleep(SETTLE_S)
     began = time.monotonic()
     while time.monotonic() < began + seconds:
@@ -170,9 +171,8 @@ def _working(
     context: Context, sampler: Optional[Sampler], worker: Worker, seconds: float, done: int, total: int
 ) -> Dict[str, Any]:
     _tell(context, sampler, done, total, "measuring energy")
-    out = os.path.join(context.folder, "samples-energy.f64")
-    answer = worker.ask("block", seconds=seconds, queries=1, out=out)
-    return {"n": answer["n"], "began_s": answer["began_s"], "ended_s": answer["ended_s"]}
+    answer: Dict[str, Any] = worker.ask("work", seconds=seconds)
+    return answer
 
 
 def _with_and_without(context: Context, sampler: Sampler, worker: Worker, number: int, rounds: int) -> Dict[str, Any]:

@@ -183,6 +183,14 @@ class Runner:
             if time.perf_counter() > end:
                 return
 
+    def work(self, seconds: float) -> Dict[str, Any]:
+        """Query for so long, at least once, and keep no samples: only what the model draws may be drawn."""
+        n, elapsed, started = 0, 0.0, time.perf_counter()
+        while not n or elapsed < seconds:
+            self.query(self.prepared[self.order[self.position % len(self.order)]])
+            self.position, n, elapsed = self.position + 1, n + 1, time.perf_counter() - started
+        return {"n": n, "began_s": started, "ended_s": started + elapsed}
+
     def block(self, seconds: float, queries: int, out: str, limit_s: Optional[float] = None) -> Dict[str, Any]:
         """Query until both `seconds` and `queries` are reached, or `limit_s`; samples are appended to `out`."""
         self.warm_up(BLOCK_WARM_UP, BLOCK_WARM_UP_S)
@@ -324,6 +332,7 @@ ANSWERS = {
     "executed": _executed,
     "warm_up": _warm_up,
     "block": _block,
+    "work": lambda state, request: state["runner"].work(request["seconds"]),
     "processing": _processing,
     "memory": _memory,
     "infer": _infer,

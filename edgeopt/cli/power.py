@@ -227,6 +227,7 @@ def _metering(
     if sensor is not None or estimate:
         other = "--sensor" if sensor is not None else "--estimate"
         raise ConfigError(f"--meter and {other} contradict each other; give one")
+    meters.split(meter)
     opened = stack.enter_context(contextlib.closing(meters.connect(meter, Columns.parse(columns))))
     opened.start()
     return job.Metering(meter, opened, wait_s)
