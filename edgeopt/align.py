@@ -170,16 +170,17 @@ def _jump(
     seen: Offset,
     interval_s: float,
 ) -> str | None:
-    """Whether a clock that nothing else checks was even: no gap, and both ends of the work at one offset."""
+    """Whether a clock that nothing else checks was even: both ends of the work lie at one offset; where that cannot be
+    told, there is no gap."""
+    reach_s = min(window.seconds for _, window in marks) / 4
+    ends = [of_steps(middle, watts, part, seen, reach_s) for part in (marks[:2], marks[-2:])]
+    if ends[0] is not None and ends[1] is not None:
+        away, span = abs(ends[0].value_s - ends[1].value_s), marks[-1][1].ended_s - marks[0][1].began_s
+        if away > ends[0].error_s + ends[1].error_s + DRIFT * span:
+            return f"the meter's clock and the board's part by {away:.2g} s between the beginning and the end"
+        return None
     first, last = marks[0][1].began_s - seen.value_s, marks[-1][1].ended_s - seen.value_s
     gap = float(np.diff(times[(times >= first) & (times <= last)]).max(initial=0.0))
     if gap > LATE * interval_s:
         return f"the meter's times have a gap of {gap:.3g} s: lines are missing, or its clock jumped"
-    reach_s = min(window.seconds for _, window in marks) / 4
-    ends = [of_steps(middle, watts, part, seen, reach_s) for part in (marks[:2], marks[-2:])]
-    if ends[0] is None or ends[1] is None:
-        return None
-    away, span = abs(ends[0].value_s - ends[1].value_s), marks[-1][1].ended_s - marks[0][1].began_s
-    if away > ends[0].error_s + ends[1].error_s + DRIFT * span:
-        return f"the meter's clock and the board's part by {away:.2g} s between the beginning and the end"
     return None

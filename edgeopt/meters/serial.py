@@ -20,6 +20,7 @@ FIRST_LINE_S = 10.0
 FIRST_LINES = 8  # tell how often they come
 LONGEST_LINE = 500  # bytes; more without an end is noise
 PAUSE_S = 0.05
+SOONER_S = 1e-4  # of lines that come in one piece, so that their order stays
 
 
 class SerialMeter:
@@ -98,9 +99,11 @@ class SerialMeter:
                 return
             came = time.monotonic()
             *lines, buffer = buffer.replace(b"\r", b"\n").split(b"\n")
-            for line in lines if whole else lines[1:]:
-                self._take(line, came)
-            whole = whole or bool(lines)
+            ended = bool(lines)
+            lines = lines if whole else lines[1:]
+            for later, line in zip(range(len(lines) - 1, -1, -1), lines, strict=True):
+                self._take(line, came - later * SOONER_S)
+            whole = whole or ended
             if len(buffer) > LONGEST_LINE:
                 self._note("bytes without an end of line")
                 buffer, whole = b"", False
