@@ -31,20 +31,23 @@ def main(root: Path, kind: str, where: str) -> None:
     if kind == "csv":
         out.write("No;t [ms];U;I (mA)\n")
     number, before, joules = 0, time.monotonic(), 0.0
-    due = before + PERIOD_S
+    began, due = before, before + PERIOD_S
     while True:
         time.sleep(LOOK_S)
         now = time.monotonic()
         joules, before = joules + watts(root) * (now - before), now
         if now < due:
             continue
-        milliamperes = joules / (now - due + PERIOD_S) / VOLTS * 1e3
-        number, joules, due = number + 1, 0.0, now + PERIOD_S
-        own_ms = 123456.0 + now * 1e3  # since it was switched on
-        if kind == "csv":
-            out.write(f"{number};{own_ms:.1f};{VOLTS:.3f};{milliamperes:.1f}\n".replace(".", ","))
-        else:
-            out.write(f"{VOLTS:.3f} V  {milliamperes:.1f} mA\r\n")
+        milliamperes = joules / (now - began) / VOLTS * 1e3
+        joules, began = 0.0, now
+        while due <= now:  # this program may be late, the meter that it stands for is not
+            number += 1
+            own_ms = 123456.0 + due * 1e3  # since it was switched on
+            if kind == "csv":
+                out.write(f"{number};{own_ms:.1f};{VOLTS:.3f};{milliamperes:.1f}\n".replace(".", ","))
+            else:
+                out.write(f"{VOLTS:.3f} V  {milliamperes:.1f} mA\r\n")
+            due += PERIOD_S
 
 
 if __name__ == "__main__":
