@@ -144,7 +144,7 @@ def _unfit(readings: Readings, window: Window) -> str | None:
     if window.seconds * JITTER < (needs := least * sensor.interval_s):
         changes = f"{sensor.named()} changes every {sensor.interval_s:.3g} s: needs {needs:.3g} s"
         return f"a window of {window.seconds:.3g} s, but {changes}"
-    if readings.offset_error_s > MOST_OFFSET * window.seconds:
+    if window.n and readings.offset_error_s > MOST_OFFSET * window.seconds:  # idle windows are cut by it
         known = f"known to {readings.offset_error_s:.2g} s, needs {MOST_OFFSET * window.seconds:.2g} s in such a window"
         return f"the offset between the clocks of {sensor.named()} and the board is {known}"
     if len(times) < 2 or times[0] > window.began_s or times[-1] < window.ended_s:
