@@ -5,19 +5,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .stats import Figure, Floats, student_t
 
-LEAST_READINGS = 20  # changes of the sensor that a window must hold: at most 5 % of it is at the mercy of its ends
+LEAST_READINGS = 20
+LEAST_INTERVALS = 110  # of a power sensor in a window: what its ends may be mistaken by is then within 1 %
+AGE = 0.75  # of a reading, in intervals: midway between 0 and 1.5
+JITTER = 1.05  # of a sampler that reads a little later each time
 SHORTEST_WINDOW_S = 10.0
 LEAST_WINDOWS = 3
 MOST_LOST = 0.02  # share of a window that lost readings may take; between their neighbours power is taken as straight
 LATE = 3.0  # intervals between two readings from which one counts as late
 MOST_W = 1000.0  # no board of edgeopt's draws as much; a unit that was mistaken does
+LEAST_W = 0.005  # at work; no board that runs Linux needs as little
+FRESH_START = 1.5  # times the greatest power elsewhere, that a counter may show where it begins again
+MOST_OFFSET = 0.02  # share of a window by which the clock of an external meter may be unknown
+UNITS_TOLERANCE = 0.1  # between a sensor's watts and its volts by its amperes
+CURRENT_STEP_A = 1e-3  # the coarsest that such sensors tell
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,23 @@ class Sensor:
 
 @dataclass(frozen=True)
 class Readings:
-    """times_s, values (n,): as they were read, in order; NaN where a reading failed."""
+    """times_s, values (n,): as they were read, in order; NaN where a reading failed.
+
+    offset_error_s: by how much the clock of times_s may differ from that of the windows. problem: why they carry
+    nothing at all.
+    """
 
     sensor: Sensor
     times_s: Floats
     values: Floats
+    offset_error_s: float = 0.0
+    problem: str | None = None
+
+    def centred(self) -> Readings:
+        """Power where it belongs: a reading tells of a moment or of the interval before it, and may be as old again."""
+        if self.sensor.quantity != "power_w":
+            return self
+        return replace(self, times_s=self.times_s - AGE * self.sensor.interval_s)
 
 
 @dataclass(frozen=True)
@@ -66,12 +86,31 @@ class Window:
     def seconds(self) -> float:
         return self.ended_s - self.began_s
 
+    def later(self, seconds: float) -> Window:
+        return Window(self.began_s + seconds, self.ended_s + seconds, self.n)
+
 
 def energy(readings: Readings, window: Window, most_w: float = MOST_W) -> Figure:
     """Joules within one window: of a counter its difference, of power the trapezoids; at the window's ends between the
-    readings around them. `n` counts the readings inside. Without a value where they do not carry one.
+    readings around them. `n` counts the readings inside. Without a value where they do not carry one. Its interval is
+    what the clock's error makes of it, where there is such an error.
     """
-    problem = _unfit(readings, window)
+    readings = readings.centred()
+    found = _joules(readings, window, most_w)
+    error_s = readings.offset_error_s
+    if found.value is None or not error_s:
+        return found
+    reach_s = error_s + AGE * readings.sensor.interval_s  # so that the blur of a step hides none of it
+    shifted = [_joules(readings, window.later(step * reach_s), most_w).value for step in (-1.0, -0.5, 0.5, 1.0)]
+    known = [value for value in shifted if value is not None]
+    if len(known) < len(shifted):
+        return replace(found, value=None, invalid=f"the readings of {readings.sensor.named()} end with the window")
+    away = max(abs(value - found.value) for value in known)
+    return replace(found, interval=(found.value - away, found.value + away))
+
+
+def _joules(readings: Readings, window: Window, most_w: float) -> Figure:
+    problem = readings.problem or _unfit(readings, window)
     times, values = readings.times_s, readings.values
     first, last = np.searchsorted(times, (window.began_s, window.ended_s))
     inside = int(np.isfinite(values[first:last]).sum())
@@ -91,26 +130,33 @@ def energy(readings: Readings, window: Window, most_w: float = MOST_W) -> Figure
         return Figure(float(end - begin), None, inside, readings.sensor.how)
     edges = np.array([window.began_s, window.ended_s])
     at = np.concatenate([edges[:1], times[(times > edges[0]) & (times < edges[1])], edges[1:]])
-    return Figure(float(np.trapezoid(np.interp(at, times, values), at)), None, inside, readings.sensor.how)
+    joules = float(np.trapezoid(np.interp(at, times, values), at))
+    if window.n and joules < LEAST_W * window.seconds:
+        why = f"{joules / window.seconds:.3g} W at work: no board needs as little; is the unit right, and the rail?"
+        return Figure(None, None, inside, readings.sensor.how, why)
+    return Figure(joules, None, inside, readings.sensor.how)
 
 
 def _unfit(readings: Readings, window: Window) -> str | None:
     """What is wrong with the readings of a window, whatever their values are."""
     sensor, times = readings.sensor, readings.times_s
-    if window.seconds < LEAST_READINGS * sensor.interval_s:
-        needs = LEAST_READINGS * sensor.interval_s
-        return (
-            f"a window of {window.seconds:.3g} s, but {sensor.named()} changes every {sensor.interval_s:g} s: "
-            f"needs {needs:g} s"
-        )
+    least = LEAST_INTERVALS if sensor.quantity == "power_w" and window.n else LEAST_READINGS
+    if window.seconds * JITTER < (needs := least * sensor.interval_s):
+        changes = f"{sensor.named()} changes every {sensor.interval_s:.3g} s: needs {needs:.3g} s"
+        return f"a window of {window.seconds:.3g} s, but {changes}"
+    if window.n and readings.offset_error_s > MOST_OFFSET * window.seconds:  # idle windows are cut by it
+        known = f"known to {readings.offset_error_s:.2g} s, needs {MOST_OFFSET * window.seconds:.2g} s in such a window"
+        return f"the offset between the clocks of {sensor.named()} and the board is {known}"
     if len(times) < 2 or times[0] > window.began_s or times[-1] < window.ended_s:
         return f"the readings of {sensor.named()} do not reach over the window"
     steps = np.diff(times)
     if (steps <= 0).any():
-        return "the clock of the readings jumped back"
+        return "the clock of the readings jumped back, or tells several readings one time"
     first, last = np.searchsorted(times, (window.began_s, window.ended_s))
     low, high = max(0, int(first) - 1), min(len(times), int(last) + 1)
-    usual = max(sensor.interval_s, float(np.median(steps)))
+    usual = max(sensor.interval_s, float(np.median(steps)), float(np.median(steps[low : high - 1])))
+    if sensor.quantity == "power_w" and window.seconds * JITTER < least * usual:
+        return f"{sensor.named()} was read every {usual:.3g} s: needs a window of {least * usual:.3g} s"
     kept = times[low:high][np.isfinite(readings.values[low:high])]
     inside = int(np.isfinite(readings.values[first:last]).sum())
     if inside < LEAST_READINGS:
@@ -122,6 +168,29 @@ def _unfit(readings: Readings, window: Window) -> str | None:
     if sensor.quantity == "power_w" and lost > MOST_LOST * window.seconds:
         return f"readings of {sensor.named()} are missing or late over {lost / window.seconds:.0%} of the window"
     return None
+
+
+def shortest_window_s(sensor: Sensor) -> float:
+    """How long a window at work must be for this sensor; a counter is exact, whenever it is read."""
+    least = LEAST_INTERVALS if sensor.quantity == "power_w" else LEAST_READINGS
+    return max(SHORTEST_WINDOW_S, least * sensor.interval_s)
+
+
+def units_disagree(told: Sequence[tuple[float, float, float]], where: str) -> str | None:
+    """What is wrong where watts are not volts by amperes. told: (watts, volts, amperes) of single moments."""
+    rows = [row for row in told if all(map(math.isfinite, row)) and abs(row[2]) > 5 * CURRENT_STEP_A]
+    if not rows:
+        return None
+    watts = float(np.median([row[0] for row in rows]))
+    product = float(np.median([abs(volts * amperes) for _, volts, amperes in rows]))
+    least = float(np.median([abs(volts) for _, volts, _ in rows])) * CURRENT_STEP_A
+    if abs(abs(watts) - product) <= UNITS_TOLERANCE * product + least:
+        return None
+    ratio = abs(watts) / product
+    powers = next((power for power in (3, 6, -3, -6) if abs(ratio / 10.0**power - 1) < 2 * UNITS_TOLERANCE), None)
+    slip = {3: "1,000 times as much", 6: "1,000,000 times as much", -3: "a thousandth", -6: "a millionth"}
+    likely = f": {slip[powers]}, so a unit is mistaken (mW for µW, mA for A, …)" if powers else ""
+    return f"{where} tells {watts:.3g} W, but its volts by its amperes are {product:.3g} W{likely}"
 
 
 def _absurd(watts: Floats, most_w: float) -> str | None:
@@ -141,7 +210,8 @@ def _unwrapped(counts: Floats, times: Floats, sensor: Sensor, most_w: float) -> 
             return counts, f"{sensor.named()} went back, and its range is not told"
         steps = steps + np.where(back, sensor.range_j, 0.0)
     watts = steps / np.diff(times)
-    if (watts < 0).any() or (watts > most_w).any():
+    usual = watts[~back].max(initial=0.0)  # a counter that is set back near its end looks as if it began again
+    if (watts < 0).any() or (watts > most_w).any() or (watts[back] > FRESH_START * usual).any():
         return (
             counts,
             f"{sensor.named()} stepped by {float(steps[np.argmax(np.abs(watts))]):.3g} J at once: it was reset",
@@ -160,41 +230,56 @@ def _unwrapped(counts: Floats, times: Floats, sensor: Sensor, most_w: float) -> 
 def per_inference(
     readings: Readings, runs: Sequence[Window], idles: Sequence[Window], most_w: float = MOST_W
 ) -> dict[str, Any]:
-    """Gross and net joules of one inference: the median over the windows, with Student's interval of their mean.
+    """Gross and net joules of one inference, and watts at work: medians over windows, with Student's interval of means.
 
     runs: windows at work, each of SHORTEST_WINDOW_S at least; idles: windows before and after them. Net takes the idle
-    board's mean power away. {"gross_j", "net_j": Figure, "idle_w": Figure, "windows": [{"began_s", "seconds", "n",
+    board's mean power away. {"gross_j", "net_j", "work_w", "idle_w": Figure, "windows": [{"began_s", "seconds", "n",
     "gross_j", "invalid"}]}; an invalid window is left out and told, and fewer than LEAST_WINDOWS valid ones give none.
     """
     how = readings.sensor.how
-    told, gross, seconds = [], [], []
+    told, joules, each_s, watts, errors = [], [], [], [], []
     for window in runs:
         found = energy(readings, window, most_w)
         short = window.seconds < SHORTEST_WINDOW_S or not window.n
-        problem = found.invalid or (f"{window.n} inferences in {window.seconds:.3g} s, needs 10 s" if short else None)
+        few = f"{window.n} inferences in {window.seconds:.3g} s, needs {SHORTEST_WINDOW_S:g} s" if short else None
+        problem = found.invalid or few
         each = found.value / window.n if problem is None and found.value is not None else None
         told.append(
             {"began_s": window.began_s, "seconds": window.seconds, "n": window.n, "gross_j": each, "invalid": problem}
         )
-        if each is not None:
-            gross.append(each)
-            seconds.append(window.seconds / window.n)
+        if each is not None and found.value is not None:
+            joules.append(each)
+            each_s.append(window.seconds / window.n)
+            watts.append(found.value / window.seconds)
+            errors.append((found.interval[1] - found.value) / found.value if found.interval else 0.0)
     idle = _idle_power(readings, idles, most_w)
-    if len(gross) < LEAST_WINDOWS:
+    if len(joules) < LEAST_WINDOWS:
         why = next((one["invalid"] for one in told if one["invalid"]), "no windows")
-        none = Figure(None, None, len(gross), how, f"{len(gross)} valid windows, needs {LEAST_WINDOWS}: {why}")
-        return {"gross_j": none, "net_j": none, "idle_w": idle, "windows": told}
-    blur = readings.sensor.interval_s / min(window.seconds for window in runs)
+        none = Figure(None, None, len(joules), how, f"{len(joules)} valid windows, needs {LEAST_WINDOWS}: {why}")
+        return {"gross_j": none, "net_j": none, "work_w": none, "idle_w": idle, "windows": told}
+    blur = _end_s(readings) / min(window.seconds for window in runs) + max(errors)
+    gross, seconds = np.array(joules), np.array(each_s)
     net = (
         Figure(None, None, len(gross), how, f"idle power is not known: {idle.invalid}")
         if idle.value is None
-        else _middle(np.array(gross) - idle.value * np.array(seconds), blur, how)
+        else _middle(gross - idle.value * seconds, blur * gross.mean(), how)
     )
-    return {"gross_j": _middle(np.array(gross), blur, how), "net_j": net, "idle_w": idle, "windows": told}
+    work = _middle(np.array(watts), blur * float(np.mean(watts)), how)
+    gross_j = _middle(gross, blur * gross.mean(), how)
+    return {"gross_j": gross_j, "net_j": net, "work_w": work, "idle_w": idle, "windows": told}
+
+
+def _end_s(readings: Readings) -> float:
+    """How much of a window may belong to what came before or after it; of a counter, half the time between readings."""
+    interval_s = readings.sensor.interval_s
+    counts = readings.sensor.quantity == "energy_j"
+    return interval_s + float(np.median(np.diff(readings.times_s))) / 2 if counts else interval_s
 
 
 def _idle_power(readings: Readings, idles: Sequence[Window], most_w: float) -> Figure:
-    found = [(energy(readings, window, most_w), window.seconds) for window in idles]
+    edge_s = readings.sensor.interval_s + readings.offset_error_s  # so near may be the work before or after it
+    inner = [Window(window.began_s + edge_s, window.ended_s - edge_s) for window in idles]
+    found = [(energy(readings, window, most_w), window.seconds) for window in inner]
     watts = [figure.value / seconds for figure, seconds in found if figure.value is not None]
     how = readings.sensor.how
     if not watts or len(watts) < len(found):
@@ -206,8 +291,9 @@ def _idle_power(readings: Readings, idles: Sequence[Window], most_w: float) -> F
 def _middle(values: Floats, blur: float, how: str) -> Figure:
     """The median, with Student's interval of the mean, as windows are few and each is a mean of many readings.
 
-    blur: share of a window that its sensor's interval is; so much may belong to what came before and after, every time.
+    blur: how much, in the unit of values, may belong to what came before and after a window, every time: its sensor's
+    interval, and what is not known of its clock.
     """
     n, mean = len(values), float(values.mean())
-    spread = student_t(n - 1) * float(values.std(ddof=1)) / math.sqrt(n) + blur * abs(mean)
+    spread = student_t(n - 1) * float(values.std(ddof=1)) / math.sqrt(n) + float(blur)
     return Figure(float(np.median(values)), (mean - spread, mean + spread), n, how)

@@ -1,42 +1,54 @@
-"""Asks a board for the readings of its power sensor while artifacts work there, and turns them into joules."""
+"""Joules of artifacts that work on a board: by its own power sensor, by a meter at this machine, or estimated."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import energy, measure, stats
+from . import align, energy, measure, meters, stats
 from .artifact import Artifact
 from .device.session import Session
 from .energy import Readings, Sensor, Window
 from .errors import ConfigError
+from .profile import DeviceProfile
 from .task import Array
 
 OVERHEAD_ROUNDS = 6  # off, on, on, off: the least that gives the ratio of medians an interval
 WATTS_SHOWN = 600  # points of the plot
+TRIPS = 12  # to either side of a job; the quickest bounds the clocks' offset
+AFTER_S = 1.0  # readings of a meter after the last window
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the board did and what its sensor said meanwhile. marks: windows of each artifact, in order; None: idle."""
+    """What the board did and what its sensor, or a meter, said meanwhile.
+
+    marks: windows of each artifact, in order; None: idle. alignment: of a meter's clock; None with the board's sensor.
+    """
 
     result: dict[str, Any]
     readings: Readings
     marks: list[tuple[int | None, Window]]
     overhead_s: Array | None  # invoke seconds (n,) of the blocks with and without the sampler
+    alignment: align.Alignment | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Run:
         """From the raw samples that `sample` kept. Raises OSError."""
         result = json.loads((folder / "energy.json").read_text())
-        rows = np.fromfile(folder / "power.f64").reshape(-1, 2)
-        readings = Readings(Sensor.of(result["sensor"]), rows[:, 0], rows[:, 1])
         marks = [(mark["artifact"], Window(mark["began_s"], mark["ended_s"], mark["n"])) for mark in result["marks"]]
+        rows = np.fromfile(folder / "power.f64").reshape(-1, 2)
+        if result["meter"] is not None:
+            return _of_meter(result, rows, marks)
+        sensor = Sensor.of(result["sensor"])
+        problem = energy.units_disagree(result["products"], sensor.named())
+        readings = Readings(sensor, rows[:, 0], rows[:, 1], problem=problem)
         blocks = folder / "samples-overhead.f64"
         overhead = np.fromfile(blocks).reshape(-1, 2)[:, 1] if result["overhead"] else None
         return cls(result, readings, marks, overhead)
@@ -51,10 +63,10 @@ class Run:
         """energy.per_inference of one artifact, its figures as run.json keeps them."""
         return stats.summary_to_json(energy.per_inference(self.readings, self.windows(index), self.idles(), most_w))
 
-    def overhead(self) -> dict[str, Any]:
-        """Median latency with the sampler over that without, from alternating blocks."""
+    def overhead(self) -> dict[str, Any] | None:
+        """Median latency with the sampler over that without, from alternating blocks; None: a meter costs nothing."""
         if self.overhead_s is None:
-            return stats.Figure(None, None, 0, invalid="not measured").to_json()
+            return None
         counts = np.cumsum([block["n"] for block in self.result["overhead"]])[:-1]
         parts = np.split(self.overhead_s, counts)
         sides: dict[bool, list[Array]] = {True: [], False: []}
@@ -71,6 +83,61 @@ class Run:
             values, times = np.where(steps < 0, steps + range_j, steps) / np.diff(times), times[1:]
         every = max(1, len(times) // WATTS_SHOWN)
         return times[::every] - self.readings.times_s[0], values[::every]
+
+
+@dataclasses.dataclass(frozen=True)
+class Demand:
+    """What a figure of `per_inference` may be at most. of_profile: it is about the whole board."""
+
+    key: str
+    most: float
+    words: str
+    unit: str
+    of_profile: bool = False
+
+
+PARTS = ("rapl", "pmic")  # sensors that see the processor, or the rails behind one chip, never the whole board
+
+
+def demands(profile: DeviceProfile | None, budget_w: float | None, budget_j: float | None) -> list[Demand]:
+    """The user's budgets, else the profile's."""
+    own = profile.power.budget_w if profile else None
+    watts = budget_w if budget_w is not None else own
+    found = [Demand("work_w", watts, "power at work", "W", budget_w is None)] if watts is not None else []
+    return found + ([Demand("gross_j", budget_j, "energy of one inference", "J")] if budget_j is not None else [])
+
+
+def most_w(profile: DeviceProfile | None) -> float:
+    """More than this no reading can be: ten times what the profile's board draws at work, as a unit that is mistaken
+    makes a thousand times."""
+    typical = profile.power.typical_w if profile else None
+    return min(energy.MOST_W, 10 * typical.value) if typical else energy.MOST_W
+
+
+@dataclasses.dataclass(frozen=True)
+class Metering:
+    """A meter at this machine. text: its KIND:PLACE; patience_s: how long its readings may come late."""
+
+    text: str
+    meter: meters.Meter
+    patience_s: float
+
+
+def window_s(
+    sensors: Sequence[dict[str, Any]], wanted: dict[str, str | None], metering: Metering | None = None
+) -> float:
+    """How long windows must be for the sensor that `wanted` names among a board's, or for the meter; the least where
+    nothing is known of them."""
+    if metering is not None:
+        interval_s = metering.meter.interval_s or 0.0
+        return energy.shortest_window_s(Sensor("meter", metering.text, "power_w", interval_s))
+    named = fitting(sensors, wanted)
+    return energy.shortest_window_s(Sensor.of(named[0])) if len(named) == 1 else energy.SHORTEST_WINDOW_S
+
+
+def fitting(sensors: Sequence[dict[str, Any]], wanted: dict[str, str | None]) -> list[dict[str, Any]]:
+    """Of a board's sensors (its facts) those that `choose` named."""
+    return [told for told in sensors if all(wanted[key] in (None, told[key]) for key in ("kind", "rail"))]
 
 
 def choose(text: str | None) -> dict[str, str | None]:
@@ -91,20 +158,23 @@ def sample(
     window_s: float,
     idle_s: float,
     seed: int,
+    meter: Metering | None = None,
 ) -> Run:
-    """Run the artifacts in windows and keep what the sensor says, raw, in `folder`.
+    """Run the artifacts in windows and keep what the sensor says, or the meter, raw, in `folder`.
 
-    inputs: shards of real samples; none: random tensors. Raises AgentFailure ("no-sensor"), DeviceUnreachable.
+    inputs: shards of real samples; none: random tensors. meter: started. Raises AgentFailure ("no-sensor"),
+    DeviceUnreachable, and ConfigError where the meter's file cannot be read.
     """
     for artifact in artifacts:
         measure.send(session, artifact)
     hashes = [session.send(data, "inputs") for data in inputs]
+    before = _trips(session) if meter else []
     job, result = session.run(
         {
             "kind": "energy",
             "artifacts": [artifact.entry() for artifact in artifacts],
             "shards": hashes,
-            "sensor": sensor,
+            "sensor": None if meter else sensor,
             "windows": windows,
             "window_seconds": window_s,
             "idle_seconds": idle_s,
@@ -112,8 +182,101 @@ def sample(
             "seed": seed,
         }
     )
-    (folder / "power.f64").write_bytes(session.fetch(job, result["power"]))
+    result["meter"] = _finish(session, meter, before, folder) if meter else None
+    if meter is None:
+        (folder / "power.f64").write_bytes(session.fetch(job, result["power"]))
     if result["overhead_samples"]:
         (folder / "samples-overhead.f64").write_bytes(session.fetch(job, result["overhead_samples"]))
     (folder / "energy.json").write_text(json.dumps(result))
     return Run.read(folder)
+
+
+def _trips(session: Session) -> list[align.Trip]:
+    found = []
+    for _ in range(TRIPS):
+        asked = time.monotonic()
+        board_s = session.request("clock")["monotonic_s"]
+        found.append((asked, board_s, time.monotonic()))
+    return found
+
+
+def _finish(session: Session, metering: Metering, before: list[align.Trip], folder: Path) -> dict[str, Any]:
+    """The meter's readings into `folder`, and what must be known of them."""
+    after = _trips(session)
+    trace = metering.meter.finish(time.monotonic() + AFTER_S, metering.patience_s)
+    np.stack([trace.times_s, trace.watts], axis=1).tofile(folder / "power.f64")
+    kind, place = meters.split(metering.text)
+    told = {"kind": kind, "place": place, "own_clock": trace.own_clock, "stamp_error_s": trace.stamp_error_s}
+    kept = {"failures": trace.failures, "problem": trace.problem, "products": list(trace.products)}
+    return {**told, **kept, "trips": {"before": before, "after": after}}
+
+
+def _of_meter(result: dict[str, Any], rows: Array, marks: list[tuple[int | None, Window]]) -> Run:
+    """A Run whose readings are a meter's, with their times by the board's clock."""
+    told = result["meter"]
+    trips = align.of_round_trips(told["trips"]["before"], told["trips"]["after"])
+    times, watts = rows[:, 0], rows[:, 1]
+    found = align.align(times, watts, marks, told["own_clock"], told["stamp_error_s"], trips)
+    interval_s = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    sensor = Sensor(told["kind"], told["place"], "power_w", interval_s)
+    problem = told["problem"] or energy.units_disagree(told["products"], sensor.named()) or found.problem
+    offset = found.offset or align.Offset(marks[0][1].began_s - float(times[0]) if len(times) else 0.0, 0.0)
+    readings = Readings(sensor, times + offset.value_s, watts, offset.error_s, problem)
+    return Run(result, readings, marks, None, found)
+
+
+def require_typical(profile: DeviceProfile) -> float:
+    """What the profile's board draws at work, W. Raises ConfigError."""
+    if profile.power.typical_w is None:
+        raise ConfigError(f"--estimate: profile {profile.id} tells no [power] typical_w; add it, with its source")
+    return profile.power.typical_w.value
+
+
+def estimate(profile: DeviceProfile, latency: dict[str, Any]) -> dict[str, Any]:
+    """As Run.per_inference, from the profile's own watts by the median latency; every figure is marked estimated.
+
+    Raises ConfigError where the profile tells no typical power.
+    """
+    typical, idle = require_typical(profile), profile.power.idle_w
+    p50, n = latency["p50_s"]["value"], latency["p50_s"]["n"]
+    none = stats.Figure(None, None, n, "estimated", f"profile {profile.id} tells no [power] idle_w")
+
+    def figure(value: float) -> stats.Figure:
+        return stats.Figure(value, None, n, "estimated")
+
+    found = {
+        "gross_j": figure(typical * p50),
+        "net_j": figure((typical - idle.value) * p50) if idle else none,
+        "work_w": figure(typical),
+        "idle_w": figure(idle.value) if idle else none,
+        "windows": [],
+    }
+    return stats.summary_to_json(found)
+
+
+def judge(result: dict[str, Any], demands: Sequence[Demand], part: bool) -> dict[str, str] | None:
+    """{"verdict": pass, fail or undecided, "reason"} of one artifact by the intervals of its figures; None: no demand.
+
+    part: the sensor sees a part of the board only, so what the profile allows the whole cannot be passed by it.
+    """
+    found = [_one(demand, result[demand.key], part and demand.of_profile) for demand in demands]
+    if not found:
+        return None
+    worst = next((name for name in ("fail", "undecided") if any(one[0] == name for one in found)), "pass")
+    return {"verdict": worst, "reason": "; ".join(reason for _, reason in found)}
+
+
+def _one(demand: Demand, figure: dict[str, Any], part: bool) -> tuple[str, str]:
+    words = f"{demand.words} {{}} the budget of {demand.most:g} {demand.unit}"
+    if figure["value"] is None:
+        return "undecided", f"{demand.words} is not known: {figure['invalid']}"
+    if figure["how"] != "measured" or figure["interval"] is None:
+        return "undecided", f"{words.format('stands against')}, but is {figure['how']}: that decides nothing"
+    low, high = figure["interval"]
+    if low > demand.most:
+        return "fail", words.format("is over")
+    if high > demand.most:
+        return "undecided", f"the interval of {words.format('holds')}: more or longer windows would narrow it"
+    if part:
+        return "undecided", f"{words.format('is within')}, but the sensor sees a part of the board only"
+    return "pass", words.format("is within")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -118,7 +119,7 @@ def model(tmp_path: Path) -> Path:
 
 def test_joules_are_watts_by_time(tmp_path: Path, model: Path) -> None:
     """Units as the kernel has them: a slip of a thousand would be seen."""
-    tree, watts = write(tmp_path / "class", INA3221), 5.072 * 1.2
+    tree, watts = write(tmp_path / "class", {**INA3221, "hwmon/hwmon3/update_interval": 100}), 5.072 * 1.2
     found = on_board(tree, "power", model, "--random", "--sensor", "hwmon:VDD_IN")
     (result,) = found["results"]
     assert result["idle_w"]["value"] == pytest.approx(watts, rel=1e-6)
@@ -142,6 +143,11 @@ def test_figures_are_watts(
     write(tmp_path / "class", tree)
     (sensor,) = power.find()
     assert sensor.read() == pytest.approx(watts)
+    if "power" in os.path.basename(sensor.where):
+        volts, amperes = sensor.product()
+        assert (volts, amperes) in [(11.968, 0.35), (7.6, 0.5)]
+    else:
+        assert sensor.product is None
 
 
 def test_a_battery_that_is_charged_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,8 +230,20 @@ def test_the_screen_shows_watts_and_windows() -> None:
     document = {
         "device": "local",
         "board": {"model": "A board", "hostname": "b", "cpu_model": "cpu"},
-        "sensor": {"kind": "hwmon", "rail": "VDD_IN", "period_s": 0.04, "failures": {"no [bold]answer": 2}},
-        "results": [{"name": "net", "gross_j": figure, "net_j": none, "idle_w": idle, "windows": [{}, {}, {}]}],
+        "sensor": {
+            "kind": "hwmon",
+            "rail": "VDD_IN",
+            "period_s": 0.04,
+            "failures": {"no [bold]answer": 2},
+            "how": "measured",
+        },
+        "alignment": None,
+        "results": [
+            {
+                **{"name": "net", "gross_j": figure, "net_j": none, "idle_w": idle, "work_w": idle},
+                **{"windows": [{}, {}, {}], "verdict": {"verdict": "fail", "reason": "too [bold]much"}},
+            }
+        ],
         "sampler_overhead": {**figure, "value": 1.002, "interval": [0.99, 1.01]},
         "watts": {"first_s": 100.0, "seconds": [0.0, 5.0, 10.0, 15.0, 20.0], "power_w": [2.0, 2.0, None, 6.0, 6.0]},
         "marks": [{"artifact": who, "began_s": began, "ended_s": ended} for who, began, ended in marks],
@@ -236,6 +254,7 @@ def test_the_screen_shows_watts_and_windows() -> None:
     for words in (
         "4.20 mJ",
         "n=0, needs 3",
+        "net  fail: too [bold]much",
         "sensor hwmon:VDD_IN",
         "2 readings failed: no [bold]answer",
         "6.00 W",

@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Dict, List, Optional
 
 from . import power
@@ -24,6 +24,7 @@ from .worker import Worker
 READING = struct.Struct("<dd")  # time.monotonic(), the sensor's figure or NaN
 COUNTER_PERIOD_S = 0.1  # a counter misses nothing in between
 FASTEST_S = 0.02
+PRODUCT_EVERY = 20  # readings
 SETTLE_S = 1.0  # after work, before the board counts as idle
 TELL_S = 0.5
 OVERHEAD_S = 0.5
@@ -36,6 +37,8 @@ class Sampler:
         self.sensor = sensor
         self.period_s = COUNTER_PERIOD_S if sensor.quantity == "energy_j" else max(FASTEST_S, sensor.interval_s)
         self.failures: Dict[str, int] = {}
+        self.products: List[List[float]] = []  # watts, volts, amperes of single moments
+        self._until_product = 0
         self.watts: Optional[float] = None
         self._file = open(path, "wb")  # noqa: SIM115  (closed with the sampler)
         self._wanted = threading.Event()
@@ -79,6 +82,11 @@ class Sampler:
             self.failures[str(error)] = self.failures.get(str(error), 0) + 1
             value = math.nan
         self._file.write(READING.pack(at, value))
+        self._until_product -= 1
+        if self.sensor.product is not None and self._until_product < 0 and math.isfinite(value):
+            self._until_product = PRODUCT_EVERY
+            with suppress(OSError, ValueError):
+                self.products.append([value, *self.sensor.product()])
         if self.sensor.quantity == "power_w":
             self.watts = value
         elif self._before is not None and value >= self._before[1]:
@@ -89,10 +97,11 @@ class Sampler:
 def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     """Windows of each artifact in turns (A B B A …) between two idle ones, then blocks with the sampler on and off.
 
-    The request has artifacts, shards (none: random tensors), sensor ({"kind", "rail"}, either None), windows,
-    window_seconds, idle_seconds, overhead_rounds, seed. In the result `marks` lists what the board did when (artifact:
-    None where it was idle), `power` is the file of (time, figure) pairs on the same clock, and samples-overhead.f64 has
-    the (copy_s, invoke_s) pairs of the blocks in `overhead`.
+    The request has artifacts, shards (none: random tensors), sensor ({"kind", "rail"}, either None; None: the host has
+    a meter), windows, window_seconds, idle_seconds, overhead_rounds, seed. In the result `marks` lists what the board
+    did when (artifact: None where it was idle), `power` is the file of (time, figure) pairs on the same clock,
+    `products` has (watts, volts, amperes) of some moments, and samples-overhead.f64 the (copy_s, invoke_s) pairs of the
+    blocks in `overhead`.
     """
     artifacts = [artifact_of(context, entry, number) for number, entry in enumerate(field(request, "artifacts", list))]
     shards = [context.blob(sha) for sha in field(request, "shards", list)]
@@ -100,8 +109,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     if not artifacts or not windows:
         raise RemoteError("bad-request", "energy needs at least one artifact and one window")
     window_s, idle_s = seconds(request, "window_seconds"), seconds(request, "idle_seconds")
-    wanted = field(request, "sensor", dict)
-    sensor = power.choose(wanted.get("kind"), wanted.get("rail"))
+    wanted = request.get("sensor") and field(request, "sensor", dict)
+    sensor = power.choose(wanted.get("kind"), wanted.get("rail")) if wanted else None
     random = 0 if shards else RANDOM_SAMPLES
     if random:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
@@ -115,7 +124,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         for worker in workers:
             worker.load(shards, random=random)
             worker.ask("warm_up", seed=count(request, "seed"))
-        sampler = stack.enter_context(Sampler(sensor, os.path.join(context.folder, "power.f64")))
+        path = os.path.join(context.folder, "power.f64")
+        sampler = stack.enter_context(Sampler(sensor, path)) if sensor else None
         total = 2 + windows * len(workers)
         marks.append(_idle(context, sampler, idle_s, 0, total))
         order = list(range(len(workers)))
@@ -125,17 +135,20 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
                 marks.append({"artifact": index, **done})
             conditions.append(watch.look())
         marks.append(_idle(context, sampler, idle_s, len(marks), total))
-        time.sleep(2 * sampler.period_s)  # a reading after its end belongs to a window
-        overhead = [_with_and_without(context, sampler, workers[0], number, rounds) for number in range(4 * rounds)]
+        overhead: List[Dict[str, Any]] = []
+        if sampler:
+            time.sleep(2 * sampler.period_s)  # a reading after its end belongs to a window
+            for number in range(4 * rounds):
+                overhead.append(_with_and_without(context, sampler, workers[0], number, rounds))
         executed = [worker.ask("executed") for worker in workers]
-        failures = dict(sampler.failures)
     clocks.append(_clocks())
     return {
-        "sensor": dict(sensor.describe(), period_s=sampler.period_s),
+        "sensor": dict(sampler.sensor.describe(), period_s=sampler.period_s) if sampler else None,
         "marks": marks,
         "clocks": clocks,
-        "failures": failures,
-        "power": context.output("power.f64"),
+        "failures": sampler.failures if sampler else {},
+        "products": sampler.products if sampler else [],
+        "power": context.output("power.f64") if sampler else None,
         "overhead": overhead,
         "overhead_samples": context.output("samples-overhead.f64") if overhead else None,
         "executed": executed,
@@ -148,7 +161,8 @@ def _clocks() -> Dict[str, float]:
     return {"monotonic_s": time.monotonic(), "realtime_s": time.time()}
 
 
-def _idle(context: Context, sampler: Sampler, seconds: float, done: int, total: int) -> Dict[str, Any]:
+def _idle(context: Context, sampler: Optional[Sampler], seconds: float, done: int, total: int) -> Dict[str, Any]:
+    _tell(context, sampler, done, total, "the board comes to rest")
     time.sleep(SETTLE_S)
     began = time.monotonic()
     while time.monotonic() < began + seconds:
@@ -158,12 +172,11 @@ def _idle(context: Context, sampler: Sampler, seconds: float, done: int, total: 
 
 
 def _working(
-    context: Context, sampler: Sampler, worker: Worker, seconds: float, done: int, total: int
+    context: Context, sampler: Optional[Sampler], worker: Worker, seconds: float, done: int, total: int
 ) -> Dict[str, Any]:
     _tell(context, sampler, done, total, "measuring energy")
-    out = os.path.join(context.folder, "samples-energy.f64")
-    answer = worker.ask("block", seconds=seconds, queries=1, out=out)
-    return {"n": answer["queries"], "began_s": answer["began_s"], "ended_s": answer["ended_s"]}
+    answer: Dict[str, Any] = worker.ask("work", seconds=seconds)
+    return answer
 
 
 def _with_and_without(context: Context, sampler: Sampler, worker: Worker, number: int, rounds: int) -> Dict[str, Any]:
@@ -176,7 +189,7 @@ def _with_and_without(context: Context, sampler: Sampler, worker: Worker, number
     return {"sampling": sampling, "n": answer["n"]}
 
 
-def _tell(context: Context, sampler: Sampler, done: int, total: int, what: str) -> None:
-    watts = sampler.watts
+def _tell(context: Context, sampler: Optional[Sampler], done: int, total: int, what: str) -> None:
+    watts = sampler.watts if sampler else None
     known = watts is not None and math.isfinite(watts)
     context.emit({"event": "progress", "done": done, "of": total, "what": what, "power_w": watts if known else None})

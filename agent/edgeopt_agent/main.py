@@ -41,6 +41,12 @@ def _facts(_root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
     return facts.collect()
 
 
+def _clock(_root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
+    import time
+
+    return {"monotonic_s": time.monotonic()}
+
+
 def _environment(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
     from . import environment
 
@@ -106,6 +112,7 @@ def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
 OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
     "hello": _hello,
     "facts": _facts,
+    "clock": _clock,
     "environment": _environment,
     "blob.stat": _blob_stat,
     "blob.put": _blob_put,

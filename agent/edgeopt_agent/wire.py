@@ -10,6 +10,7 @@ Operations
   hello                                           -> wire, agent_sha256, python, root, pid, board (facts.identity()),
                                                      warning (text or null)
   facts                                           -> board facts (facts.py)
+  clock                                           -> monotonic_s, the clock of a job's marks
   environment                                     -> what wheels must fit, and what is set up (environment.py)
   blob.stat  sha256[]                             -> {sha256: {"have": bytes held, "whole": bool}}
   blob.put   sha256 size_bytes offset + raw bytes -> {"have", "whole"}; appends at `offset`, checked when whole

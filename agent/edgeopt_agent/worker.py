@@ -186,6 +186,14 @@ class Runner:
             if time.perf_counter() > end:
                 return
 
+    def work(self, seconds: float) -> Dict[str, Any]:
+        """Query for so long, at least once, and keep no samples: only what the model draws may be drawn."""
+        n, elapsed, started = 0, 0.0, time.perf_counter()
+        while not n or elapsed < seconds:
+            self.query(self._next())
+            n, elapsed = n + 1, time.perf_counter() - started
+        return {"n": n, "began_s": started, "ended_s": started + elapsed}
+
     def block(
         self, seconds: float, queries: int, out: str, limit_s: Optional[float] = None, keep: Optional[int] = None
     ) -> Dict[str, Any]:
@@ -374,6 +382,7 @@ ANSWERS = {
     "block": _block,
     "arrivals": _arrivals,
     "each": _each,
+    "work": lambda state, request: state["runner"].work(request["seconds"]),
     "processing": _processing,
     "memory": _memory,
     "infer": _infer,

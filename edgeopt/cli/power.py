@@ -1,36 +1,86 @@
-"""edgeopt power: joules of one inference, by the board's own power sensor."""
+"""edgeopt power: joules of one inference, by the board's own power sensor, by a meter, or estimated."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ConfigError
 from . import bench
-from .common import Where, device_options, json_option, print_json
+from .common import Where, device_options, json_option, print_json, undecided_option, verdict_code
 from .display import Display
 
+if TYPE_CHECKING:
+    from .. import power as job
+    from ..artifact import Artifact
+    from ..device.session import Session
+    from ..profile import DeviceProfile
 
-@click.command(short_help="Joules of one inference, by the board's own sensor.")
+METER_WAIT_S = 10.0
+
+
+def _budget_options(command: Any) -> Any:
+    for option in (
+        click.option("--budget-j", type=click.FloatRange(0, min_open=True), help="Joules of one inference, at most."),
+        click.option(
+            "--budget-w",
+            type=click.FloatRange(0, min_open=True),
+            help="Watts at work, at most; default: the profile's [power] budget_w.",
+        ),
+        click.option(
+            "--estimate", is_flag=True, help="No sensor there: the profile's watts by time, marked estimated."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _meter_options(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--meter-wait",
+            type=click.FloatRange(0, 3600),
+            default=METER_WAIT_S,
+            show_default=True,
+            help="Seconds to wait at the end for the meter's last readings, or for a file that you export by hand.",
+        ),
+        click.option("--meter-columns", help="QUANTITY=HEADER:UNIT,… of time, watts, volts, amperes: see below."),
+        click.option("--meter", help="A meter at this machine instead of a sensor: csv:FILE or serial:PORT[@BAUD]."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(short_help="Joules of one inference, by a power sensor or a meter.")
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1)
 @device_options
 @click.option("--sensor", help="KIND:RAIL as --list shows them, or KIND; default: the board's only one.")
 @click.option("--list", "list_only", is_flag=True, help="Show the board's power sensors, and stop.")
+@_meter_options
+@_budget_options
 @click.option("--windows", type=click.IntRange(3), default=3, show_default=True, help="Windows of each model.")
 @click.option(
-    "--seconds", type=click.FloatRange(10, 600), default=10, show_default=True, help="Length of a window, at least."
+    "--seconds",
+    type=click.FloatRange(10, 600),
+    help="Length of a window, at least; default: 10, or as its sensor needs.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Also write one offline page with the watts over time: an .html."
 )
 @bench.input_options
+@undecided_option
 @json_option
 def power(
     models: tuple[Path, ...],
     where: Where,
-    sensor: str | None,
     list_only: bool,
+    out: Path | None,
+    allow_undecided: bool,
     as_json: bool,
     **how: Any,
 ) -> int:
@@ -39,18 +89,37 @@ def power(
     Models run in windows that take turns, between two in which the board is idle; net takes the idle watts away. What a
     sensor cannot tell (too slow, gaps, readings that cannot be) has no figure, and the reason is said.
 
+    A meter's columns are named by the header, or by their number where lines have none; no unit is guessed. Units: W,
+    mW, uW and so on; time in unix or iso (this machine's clock), or in s, ms, us of the meter's own clock. Lines from a
+    serial port need no time. The offset to the board's clock is measured, and what it leaves unknown widens the joules.
+
     \b
     Example:
       edgeopt power --list --device ssh://root@jetson
       edgeopt power fp32.tflite int8.tflite --random --sensor hwmon:VDD_IN --device ssh://root@jetson
+      edgeopt power net.tflite --random --meter csv:log.csv --meter-columns "time=Time:unix,volts=V:V,amperes=I:mA"
+      edgeopt power net.tflite --random --meter serial:/dev/ttyUSB0@115200 --meter-columns "watts=3:mW" --budget-w 5
     """
     if list_only:
         return _list(where, as_json)
     if not models:
         raise ConfigError("power: name one or more bundles or model files; --list shows the board's sensors")
-    document = _measure(list(models), where, sensor, **how)
+    _require_place(out)
+    document = _measure(list(models), where, **how)
+    if out is not None:
+        from ..report import power_page
+
+        power_page.write(document, out)
+        document["report"] = str(out)
     print_json(document) if as_json else _show(document)
-    return 0
+    return verdict_code(document["verdict"], allow_undecided) if document["verdict"] else 0
+
+
+def _require_place(out: Path | None) -> None:
+    if out is not None:
+        from ..report import power_page
+
+        power_page.require_writable(out)
 
 
 def _list(where: Where, as_json: bool) -> int:
@@ -69,12 +138,30 @@ def _list(where: Where, as_json: bool) -> int:
     return 0
 
 
+class _Live:
+    """The display of a session, with a meter's watts where the board tells none."""
+
+    def __init__(self, display: Display, metering: job.Metering | None) -> None:
+        self._display, self._metering = display, metering
+
+    def event(self, event: dict[str, Any]) -> None:
+        if self._metering is not None and event["event"] == "progress" and "power_w" in event:
+            event = {**event, "power_w": self._metering.meter.watts}
+        self._display.event(event)
+
+
 def _measure(
     paths: list[Path],
     where: Where,
     sensor: str | None,
+    meter: str | None,
+    meter_columns: str | None,
+    meter_wait: float,
+    estimate: bool,
+    budget_w: float | None,
+    budget_j: float | None,
     windows: int,
-    seconds: float,
+    seconds: float | None,
     inputs: Path | None,
     use_random: bool,
     threads: int | None,
@@ -83,42 +170,136 @@ def _measure(
     from .. import measure
     from .. import power as job
 
-    wanted = job.choose(sensor)
+    wanted, profile = job.choose(sensor), _profile(where)
+    demands = job.demands(profile, budget_w, budget_j)
     names = ", ".join(path.name for path in paths)
-    with tempfile.TemporaryDirectory(prefix="edgeopt-power-") as text, Display(f"power of {names}") as display:
-        folder = Path(text)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-power-")))
+        metering = _metering(meter, meter_columns, meter_wait, sensor, estimate, stack)
+        display = stack.enter_context(Display(f"power of {names}"))
         artifacts, shards = bench.load(paths, inputs, use_random, threads, folder, where)
-        session, python = where.open(display, *bench.place(paths))
-        with session:
-            facts = session.facts()
-            for path, artifact in zip(paths, artifacts, strict=True):
-                measure.require_runtime(facts, artifact.runtime, session.address, python)
-                artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
-            run = job.sample(session, artifacts, shards, wanted, folder, windows, seconds, seconds / 2, seed)
-        times, watts = run.watts()
-        return {
-            "device": session.address,
-            "board": {**facts, **where.board(session)},
-            "sensor": {**run.result["sensor"], "failures": run.result["failures"]},
-            "results": [
-                {
-                    "name": artifact.name,
-                    "runtime": artifact.runtime,
-                    "sha256": artifact.sha256,
-                    "executed": run.result["executed"][index],
-                    **run.per_inference(index),
-                }
-                for index, artifact in enumerate(artifacts)
-            ],
-            "sampler_overhead": run.overhead(),
-            "watts": {
-                "first_s": float(run.readings.times_s[0]),
-                "seconds": times.tolist(),
-                "power_w": [value if math.isfinite(value) else None for value in watts.tolist()],
-            },
-            "marks": run.result["marks"],
-            "random_inputs": not shards,
-        }
+        session, python = where.open(_Live(display, metering), *bench.place(paths))  # type: ignore[arg-type]
+        stack.enter_context(session)
+        facts = session.facts()
+        for path, artifact in zip(paths, artifacts, strict=True):
+            measure.require_runtime(facts, artifact.runtime, session.address, python)
+            artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
+        if estimate and not job.fitting(facts["sensors"], wanted):
+            found = _estimated(session, artifacts, shards, seed, folder, profile)
+        else:
+            window_s = seconds or job.window_s(facts["sensors"], wanted, metering)
+            run = job.sample(
+                session, artifacts, shards, wanted, folder, windows, window_s, window_s / 2, seed, metering
+            )
+            found = _measured(run, artifacts, job.most_w(profile))
+        part = found["sensor"]["kind"] in job.PARTS
+        for result in found["results"]:
+            result["verdict"] = job.judge(result, demands, part)
+        verdicts = [result["verdict"]["verdict"] for result in found["results"] if result["verdict"]]
+        worst = next((name for name in ("fail", "undecided", "pass") if name in verdicts), None)
+        board = {**facts, **where.board(session)}
+        return {"device": session.address, "board": board, **found, "verdict": worst, "random_inputs": not shards}
+
+
+def _profile(where: Where) -> DeviceProfile | None:
+    from .. import profile as profiles
+
+    return profiles.load(where.profile) if isinstance(where.profile, str) else where.profile
+
+
+def _metering(
+    meter: str | None,
+    columns: str | None,
+    wait_s: float,
+    sensor: str | None,
+    estimate: bool,
+    stack: contextlib.ExitStack,
+) -> job.Metering | None:
+    """The meter, opened; `stack` closes it."""
+    from .. import meters
+    from .. import power as job
+    from ..meter_lines import Columns
+
+    if meter is None:
+        if columns is not None:
+            raise ConfigError("--meter-columns: they are a meter's; name it with --meter")
+        return None
+    if sensor is not None or estimate:
+        other = "--sensor" if sensor is not None else "--estimate"
+        raise ConfigError(f"--meter and {other} contradict each other; give one")
+    meters.split(meter)
+    opened = stack.enter_context(contextlib.closing(meters.connect(meter, Columns.parse(columns))))
+    opened.start()
+    return job.Metering(meter, opened, wait_s)
+
+
+def _measured(run: job.Run, artifacts: list[Artifact], most_w: float) -> dict[str, Any]:
+    times, watts = run.watts()
+    told = run.result["meter"]
+    sensor = (
+        {"kind": told["kind"], "rail": told["place"], "period_s": run.readings.sensor.interval_s}
+        if told
+        else run.result["sensor"]
+    )
+    failures = told["failures"] if told else run.result["failures"]
+    return {
+        "sensor": {**sensor, "how": "measured", "failures": failures},
+        "alignment": run.alignment.to_json() if run.alignment else None,
+        "results": [
+            {**_named(artifact), "executed": run.result["executed"][index], **run.per_inference(index, most_w)}
+            for index, artifact in enumerate(artifacts)
+        ],
+        "sampler_overhead": run.overhead(),
+        "watts": {
+            "first_s": float(run.readings.times_s[0]) if len(times) else 0.0,
+            "seconds": times.tolist(),
+            "power_w": [value if math.isfinite(value) else None for value in watts.tolist()],
+        },
+        "marks": run.result["marks"],
+    }
+
+
+def _named(artifact: Artifact) -> dict[str, Any]:
+    return {"name": artifact.name, "runtime": artifact.runtime, "sha256": artifact.sha256}
+
+
+def _estimated(
+    session: Session,
+    artifacts: list[Artifact],
+    shards: list[bytes],
+    seed: int,
+    folder: Path,
+    profile: DeviceProfile | None,
+) -> dict[str, Any]:
+    """As _measured, where nothing measures power: the latency is measured, the watts are the profile's."""
+    from .. import measure
+    from .. import power as job
+
+    if profile is None:
+        raise ConfigError("--estimate: the watts are the profile's; name it with --profile")
+    job.require_typical(profile)
+    comparison = measure.bench(session, artifacts, shards, "rapid", seed, folder)
+    return {
+        "sensor": {
+            "kind": "none",
+            "rail": f"profile {profile.id}",
+            "how": "estimated",
+            "period_s": None,
+            "failures": {},
+        },
+        "alignment": None,
+        "results": [
+            {
+                **_named(artifact),
+                "executed": comparison.executed(index),
+                **job.estimate(profile, comparison.latency(index)),
+            }
+            for index, artifact in enumerate(artifacts)
+        ],
+        "sampler_overhead": None,
+        "watts": {"first_s": 0.0, "seconds": [], "power_w": []},
+        "marks": [],
+    }
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -127,3 +308,5 @@ def _show(document: dict[str, Any]) -> None:
     from ..report import joules
 
     joules.render(document, Console())
+    if "report" in document:
+        click.echo(f"\nreport  {document['report']}")

@@ -17,24 +17,24 @@ MARK = '<meta name="generator" content="edgeopt report --against">'  # by this a
 TICKS = (1, 1.5, 2, 3, 5, 7)  # Chart.js leaves out those that would touch
 
 
-def require_writable(out: Path) -> None:
-    """Raises ConfigError unless a page can be put there: over nothing, or over an earlier page of two runs."""
+def require_writable(out: Path, mark: str = MARK, what: str = "two runs") -> None:
+    """Raises ConfigError unless a page can be put there: over nothing, or over an earlier page of the same kind."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--out {out}: a page's file ends in .html")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     if not os.access(out.parent, os.W_OK):
         raise ConfigError(f"--out {out}: it cannot be written; name a file in a folder of yours")
-    if (out.exists() or out.is_symlink()) and not _is_ours(out):
-        raise ConfigError(f"--out {out}: something else is there; name a new file, or an earlier page of two runs")
+    if (out.exists() or out.is_symlink()) and not _is_ours(out, mark):
+        raise ConfigError(f"--out {out}: something else is there; name a new file, or an earlier page of {what}")
 
 
-def _is_ours(out: Path) -> bool:
+def _is_ours(out: Path, mark: str) -> bool:
     if out.is_symlink() or not out.is_file():
         return False
     try:
         with out.open("rb") as file:
-            return MARK.encode() in file.read(1000)
+            return mark.encode() in file.read(1000)
     except OSError:
         return False
 
@@ -45,7 +45,11 @@ def write(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str],
     Raises ConfigError as `require_writable`.
     """
     require_writable(out)
-    content = html.page("against.html.j2", view(first, second, names))
+    return put(html.page("against.html.j2", view(first, second, names)), out)
+
+
+def put(content: str, out: Path) -> Path:
+    """A page at `out`, as a whole or not at all."""
     handle, partial = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

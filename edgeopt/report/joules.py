@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import units
+from .terminal import COLOURS
 
 BARS = " ▁▂▃▄▅▆▇█"
 NAME_LIMIT = 40
@@ -21,8 +22,9 @@ def render(document: dict[str, Any], console: Console) -> None:
     board, sensor = document["board"], document["sensor"]
     place = units.text(board["model"] or board["hostname"])
     console.print(Text(f"{place}, {units.text(board['cpu_model'])}, at {document['device']}", "bold"))
-    told = f"{units.text(sensor['kind'])}:{units.text(sensor['rail'])}, read every {sensor['period_s']:g} s"
-    console.print(Text(f"sensor {told}"))
+    console.print(Text(source(document), "" if sensor["how"] == "measured" else "yellow"))
+    if told := aligned(document):
+        console.print(Text(told, "yellow" if document["alignment"]["problem"] else ""))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for result in document["results"]:
@@ -30,18 +32,52 @@ def render(document: dict[str, Any], console: Console) -> None:
     for title, key, unit in (
         ("gross, one inference", "gross_j", "j"),
         ("net, one inference", "net_j", "j"),
+        ("board at work", "work_w", "w"),
         ("idle board", "idle_w", "w"),
     ):
         table.add_row(title, *(Text(units.figure(result[key], unit)) for result in document["results"]))
     table.add_row("windows", *(units.count(len(result["windows"])) for result in document["results"]))
     console.print(table)
-    console.print(Text(f"median latency with the sampler / without: {units.ratio(document['sampler_overhead'])}"))
+    for result in document["results"]:
+        if judged := result["verdict"]:
+            words = Text.assemble(
+                (judged["verdict"], COLOURS[judged["verdict"]]), f": {units.text(judged['reason'], 400)}"
+            )
+            console.print(Text.assemble(f"{units.text(result['name'], NAME_LIMIT)}  ", words))
+    if document["sampler_overhead"] is not None:
+        console.print(Text(f"median latency with the sampler / without: {units.ratio(document['sampler_overhead'])}"))
     for line in _plot(document, max(20, console.width - 12)):
         console.print(Text(line))
     for words, times in sensor["failures"].items():
         console.print(Text(f"{units.count(times)} readings failed: {units.text(words, 200)}", "yellow"))
     if document["random_inputs"]:
         console.print(Text("marked: random inputs", "yellow"))
+
+
+def source(document: dict[str, Any]) -> str:
+    """Where the watts come from, in words."""
+    sensor = document["sensor"]
+    if sensor["how"] != "measured":
+        return f"no power sensor: {units.text(sensor['how'])} from the watts of {units.text(sensor['rail'])} by time"
+    name = f"{units.text(sensor['kind'])}:{units.text(sensor['rail'])}"
+    return f"{'meter' if document['alignment'] else 'sensor'} {name}, read every {sensor['period_s']:.3g} s"
+
+
+def aligned(document: dict[str, Any]) -> str:
+    """How a meter's clock lies beside the board's, in words; nothing with the board's own sensor."""
+    told = document["alignment"]
+    if told is None:
+        return ""
+    if told["problem"]:
+        return f"clocks: {units.text(told['problem'], 400)}"
+    by = "by round trips to the board" if told["by"] == "round trips" else "by the steps of its watts"
+    unsure = f"within {units.quantity(told['error_s'], 's')}"
+    if told["by"] != "round trips":
+        return f"the meter's clock is known {by}, {unsure}"
+    if told["steps_say_s"] is None:
+        return f"the meter's clock is known {by}, {unsure}; its watts show no step that could confirm it"
+    away = units.quantity(abs(told["steps_say_s"] - told["offset_s"]), "s")
+    return f"the meter's clock is known {by}, {unsure}; the steps of its watts are {away} beside it"
 
 
 def _plot(document: dict[str, Any], width: int) -> list[str]:

@@ -11,7 +11,7 @@ import importlib
 import os
 import pkgutil
 import re
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ..wire import RemoteError
 
@@ -23,7 +23,8 @@ class Sensor:
 
     quantity: "power_w", or "energy_j", a counter. range_j: where that counter begins again at 0; None: not told.
     resolution: its smallest step, in the quantity's unit; None: not told. interval_s: how often it changes at most.
-    read(): the figure; raises OSError or ValueError where this reading gave none.
+    read(): the figure; raises OSError or ValueError where this reading gave none. product(): (volts, amperes) of the
+    same rail, where it tells them beside its power.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Sensor:
         interval_s: float = 0.1,
         resolution: Optional[float] = None,
         range_j: Optional[float] = None,
+        product: Optional[Callable[[], Tuple[float, float]]] = None,
     ) -> None:
-        self.kind, self.rail, self.where, self.read = kind, rail, where, read
+        self.kind, self.rail, self.where, self.read, self.product = kind, rail, where, read, product
         self.quantity, self.interval_s, self.resolution, self.range_j = quantity, interval_s, resolution, range_j
 
     def describe(self) -> Dict[str, Any]:
@@ -84,6 +86,13 @@ def readable(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def both(voltage: str, current: str, per_unit: float) -> Optional[Callable[[], Tuple[float, float]]]:
+    """A reader of (volts, amperes) from two files, in which `per_unit` make a volt and an ampere; None without them."""
+    if not (readable(voltage) and readable(current)):
+        return None
+    return lambda: (number_of(voltage) / per_unit, abs(number_of(current)) / per_unit)
 
 
 def optional(path: str) -> Optional[str]:

@@ -11,7 +11,7 @@ import os
 import re
 from typing import Callable, List, Optional
 
-from . import Sensor, folders, number_of, optional, readable
+from . import Sensor, both, folders, number_of, optional, readable
 
 POWER_STEP_W = 1e-6
 CURRENT_STEP_A = 1e-3
@@ -39,7 +39,10 @@ def _powers(chip: str, name: str) -> List[Sensor]:
             rail = optional(os.path.join(chip, f"power{number}_label")) or _rail(name, number)
             averaged = optional(os.path.join(chip, f"power{number}_average_interval"))
             interval_s = int(averaged) / 1000.0 if averaged and averaged.isdigit() else _interval_s(chip)
-            found.append(Sensor("hwmon", rail, path, _microwatts(path), interval_s=interval_s, resolution=POWER_STEP_W))
+            voltage, current = (os.path.join(chip, f"{what}{number}_input") for what in ("in", "curr"))
+            sensor = Sensor("hwmon", rail, path, _microwatts(path), interval_s=interval_s, resolution=POWER_STEP_W)
+            sensor.product = both(voltage, current, 1e3)
+            found.append(sensor)
     return found
 
 

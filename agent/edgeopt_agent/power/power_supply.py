@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Callable, List
 
-from . import Sensor, folders, number_of, optional, readable, text_of
+from . import Sensor, both, folders, number_of, optional, readable, text_of
 
 INTERVAL_S = 1.0  # fuel gauges average over about a second; no file tells it
 STEP_W = 1e-6
@@ -24,9 +24,9 @@ def find() -> List[Sensor]:
         power, current, voltage = (os.path.join(supply, f"{what}_now") for what in ("power", "current", "voltage"))
         rail = os.path.basename(supply)
         if readable(power):
-            found.append(
-                Sensor("power_supply", rail, power, _power(supply, power), interval_s=INTERVAL_S, resolution=STEP_W)
-            )
+            read = _power(supply, power)
+            found.append(Sensor("power_supply", rail, power, read, interval_s=INTERVAL_S, resolution=STEP_W))
+            found[-1].product = both(voltage, current, 1e6)
         elif readable(current) and readable(voltage):
             read = _product(supply, current, voltage)
             found.append(Sensor("power_supply", rail, current, read, interval_s=INTERVAL_S, resolution=STEP_W))
