@@ -29,6 +29,7 @@ LAYERS = (
     {"stats", "slices", "cache", "trace"},
     {"plan"},
     {"runfile"},
+    {"distributions"},
     {"profile", "model", "onnx_model", "task", "tasks", "config", "formats"},
     {"errors"},
 )
