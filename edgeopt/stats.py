@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .distributions import TAIL, Floats, Z, at_most, binomial_cdf, bisect, group_error, group_t, smallest_count
+from .distributions import TAIL, Z, at_most, binomial_cdf, bisect, group_error, group_t, smallest_count
+from .distributions import Floats as Floats
 from .distributions import student_t as student_t
 
 Interval = tuple[float, float]
@@ -203,10 +204,10 @@ def mean_interval(values: Floats, groups: NDArray[Any] | None, seed: int = 0) ->
         half = _bootstrap_half(values - mean, seed)
         return mean - half, mean + half
     index = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    sums, counts = np.bincount(index, weights=values).astype(np.float64), np.bincount(index)
     if len(counts) < 2:
         return None
-    half = group_t(tuple(sorted(counts.tolist()))) * float(group_error(sums, counts))
+    half = group_t(tuple(sorted(counts.tolist()))) * float(group_error(sums, counts.astype(np.float64)))
     return mean - half, mean + half
 
 

@@ -22,7 +22,7 @@ from edgeopt.cli import COMMANDS, cli
 LAYERS = (
     {"cli", "__main__"},
     {"optimize", "pack", "trial", "stages", "decode", "ladder", "tools"},
-    {"flash", "validate", "power", "measure", "report", "setup", "probe", "scaffold"},
+    {"flash", "validate", "evidence", "recompute", "power", "measure", "report", "setup", "probe", "scaffold"},
     {"bundle", "compress", "lower", "device"},
     {"parity", "artifact"},
     {"energy"},
