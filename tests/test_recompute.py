@@ -105,7 +105,7 @@ def test_differences_are_exit_5_on_screen(copied: Path) -> None:
     edit(copied, set_latency)
     done = run_cli("report", copied, "--recompute")
     assert done.returncode == 5, done.stderr
-    assert "trials.int8.latency.p50_s.value: 0.0" in done.stdout
+    assert "trials.int8.latency.p50_s.value: " in done.stdout
     assert "1 differ, 0 files missing" in done.stdout
 
 

@@ -99,17 +99,18 @@ def _show_recomputed(found: dict[str, Any], document: dict[str, Any]) -> None:
     console = Console()
     for one in found["differences"]:
         stored, again = (units.text(str(one[key]), 80) for key in ("stored", "again"))
-        console.print(Text(f"{units.text(one['figure'])}: {stored} in run.json, {again} from the samples", "red"))
+        console.print(
+            Text(f"{units.text(one['figure'])}: {stored} in run.json, {again} from the samples", "red"), soft_wrap=True
+        )
     for words in found["missing"]:
-        console.print(Text(f"missing: {units.text(words, 600)}", "red"))
+        console.print(Text(f"missing: {units.text(words, 600)}", "red"), soft_wrap=True)
     wrong = len(found["differences"])
     of = f"{units.count(found['figures'])} figures computed again from the run's raw samples"
     if not wrong and not found["missing"]:
         console.print(Text(f"{of}: all as in run.json"))
         return
-    console.print(
-        Text(f"{of}: {units.count(wrong)} differ, {units.count(len(found['missing']))} files missing or damaged")
-    )
+    gone = units.count(len(found["missing"]))
+    console.print(Text(f"{of}: {units.count(wrong)} differ, {gone} files missing or damaged"), soft_wrap=True)
     version = units.text(document.get("edgeopt"), 40)
     console.print(Text(f"run.json was written by edgeopt {version}; another version may compute otherwise", "dim"))
 
