@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import slices, stats
+from . import cost, slices, stats
 from .errors import IntegrityError
 from .measure import Comparison
 from .stats import Figure
@@ -85,10 +85,10 @@ class Scored:
         return cls(**{name: array for name, array in arrays.items() if name in names})
 
 
-def judged(scored: Scored, floor: float, classes: Sequence[str] = ()) -> dict[str, Any]:
+def judged(scored: Scored, floor: float, classes: Sequence[str] = (), threshold: float | None = None) -> dict[str, Any]:
     """`final` of run.json: the score on the board, its paired drop below the source model, and the verdict.
 
-    classes: their names, if they have any.
+    classes: their names, if they have any. threshold: the confidence below which an output goes to a person.
     """
     own, reference, groups = scored.own, scored.reference, scored.groups
     drop = stats.paired_drop(reference, own, groups)
@@ -109,7 +109,14 @@ def judged(scored: Scored, floor: float, classes: Sequence[str] = ()) -> dict[st
         "worst_group": None if groups is None else stats.worst_class(own, groups),
         "per_group": None if groups is None else slices.by_label(own, reference, groups),
         "output_error": output_errors(scored),
+        "review": _review(scored, threshold),
     }
+
+
+def _review(scored: Scored, threshold: float | None) -> dict[str, Any] | None:
+    if threshold is None or scored.confidence is None or scored.source_confidence is None:
+        return None
+    return cost.review(scored.confidence, scored.source_confidence, threshold, scored.groups)
 
 
 def _by_class(scored: Scored, classes: Sequence[str]) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def _final(run: Run, chosen: Trial) -> dict[str, Any]:
         outputs, run.sources["final"], run.bench.splits["final"], run.bench.scores, metric in CLASS_METRICS
     )
     scored.write(run.scratch / "samples" / "final.npz")
-    judged = evidence.judged(scored, run.plan.floor_drop, run.plan.run_file.task.classes)
+    task = run.plan.run_file.task
+    judged = evidence.judged(scored, run.plan.floor_drop, task.classes, task.confidence_threshold)
     return dict(judged, metric=run.plan.to_json()["metric"])
 
 

@@ -84,7 +84,7 @@ def _score(place: str, trial: Mapping[str, Any], plan: Mapping[str, Any], folder
 def _final(place: str, document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     task = document["plan"]["run_file"]["task"]
     scored = evidence.Scored.read(_inside(folder, "samples/final.npz"))
-    judged = evidence.judged(scored, document["plan"]["floor_drop"], task["classes"])
+    judged = evidence.judged(scored, document["plan"]["floor_drop"], task["classes"], task["confidence_threshold"])
     return {f"{place}.{key}": value for key, value in judged.items()} | {"verdict": judged["verdict"]}
 
 

@@ -33,6 +33,7 @@ class Pack:
     metric: str | None
     classes: tuple[str, ...]
     floor_drop: float
+    confidence_threshold: float | None
 
 
 def pack_shards(samples: Samples, source: Sequence[Array]) -> list[bytes]:
@@ -65,7 +66,14 @@ def read_pack(bundle: Bundle) -> Pack:
     inputs = tuple(arrays[f"input{i}"] for i in range(sum(name.startswith("input") for name in arrays)))
     source = tuple(arrays[f"source{i}"] for i in range(sum(name.startswith("source") for name in arrays)))
     samples = Samples(inputs, arrays.get("labels"), arrays.get("groups"))
-    return Pack(samples, source, evaluation.metric, tuple(evaluation.classes), evaluation.floor_drop)
+    return Pack(
+        samples,
+        source,
+        evaluation.metric,
+        tuple(evaluation.classes),
+        evaluation.floor_drop,
+        evaluation.confidence_threshold,
+    )
 
 
 def reference_of(bundle: Bundle) -> dict[str, Any]:
@@ -124,7 +132,7 @@ def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = 
     numbers, lost = _numbers(outputs)
     classify = metric in ("top1", "top5")
     scored = Scored.of(numbers, pack.source, pack.samples, score, classify)
-    final = judged(scored, pack.floor_drop, pack.classes)
+    final = judged(scored, pack.floor_drop, pack.classes, pack.confidence_threshold)
     latency, memory = comparison.latency(0), comparison.memory(0)
     broken, unknown = _over_budget(bundle, latency, memory, artifact.size_bytes)
     if lost:

@@ -25,7 +25,7 @@ LAYERS = (
     {"flash", "validate", "evidence", "recompute", "power", "measure", "report", "setup", "probe", "scaffold"},
     {"bundle", "compress", "lower", "device"},
     {"parity", "artifact"},
-    {"energy"},
+    {"energy", "cost"},
     {"stats", "slices", "cache", "trace"},
     {"plan"},
     {"runfile"},

@@ -10,6 +10,7 @@ import click
 
 from ..errors import ConfigError, IntegrityError
 from .common import json_option, print_json
+from .prices import price_options
 
 
 @click.command(short_help="Show a run; rewrite its page.")
@@ -28,8 +29,17 @@ from .common import json_option, print_json
     help="Compute every figure again from the run's raw samples and list what differs from run.json: exit code 5.",
 )
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of run.json, which --json prints, and stop.")
+@price_options
 @json_option
-def report(run: Path | None, against: Path | None, out: Path | None, again: bool, schema: bool, as_json: bool) -> int:
+def report(
+    run: Path | None,
+    against: Path | None,
+    out: Path | None,
+    again: bool,
+    schema: bool,
+    prices: dict[str, Any],
+    as_json: bool,
+) -> int:
     """Show RUN (a folder of runs/) and write its report.html again; with --against or --recompute, nothing but --out is
     written.
 
@@ -39,6 +49,7 @@ def report(run: Path | None, against: Path | None, out: Path | None, again: bool
       edgeopt report runs/smartwatch-activity --against runs/before
       edgeopt report runs/smartwatch-activity --against runs/before --out two-runs.html
       edgeopt report runs/smartwatch-activity --recompute
+      edgeopt report runs/smartwatch-activity --hardware-price 60 --life-years 5 --energy-price 0.30 --currency EUR
       edgeopt report --schema
     """
     if again and against is not None:
@@ -64,15 +75,28 @@ def report(run: Path | None, against: Path | None, out: Path | None, again: bool
     from ..report import html
 
     page = html.write(document, run)
+    costs = _costs(document, prices)
     if as_json:
-        print_json(dict(document, report=str(page)))
+        print_json(dict(document, report=str(page), cost=costs))
         return 0
     from rich.console import Console
 
     from ..report import terminal
 
-    terminal.render(document, Console(), run, full=True)
+    terminal.render(document, Console(), run, full=True, costs=costs)
     return 0
+
+
+def _costs(document: dict[str, Any], options: dict[str, Any]) -> dict[str, Any] | None:
+    """By trial, what 1,000 runs cost; None where neither the profile nor an option names a price."""
+    from ..cost import Prices, per_1000_runs
+    from ..report.terminal import part
+
+    prices = Prices.of(part(part(part(document, "plan"), "profile"), "cost"), options)
+    if not prices.known():
+        return None
+    trials = [trial for trial in document.get("trials") or [] if trial and trial.get("latency")]
+    return {trial["name"]: per_1000_runs(trial["latency"], trial.get("energy"), prices) for trial in trials}
 
 
 def _recompute(document: dict[str, Any], run: Path, out: Path | None, as_json: bool) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.report import breakdown, units
+from edgeopt.cost import Prices, per_1000_runs
+from edgeopt.report import accounts, breakdown, units
 from edgeopt.report.terminal import NAME_LIMIT, STATES, budgeted, budgeted_value, chosen_trial, demands, part, row
 
 CURVE_POINTS = 161
@@ -302,11 +303,22 @@ def _final(run: dict[str, Any], metric: str) -> dict[str, Any] | None:
             ("test", units.text(final.get("test") or units.NOT_MEASURED)),
             ("agreement with the reference", units.share(final.get("agreement"))),
             ("worst class", worst_said),
+            *accounts.errors(final),
+            *accounts.review(final),
+            *_cost(run),
         ],
         "tables": breakdown.tables(final, metric),
         "confusions": breakdown.confusions(final),
         "matrix": breakdown.matrix(final),
     }
+
+
+def _cost(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of the chosen artifact, by the profile's prices, if it has any."""
+    prices, chosen = Prices.of(part(part(part(run, "plan"), "profile"), "cost")), chosen_trial(run)
+    if not prices.known() or chosen is None:
+        return []
+    return accounts.cost(per_1000_runs(part(chosen, "latency"), part(chosen, "energy"), prices))
 
 
 def _drop_bar(final: dict[str, Any], floor: Any, metric: str) -> dict[str, Any] | None:
