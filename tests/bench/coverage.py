@@ -260,14 +260,14 @@ FAMILIES = {
 
 
 def text(rows: list[Row]) -> str:
-    head = f"{'method':<29}{'n':<11}{'setting':<38}{'coverage':>9}{'below':>7}{'above':>7}{'level':>7}{'exact':>7}"
-    lines = [head]
+    right = "".join(f"{name:>7}" for name in ("below", "above", "level", "exact"))
+    lines = [f"{'method':<29}{'n':<11}{'setting':<38}{'runs':>7}{'coverage':>9}{right}"]
     for row in rows:
         level = "" if row.level is None else f"{row.level:.1%}"
         exact = "" if row.exact is None else f"{row.exact:.1%}"
         mark = "" if row.within else "  outside"
         lines.append(
-            f"{row.method:<29}{row.n:<11}{row.what:<38}{row.coverage:>9.2%}{row.below:>7.1%}{row.above:>7.1%}"
+            f"{row.method:<29}{row.n:<11}{row.what:<38}{row.experiments:>7}{row.coverage:>9.2%}{row.below:>7.1%}{row.above:>7.1%}"
             f"{level:>7}{exact:>7}{mark}"
         )
     within = sum(row.within for row in rows)
