@@ -248,9 +248,10 @@ def paired_drop(
 ) -> dict[str, Any]:
     """{drop, drop_interval, test, n, groups}: mean(reference) - mean(candidate) on identical inputs, all (n,).
 
-    Right/wrong without groups: `mcnemar_interval`. Other scores: paired bootstrap (t below 40). Groups (subjects,
+    Right/wrong without groups: `mcnemar_interval`. Other scores: paired bootstrap (t below 20). Groups (subjects,
     speakers): the jackknife of `mean_interval`, since the question is the next group; never narrower than without
-    groups. With three groups "undecided" is the usual and honest answer; one alone gives no interval.
+    groups, as a few groups may agree by chance: where groups do not differ at all it therefore covers 96-99 %. With
+    three groups "undecided" is the usual and honest answer; one alone gives no interval.
     """
     reference, candidate = _scores(reference_scores), _scores(candidate_scores)
     if len(reference) != len(candidate):

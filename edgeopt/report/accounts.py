@@ -28,6 +28,16 @@ def review(final: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def worst(found: Mapping[str, Any], metric: str) -> str:
+    """Of stats.worst_class: the class or group of lowest score, or that each has too few samples."""
+    if not found:
+        return units.NOT_MEASURED
+    if found.get("invalid"):
+        return f"invalid ({units.text(found['invalid'])})"
+    label = units.text(found.get("label"), 40)
+    return f"{label}: {units.score(found.get('value'), metric)} (n={units.count(found.get('n'))})"
+
+
 def errors(final: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Greatest and mean error, and signal to noise, of each output; of the first four on a screen."""
     given = [error for error in final.get("output_error") or [] if isinstance(error, Mapping)]
