@@ -70,6 +70,7 @@ def early_stopping_minimum(percentile: float, confidence: float = 0.99) -> int:
 
 def rank_interval(n: int, p: float) -> tuple[int, int] | None:
     """Ranks (1-based, in the sorted sample) that enclose the p-quantile with at least 95 %; None where n is too small.
+    Ranks move in steps, so it is more: the median's with 12 samples 96.1 %, with 8 99.2 %; p95's with 256 97.0 %.
     Distribution-free: how many samples lie below the quantile is Binomial(n, p); each side misses at most 2.5 %.
     """
     first, cumulative = binomial_cdf(n, p)
@@ -154,7 +155,9 @@ def drift(blocks: Sequence[Floats]) -> Drift:
 
 
 def wilson(correct: int, n: int) -> Interval:
-    """Wilson's score interval for a share of `correct` in n >= 1 (Wilson 1927)."""
+    """Wilson's score interval for a share of `correct` in n >= 1 (Wilson 1927). Counts move in steps: it covers 93.6 to
+    96.9 % with n=100 and 94.4 to 95.6 % from n=200 on, as Brown, Cai and DasGupta found (Statistical Science 16, 2001:
+    101-133)."""
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"{correct} of {n} is not a share")
     share, weight = correct / n, 1 + Z * Z / n
@@ -176,7 +179,8 @@ def mcnemar_interval(worse: int, better: int, n: int) -> Interval:
     unconditional difference. The exact conditional one (Clopper-Pearson on worse of worse + better, mapped to the
     difference) excludes 0 exactly when McNemar's exact test rejects, but takes the number of disagreements for fixed:
     alone it covers 40-60 % when nearly all of them point one way, and is [0, 0] when there are none. The union covers
-    at least 95 % wherever the tests enumerate it, and excludes 0 exactly when the exact test rejects at 5 %.
+    at least 95 % wherever the tests enumerate it, and excludes 0 exactly when the exact test rejects at 5 %. As that
+    test is discrete, it covers 97-100 % below ten disagreements, 96-98 % to about fifty and 94-96 % beyond.
     """
     total, drop = worse + better, (worse - better) / n
     low = bisect(lambda d: _tango(worse, better, n, d) > Z, -1.0, drop)
