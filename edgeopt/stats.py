@@ -180,7 +180,7 @@ def mcnemar_interval(worse: int, better: int, n: int) -> Interval:
     difference) excludes 0 exactly when McNemar's exact test rejects, but takes the number of disagreements for fixed:
     alone it covers 40-60 % when nearly all of them point one way, and is [0, 0] when there are none. The union covers
     at least 95 % wherever the tests enumerate it, and excludes 0 exactly when the exact test rejects at 5 %. As that
-    test is discrete, it covers 97-100 % below ten disagreements, 96-98 % to about fifty and 94-96 % beyond.
+    test is discrete, it covers 97-100 % below ten disagreements, 96-98 % to about a hundred and 94-96 % beyond.
     """
     total, drop = worse + better, (worse - better) / n
     low = bisect(lambda d: _tango(worse, better, n, d) > Z, -1.0, drop)
