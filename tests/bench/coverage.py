@@ -285,7 +285,7 @@ def main() -> None:
     # The same functions, remembered: counts of disagreements repeat, and so do the resamples of one seed. Coverage does
     # not depend on how many there are (Hall, Annals of Statistics 14, 1986: 1453-1462).
     stats.mcnemar_interval = functools.lru_cache(maxsize=None)(stats.mcnemar_interval)
-    resamples, stats.RESAMPLES = stats._resamples, 999
+    resamples, stats.RESAMPLES = stats._resamples, 199
     stats._resamples = functools.lru_cache(maxsize=2)(lambda n, seed: list(resamples(n, seed)))
     rows = []
     for name in options.only:
