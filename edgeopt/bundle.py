@@ -70,6 +70,7 @@ class Evaluation(Section):
     """The final split: shards of inputs, labels, groups and the source model's outputs (`source0`, …).
 
     golden: samples as files and as the arrays that they must become (decode.golden); None where they were arrays.
+    confidence_threshold: below it an output goes to a person; None where the task has none.
     """
 
     shards: list[FileEntry]
@@ -78,6 +79,7 @@ class Evaluation(Section):
     floor_drop: float
     classes: list[str]
     golden: FileEntry | None = None
+    confidence_threshold: float | None = None
 
 
 class Manifest(Section):

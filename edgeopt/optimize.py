@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decode, ladder, lower, measure, stages, validate
+from . import decode, evidence, ladder, lower, measure, stages
 from . import plan as plans
 from .cache import Cache
 from .device.session import Session
@@ -111,15 +111,12 @@ def _final(run: Run, chosen: Trial) -> dict[str, Any]:
     name = chosen.recipe.name
     outputs = stages.board_outputs(run.bench, run.session, run.facts, run.artifacts[name], "final")
     metric = run.plan.run_file.task.metric
-    judged = validate.judge(
-        outputs,
-        run.sources["final"],
-        run.bench.splits["final"],
-        run.plan.floor_drop,
-        run.bench.scores,
-        metric in CLASS_METRICS,
-        run.plan.run_file.task.classes,
+    scored = evidence.Scored.of(
+        outputs, run.sources["final"], run.bench.splits["final"], run.bench.scores, metric in CLASS_METRICS
     )
+    scored.write(run.scratch / "samples" / "final.npz")
+    task = run.plan.run_file.task
+    judged = evidence.judged(scored, run.plan.floor_drop, task.classes, task.confidence_threshold)
     return dict(judged, metric=run.plan.to_json()["metric"])
 
 

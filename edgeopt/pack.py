@@ -70,6 +70,7 @@ def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
                 "floor_drop": plan.floor_drop,
                 "classes": list(plan.run_file.task.classes),
                 "golden": _entry(golden[0]) if golden else None,
+                "confidence_threshold": plan.run_file.task.confidence_threshold,
             },
             "lineage": {
                 "source_graph": run.bench.graph,

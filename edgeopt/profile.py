@@ -172,6 +172,18 @@ class Budget(Section):
             )
 
 
+class Cost(Section):
+    """The owner's prices; without them no cost is told."""
+
+    hardware: Positive | None = Field(default=None, description="Price of the board, in the currency.")
+    life_years: Positive | None = Field(default=None, description="How long the board serves, in years.")
+    energy_per_kwh: Positive | None = Field(default=None, description="Price of a kilowatt-hour, in the currency.")
+    runs_per_day: Positive | None = Field(
+        default=None, description="Inferences a day; absent: one after the other, without a pause."
+    )
+    currency: Text | None = Field(default=None, description='What the prices are in: "EUR".')
+
+
 class DeviceProfile(Section):
     """The board and its budgets. Every figure that is a fact carries its source; demands are plain numbers."""
 
@@ -190,6 +202,7 @@ class DeviceProfile(Section):
     power: Power = Field(default=Power(), description="What it draws.")
     board: Board = Field(description="Where edgeopt lives on it.")
     budget: Budget = Field(default=Budget(), description="What a model may cost on it.")
+    cost: Cost = Field(default=Cost(), description="What it costs its owner.")
 
     _id: str = PrivateAttr(default="")
 

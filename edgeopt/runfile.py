@@ -75,6 +75,10 @@ class TaskSection(Section):
         default=None, description="How a sample is scored; absent only where the object has a score()."
     )
     classes: Annotated[tuple[Text, ...], Field(strict=False)] = Field(default=(), description="Names of the classes.")
+    confidence_threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="With top1 or top5: outputs whose largest share is below it go to a person for review.",
+    )
     preprocess: Steps = Field(
         default_factory=dict,
         description="Per input, the steps from the raw array to the model's input; run by host and board alike.",
@@ -90,6 +94,15 @@ class TaskSection(Section):
         if self.metric is None and self.object is None:
             yield Conflict(
                 ("metric",), "nothing", ", ".join(operations.METRICS), "say how a sample of the arrays is scored"
+            )
+        if self.confidence_threshold is not None and self.metric not in CLASS_METRICS:
+            metrics = ", ".join(CLASS_METRICS)
+            found = f"{self.confidence_threshold:g} with metric {self.metric or 'absent'}"
+            yield Conflict(
+                ("confidence_threshold", "metric"),
+                found,
+                f"with {metrics}",
+                "remove it: only classes have a confidence",
             )
         if self.metric is not None and self.labels is None:
             yield Conflict(("labels",), "nothing", "the name of an array", f"metric '{self.metric}' needs labels")

@@ -5,24 +5,24 @@ independent; neighbouring latencies are not, so it is the least of the uncertain
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from .distributions import TAIL, Z, at_most, binomial_cdf, bisect, group_error, group_t, smallest_count
+from .distributions import Floats as Floats
+from .distributions import student_t as student_t
+
 Interval = tuple[float, float]
 
-TAIL = 0.025
-Z = NormalDist().inv_cdf(1 - TAIL)
 DRIFT_TOLERANCE = 0.05
-# Below this count Student's t keeps its level and the percentile bootstrap is too narrow (simulated in the tests).
-BOOTSTRAP_FROM = 40
+BOOTSTRAP_FROM = 20  # resamples of fewer are too coarse
 RESAMPLES = 4000
+RESAMPLED_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,15 @@ def early_stopping_minimum(percentile: float, confidence: float = 0.99) -> int:
     if not (0 < percentile < 100 and 0 < confidence < 1):
         raise ValueError(f"percentile {percentile} must be within 0…100 and confidence {confidence} within 0…1")
     p = percentile / 100
-    return _first(lambda n: p**n + n * (1 - p) * p ** (n - 1) < 1 - confidence, 2)
+    return smallest_count(lambda n: p**n + n * (1 - p) * p ** (n - 1) < 1 - confidence, 2)
 
 
 def rank_interval(n: int, p: float) -> tuple[int, int] | None:
     """Ranks (1-based, in the sorted sample) that enclose the p-quantile with at least 95 %; None where n is too small.
+    Ranks move in steps, so it is more: the median's with 12 samples 96.1 %, with 8 99.2 %; p95's with 256 97.0 %.
     Distribution-free: how many samples lie below the quantile is Binomial(n, p); each side misses at most 2.5 %.
     """
-    first, cumulative = _binomial_cdf(n, p)
+    first, cumulative = binomial_cdf(n, p)
     low = first + int(np.searchsorted(cumulative, TAIL, side="right"))
     high = first + int(np.searchsorted(cumulative, 1 - TAIL, side="left")) + 1
     return (low, high) if low >= 1 and high <= n else None
@@ -166,7 +167,9 @@ def drift(blocks: Sequence[Floats]) -> Drift:
 
 
 def wilson(correct: int, n: int) -> Interval:
-    """Wilson's score interval for a share of `correct` in n >= 1 (Wilson 1927)."""
+    """Wilson's score interval for a share of `correct` in n >= 1 (Wilson 1927). Counts move in steps: it covers 93.6 to
+    96.9 % with n=100 and 94.4 to 95.6 % from n=200 on, as Brown, Cai and DasGupta found (Statistical Science 16, 2001:
+    101-133)."""
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"{correct} of {n} is not a share")
     share, weight = correct / n, 1 + Z * Z / n
@@ -178,7 +181,7 @@ def wilson(correct: int, n: int) -> Interval:
 def mcnemar_p(worse: int, better: int) -> float:
     """Two-sided p of McNemar's exact test: inputs right only for the reference (worse) or the candidate (better)."""
     fewer, total = min(worse, better), worse + better
-    return min(1.0, 2 * _at_most(fewer, total, 0.5))
+    return min(1.0, 2 * at_most(fewer, total, 0.5))
 
 
 def mcnemar_interval(worse: int, better: int, n: int) -> Interval:
@@ -188,38 +191,62 @@ def mcnemar_interval(worse: int, better: int, n: int) -> Interval:
     unconditional difference. The exact conditional one (Clopper-Pearson on worse of worse + better, mapped to the
     difference) excludes 0 exactly when McNemar's exact test rejects, but takes the number of disagreements for fixed:
     alone it covers 40-60 % when nearly all of them point one way, and is [0, 0] when there are none. The union covers
-    at least 95 % wherever the tests enumerate it, and excludes 0 exactly when the exact test rejects at 5 %.
+    at least 95 % wherever the tests enumerate it, and excludes 0 exactly when the exact test rejects at 5 %. As that
+    test is discrete, it covers 97-100 % below ten disagreements, 96-98 % to about a hundred and 94-96 % beyond.
     """
     total, drop = worse + better, (worse - better) / n
-    low = _bisect(lambda d: _tango(worse, better, n, d) > Z, -1.0, drop)
-    high = _bisect(lambda d: _tango(worse, better, n, d) > -Z, drop, 1.0)
+    low = bisect(lambda d: _tango(worse, better, n, d) > Z, -1.0, drop)
+    high = bisect(lambda d: _tango(worse, better, n, d) > -Z, drop, 1.0)
     if not total:
         return low, high
-    first = _bisect(lambda p: 1 - _at_most(worse - 1, total, p) < TAIL, 0.0, 1.0) if worse else 0.0
-    last = _bisect(lambda p: _at_most(worse, total, p) > TAIL, 0.0, 1.0) if better else 1.0
+    first = bisect(lambda p: 1 - at_most(worse - 1, total, p) < TAIL, 0.0, 1.0) if worse else 0.0
+    last = bisect(lambda p: at_most(worse, total, p) > TAIL, 0.0, 1.0) if better else 1.0
     return min(low, (2 * first - 1) * total / n), max(high, (2 * last - 1) * total / n)
 
 
 def mean_interval(values: Floats, groups: NDArray[Any] | None, seed: int = 0) -> Interval | None:
     """95 % interval for the mean of values (n,). None when it cannot be told: one sample, or one group.
 
-    Without groups: bootstrap percentiles, Student's t below 40 samples. With groups (n,): delete-one-group jackknife,
-    Student's t on groups - 1. Simulated, it covers 94-96 % from 3 groups to 40; the bootstrap over groups 75 % with 3,
-    83 % with 5, 90 % with 10, 94 % with 40, and resampling samples within groups too loses its level once groups
-    differ. What few groups cost is width: with three, t is 4.3.
+    Without groups: symmetric bootstrap-t (Hall, Journal of the Royal Statistical Society B 50, 1988: 35-45), Student's
+    t below 20 samples. From 40 on it covers 94-96 % of normal, skewed and heavy-tailed values, up to 99 % where nine in
+    ten are equal; below 20, skewed ones 90 %. Bootstrap percentiles cover 91-93 % of skewed and heavy tails at n=40.
+
+    With groups (n,): delete-one-group jackknife and `group_t`. It covers 94-96 % from 3 groups on, whatever their
+    sizes, where groups differ evenly. Where a few groups are far off from the others (exponential: 88 % with 3 to 8,
+    93 % with 50) no method knows of those that were not drawn. What few groups cost is width: with three, t is 4.3.
     """
-    n, mean, rng = len(values), float(values.mean()), np.random.default_rng(seed)
-    if groups is None and n >= BOOTSTRAP_FROM:
-        means = [values[rng.integers(0, n, n)].mean() for _ in range(RESAMPLES)]
-        return float(np.quantile(means, TAIL)), float(np.quantile(means, 1 - TAIL))
-    index = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    if (count := len(sums)) < 2:
+    mean = float(values.mean())
+    if groups is None and len(values) >= BOOTSTRAP_FROM:
+        half = _bootstrap_half(values - mean, seed)
+        return mean - half, mean + half
+    index = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+    sums, counts = np.bincount(index, weights=values).astype(np.float64), np.bincount(index)
+    if len(counts) < 2:
         return None
-    without = (sums.sum() - sums) / (n - counts)
-    error = math.sqrt((count - 1) / count * float(((without - mean) ** 2).sum()))
-    half = student_t(count - 1) * error
+    half = group_t(tuple(sorted(counts.tolist()))) * float(group_error(sums, counts.astype(np.float64)))
     return mean - half, mean + half
+
+
+def _bootstrap_half(centred: Floats, seed: int) -> float:
+    """Half the width of the interval around the mean of values (n,) whose mean was taken away."""
+    spread = math.sqrt(float((centred**2).mean()))
+    if spread == 0:
+        return 0.0
+    ratios = []
+    for rows in _resamples(len(centred), seed):
+        drawn = centred[rows]
+        means = drawn.mean(axis=1)
+        spreads = np.sqrt(np.maximum((drawn**2).mean(axis=1) - means**2, 0))
+        # a resample that drew one value alone has no spread of its own
+        ratios.append(np.abs(means) / np.where(spreads > 1e-9 * spread, spreads, spread))
+    return float(np.quantile(np.concatenate(ratios), 1 - 2 * TAIL)) * spread
+
+
+def _resamples(n: int, seed: int) -> Iterator[NDArray[np.int32]]:
+    """RESAMPLES rows (…, n) of indices, in parts that fit into memory."""
+    rng, step = np.random.default_rng(seed), max(1, RESAMPLED_AT_ONCE // n)
+    for start in range(0, RESAMPLES, step):
+        yield rng.integers(0, n, (min(step, RESAMPLES - start), n), dtype=np.int32)
 
 
 def score(scores: Floats, groups: NDArray[Any] | None = None, seed: int = 0) -> Figure:
@@ -237,9 +264,10 @@ def paired_drop(
 ) -> dict[str, Any]:
     """{drop, drop_interval, test, n, groups}: mean(reference) - mean(candidate) on identical inputs, all (n,).
 
-    Right/wrong without groups: `mcnemar_interval`. Other scores: paired bootstrap (t below 40). Groups (subjects,
+    Right/wrong without groups: `mcnemar_interval`. Other scores: paired bootstrap (t below 20). Groups (subjects,
     speakers): the jackknife of `mean_interval`, since the question is the next group; never narrower than without
-    groups. With three groups "undecided" is the usual and honest answer; one alone gives no interval.
+    groups, as a few groups may agree by chance: where groups do not differ at all it therefore covers 96-99 %. With
+    three groups "undecided" is the usual and honest answer; one alone gives no interval.
     """
     reference, candidate = _scores(reference_scores), _scores(candidate_scores)
     if len(reference) != len(candidate):
@@ -284,7 +312,7 @@ def verdict(drop: float, interval: Interval | None, floor: float, n: int, groups
     more = f"about n={_two_digits(n * (half / gap) ** 2)}"
     if groups is not None and groups > 1:
         error = half / student_t(groups - 1) * math.sqrt(groups)
-        enough = _first(lambda g: student_t(g - 1) * error <= gap * math.sqrt(g), groups + 1)
+        enough = smallest_count(lambda g: student_t(g - 1) * error <= gap * math.sqrt(g), groups + 1)
         more = f"about {_two_digits(enough)} groups (n={_two_digits(n * enough / groups)})"
     return "undecided", f"point estimate {side} the floor; needs {more}"
 
@@ -313,46 +341,12 @@ def agreement(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.mean(np.asarray(a) == np.asarray(b)))
 
 
-@lru_cache(maxsize=256)
-def student_t(freedom: int) -> float:
-    """97.5 % quantile of Student's t for whole degrees of freedom (Abramowitz and Stegun 26.7.3, 26.7.4)."""
-    if freedom > 2000:
-        return Z
-    return math.sqrt(freedom) * math.tan(_bisect(lambda a: _inside_t(a, freedom) < 1 - 2 * TAIL, 0, math.pi / 2))
-
-
-def _inside_t(angle: float, freedom: int) -> float:
-    """P(|t| < sqrt(freedom) tan(angle))."""
-    odd = freedom % 2
-    term = total = math.cos(angle) if odd else 1.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * math.cos(angle) ** 2
-        total += term
-    total = math.sin(angle) * total if freedom > 1 else 0.0
-    return 2 / math.pi * (angle + total) if odd else total
-
-
 def _tango(worse: int, better: int, n: int, drop: float) -> float:
     """Tango's score statistic of the hypothesis that the drop is `drop`; falls as `drop` rises."""
     b, c = (2 * n - worse + better) * drop - worse - better, -better * drop * (1 - drop)
     least = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
     variance = n * (2 * least + drop * (1 - drop))
     return (worse - better - n * drop) / math.sqrt(max(variance, 1e-300))
-
-
-def _binomial_cdf(n: int, p: float) -> tuple[int, Floats]:
-    """Where Binomial(n, p) has all but 1e-30 of its mass: the first outcome, and P(X <= outcome) from there on."""
-    reach = 12 * math.sqrt(n * p * (1 - p)) + 40
-    first, last = max(0, math.floor(n * p - reach)), min(n, math.ceil(n * p + reach))
-    k = np.arange(first, last, dtype=np.float64)
-    logs = np.concatenate([[0.0], np.cumsum(np.log((n - k) / (k + 1)) + math.log(p / (1 - p)))])
-    mass = np.exp(logs - logs.max())
-    return first, np.cumsum(mass / mass.sum())
-
-
-def _at_most(k: int, n: int, p: float) -> float:
-    first, cumulative = _binomial_cdf(n, p)
-    return 0.0 if k < first else float(cumulative[min(k - first, len(cumulative) - 1)])
 
 
 def _enclosed(values: Floats, p: float) -> Interval | None:
@@ -372,24 +366,6 @@ def _with_groups(
         return None
     low, high = min(interval[0], over[0]), max(interval[1], over[1])
     return (low, high) if limits is None else (max(limits[0], low), min(limits[1], high))
-
-
-def _bisect(before: Callable[[float], bool], low: float, high: float) -> float:
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if before(middle) else (low, middle)
-    return (low + high) / 2
-
-
-def _first(passes: Callable[[int], bool], start: int) -> int:
-    """Smallest count from `start` that passes, where every greater one does too."""
-    low, high = start - 1, start
-    while not passes(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if passes(middle) else (middle, high)
-    return high
 
 
 def _two_digits(count: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ladder, measure, placement, stages, validate
+from . import evidence, ladder, measure, placement, stages
 from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ModelError, PlanError
@@ -115,29 +115,27 @@ def _trial(
     """together: baseline, best so far, candidate (the last), as far as they differ."""
     artifact, plan, index = together[-1], run.plan, len(together) - 1
     score = _score(run, recipe.name)
-    latency, memory = comparison.latency(index), comparison.memory(index)
+    names, sizes = [own.name for own in together], [own.size_bytes for own in together]
+    found = evidence.of_job(comparison, names, sizes)
+    latency, memory = found["latency"], found["memory"]
     values = {
         "latency_p50_s": latency["p50_s"]["value"],
         "latency_p95_s": latency["p95_s"]["value"],
         "size_bytes": float(artifact.size_bytes),
         "peak_memory_bytes": memory["above_runtime_bytes"] if memory else None,
     }
-    ratios = _ratios(comparison, together, index, 0)
-    step = _ratios(comparison, together, index, max(0, index - 1))
+    before = max(0, index - 1)
+    ratios, step = (evidence.ratios(comparison, sizes, index, other) for other in (0, before))
+    samples = f"samples/{artifact.name}.npz"
+    evidence.write_job(run.scratch / samples, comparison, names)
     record = {
         **_record(recipe),
         "artifact": _keep_artifact(run, artifact),
         "score": score,
-        "latency": latency,
-        "load_s": comparison.result["artifacts"][index]["load_s"],
-        "first_inference_s": comparison.result["artifacts"][index]["first_inference_s"],
-        "memory": memory,
+        **found,
         "energy": None,
-        "ratios": {name: dict(figure.to_json(), against=together[0].name) for name, figure in ratios.items()},
-        "step": dict(step[plan.objective].to_json(), against=together[max(0, index - 1)].name),
-        "executed": comparison.executed(index),
-        "conditions": comparison.conditions(),
-        "samples": _keep_samples(run, comparison, [artifact.name for artifact in together]),
+        "step": found["step"][plan.objective],
+        "samples": samples,
         "notes": notes.get("notes", {}) | {"compress": notes.get("compress")},
     }
     return Trial(
@@ -152,25 +150,14 @@ def _trial(
     )
 
 
-def _ratios(comparison: Comparison, together: Sequence[Artifact], index: int, against: int) -> dict[str, Figure]:
-    """Each objective as a ratio between two artifacts of one job."""
-    own, other = comparison.memory(index), comparison.memory(against)
-    memory = Figure(None, None, 0, invalid="not measured")
-    if own and other and own["above_runtime_bytes"] and other["above_runtime_bytes"]:
-        memory = Figure(own["above_runtime_bytes"] / other["above_runtime_bytes"], None, 1)
-    return {
-        "latency_p50_s": comparison.ratio(index, against),
-        "size_bytes": Figure(together[index].size_bytes / together[against].size_bytes, None, 1),
-        "peak_memory_bytes": memory,
-    }
-
-
 def _score(run: Run, name: str) -> dict[str, Any]:
     """The point estimate on selection, with the drop below the source model and the agreement with it."""
     selection = run.bench.splits["selection"]
     source = run.sources["selection"]
     classify = run.plan.run_file.task.metric in CLASS_METRICS
-    judged = validate.judge(run.outputs[name], source, selection, run.plan.floor_drop, run.bench.scores, classify)
+    scored = evidence.Scored.of(run.outputs[name], source, selection, run.bench.scores, classify)
+    scored.write(run.scratch / "samples" / f"{name}.selection.npz")
+    judged = evidence.judged(scored, run.plan.floor_drop)
     kept = ("value", "interval", "n", "drop", "drop_interval", "agreement", "reference", "output_error")
     return {"metric": run.plan.to_json()["metric"], "split": "selection"} | {key: judged[key] for key in kept}
 
@@ -189,19 +176,3 @@ def _keep_artifact(run: Run, artifact: Artifact) -> dict[str, Any]:
         "files": artifact.entry()["files"],
         "options": artifact.options,
     }
-
-
-def _keep_samples(run: Run, comparison: Comparison, names: Sequence[str]) -> str:
-    """Raw samples of the whole job, so that every figure and ratio can be computed again: the candidate's (the last of
-    `names`) as seconds, copy_s, block and started; its rivals' as <name>.seconds and <name>.block."""
-    arrays: dict[str, Array] = {}
-    for index, name in enumerate(names):
-        own = [block for block in comparison.result["blocks"] if block["artifact"] == index]
-        prefix = "" if index == len(names) - 1 else f"{name}."
-        arrays[f"{prefix}seconds"] = comparison.seconds(index)
-        arrays[f"{prefix}copy_s"] = comparison.copy_and_invoke_s[index][:, 0]
-        arrays[f"{prefix}block"] = np.repeat(np.arange(len(own), dtype=np.int32), [block["n"] for block in own])
-        arrays[f"{prefix}started"] = np.array([block["began_s"] for block in own])
-    file = f"samples/{names[-1]}.npz"
-    np.savez_compressed(run.scratch / file, **arrays)  # type: ignore[arg-type]
-    return file

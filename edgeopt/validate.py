@@ -8,21 +8,20 @@ import dataclasses
 import io
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import measure, slices, stats
+from . import measure
 from .bundle import Bundle
 from .device.session import Session
 from .errors import AgentFailure, ConfigError, IntegrityError
+from .evidence import Score, Scored, judged
 from .flash import describe
 from .task import Array, Samples
-
-Score = Callable[[Sequence[Array], Array | None], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Pack:
     metric: str | None
     classes: tuple[str, ...]
     floor_drop: float
+    confidence_threshold: float | None
 
 
 def pack_shards(samples: Samples, source: Sequence[Array]) -> list[bytes]:
@@ -66,7 +66,14 @@ def read_pack(bundle: Bundle) -> Pack:
     inputs = tuple(arrays[f"input{i}"] for i in range(sum(name.startswith("input") for name in arrays)))
     source = tuple(arrays[f"source{i}"] for i in range(sum(name.startswith("source") for name in arrays)))
     samples = Samples(inputs, arrays.get("labels"), arrays.get("groups"))
-    return Pack(samples, source, evaluation.metric, tuple(evaluation.classes), evaluation.floor_drop)
+    return Pack(
+        samples,
+        source,
+        evaluation.metric,
+        tuple(evaluation.classes),
+        evaluation.floor_drop,
+        evaluation.confidence_threshold,
+    )
 
 
 def reference_of(bundle: Bundle) -> dict[str, Any]:
@@ -89,86 +96,6 @@ def health_inputs(bundle: Bundle) -> bytes:
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise IntegrityError(f"{bundle.path}: its health check has no arrays of samples ({error})") from error
     return measure.shard(Samples(inputs, None, None))
-
-
-def judge(
-    outputs: Sequence[Array],
-    source: Sequence[Array],
-    samples: Samples,
-    floor: float,
-    score: Score,
-    classify: bool,
-    classes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """`final` of run.json: the score on the board, its paired drop below the source model, and the verdict.
-
-    outputs, source: each (n, ...). classify: outputs[0] holds one score per class, so decisions can be compared.
-    classes: their names, if they have any.
-    """
-    own, reference = score(outputs, samples.labels), score(source, samples.labels)
-    drop = stats.paired_drop(reference, own, samples.groups)
-    verdict, reason = stats.verdict(drop["drop"], drop["drop_interval"], floor, drop["n"], drop["groups"])
-    figure = stats.score(own, samples.groups)
-    return {
-        "value": figure.value,
-        "interval": list(figure.interval) if figure.interval else None,
-        "reference": float(reference.mean()),
-        **drop,
-        "drop_interval": list(drop["drop_interval"]) if drop["drop_interval"] else None,
-        "floor_drop": floor,
-        "agreement": decisions_agree(outputs, source) if classify else None,
-        "verdict": verdict,
-        "reason": reason,
-        **_by_class(outputs, source, own, reference, samples.labels if classify else None, classes),
-        "per_group": None if samples.groups is None else slices.by_label(own, reference, samples.groups),
-        "output_error": output_errors(outputs, source),
-    }
-
-
-def _by_class(
-    outputs: Sequence[Array],
-    source: Sequence[Array],
-    own: Array,
-    reference: Array,
-    labels: Array | None,
-    classes: Sequence[str],
-) -> dict[str, Any]:
-    """own, reference: scores (n,) of `outputs` and `source`; labels: (n,), or None where there are no classes."""
-    if labels is None:
-        return dict.fromkeys(("worst_class", "per_class", "confusion"))
-    worst = stats.worst_class(own, labels)
-    return {
-        "worst_class": dict(worst, label=slices.named(worst["label"], classes)),
-        "per_class": slices.by_label(own, reference, labels, classes),
-        "confusion": slices.confusion(_decisions(outputs), _decisions(source), labels, classes),
-    }
-
-
-def _decisions(outputs: Sequence[Array]) -> Array:
-    """The class of the largest of outputs[0], (n,)."""
-    found: Array = outputs[0].reshape(len(outputs[0]), -1).argmax(axis=1)
-    return found
-
-
-def decisions_agree(outputs: Sequence[Array], source: Sequence[Array]) -> float:
-    """Share of samples with the same largest output."""
-    return stats.agreement(_decisions(outputs), _decisions(source))
-
-
-def output_errors(outputs: Sequence[Array], source: Sequence[Array]) -> list[dict[str, float | None]]:
-    """Per output: greatest and mean absolute error, and signal over quantization noise in decibels."""
-    errors = []
-    for own, reference in zip(outputs, source, strict=True):
-        difference = own.astype(np.float64).reshape(reference.shape) - reference
-        noise, signal = float((difference**2).sum()), float((reference.astype(np.float64) ** 2).sum())
-        errors.append(
-            {
-                "max": float(np.abs(difference).max()),
-                "mean": float(np.abs(difference).mean()),
-                "sqnr_db": float(10 * np.log10(signal / noise)) if noise > 0 and signal > 0 else None,
-            }
-        )
-    return errors
 
 
 def mode_for(bundle: Bundle, asked: str | None) -> str:
@@ -204,7 +131,8 @@ def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = 
         comparison = measure.bench(session, [artifact], some, mode, 0, Path(folder))
     numbers, lost = _numbers(outputs)
     classify = metric in ("top1", "top5")
-    final = judge(numbers, pack.source, pack.samples, pack.floor_drop, score, classify, pack.classes)
+    scored = Scored.of(numbers, pack.source, pack.samples, score, classify)
+    final = judged(scored, pack.floor_drop, pack.classes, pack.confidence_threshold)
     latency, memory = comparison.latency(0), comparison.memory(0)
     broken, unknown = _over_budget(bundle, latency, memory, artifact.size_bytes)
     if lost:

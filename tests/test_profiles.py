@@ -96,6 +96,7 @@ def test_contract_of_a_bundled_profile(file: Path) -> None:
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", board.id)
     assert board == profile.load(file)
     assert board.budget == profile.Budget(), "demands belong to a board's owner, not to the bundled profile"
+    assert board.cost == profile.Cost(), "prices belong to a board's owner, too"
     assert board.power.budget_w is None
     raw = tomllib.loads(file.read_text())
     numbers = [key for key, value in leaves(raw) if isinstance(value, int | float) and key != "schema"]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
 from edgeopt import stats
+from edgeopt.distributions import group_t
 from edgeopt.stats import Figure
 
 COUNTS = st.integers(min_value=0, max_value=60)
@@ -231,6 +236,92 @@ def test_other_scores_keep_their_level() -> None:
             hits += result["drop_interval"][0] <= 0.04 <= result["drop_interval"][1]
         assert hits >= 88
         assert result["test"] == ("paired t" if n == 12 else "paired bootstrap")
+
+
+def share_that_holds(truth: float, intervals: Iterable[stats.Interval | None]) -> float:
+    held = [interval is not None and interval[0] <= truth <= interval[1] for interval in intervals]
+    return float(np.mean(held))
+
+
+def test_heavy_tails_keep_their_level() -> None:
+    """Bootstrap percentiles held 92 % of these; tests/bench/coverage.py has all settings, 10,000 times each."""
+    rng = np.random.default_rng(10)
+    draws = rng.standard_t(3, (700, 40))
+    assert 0.94 <= share_that_holds(0, (stats.mean_interval(own, None) for own in draws)) <= 0.975
+
+
+def test_bootstrap_is_student_where_that_is_right() -> None:
+    for n in (50, 400):
+        values = np.random.default_rng(n).normal(3, 1, n)
+        expected = oracle.ttest_1samp(values, 0).confidence_interval(0.95)
+        found = stats.mean_interval(values, None)
+        assert found is not None
+        assert found[1] - found[0] == pytest.approx(expected.high - expected.low, rel=0.06)
+        assert sum(found) / 2 == pytest.approx(values.mean())
+
+
+def test_one_value_among_equals_has_a_finite_interval() -> None:
+    values = np.zeros(60)
+    values[7] = 0.5
+    low, high = stats.mean_interval(values, None) or (math.nan, math.nan)
+    assert low < values.mean() < high < 0.5
+    assert stats.mean_interval(np.full(60, 0.25), None) == (0.25, 0.25)
+
+
+UNEQUAL = {5: (8, 17, 36, 76, 160), 8: (8, 12, 19, 29, 44, 68, 104, 160)}
+
+
+@pytest.mark.parametrize("groups", [5, 8])
+@pytest.mark.parametrize("within", [0.0, 2.0])
+def test_groups_of_unequal_size_keep_their_level(groups: int, within: float) -> None:
+    """Student's t on groups - 1 held 89 % of these. within: spread of a group's samples, that between groups being
+    1."""
+    rng, sizes = np.random.default_rng(groups), np.array(UNEQUAL[groups])
+    labels = np.repeat(np.arange(groups), sizes)
+    draws = rng.normal(size=(3000, groups)).repeat(sizes, axis=1)
+    draws += within * rng.normal(size=draws.shape)
+    assert 0.938 <= share_that_holds(0, (stats.mean_interval(own, labels) for own in draws)) <= 0.965
+
+
+@given(st.integers(min_value=2, max_value=40), st.integers(min_value=1, max_value=100))
+def test_equal_groups_have_students_t(groups: int, size: int) -> None:
+    assert group_t((size,) * groups) == stats.student_t(groups - 1)
+
+
+@pytest.mark.parametrize("sizes", [(1, 9), (10, 20, 90), (8, 17, 36, 76, 160), (5, *[40] * 20)])
+def test_unequal_groups_have_the_quantile_of_their_sizes(sizes: tuple[int, ...]) -> None:
+    """The definition, group by group, with draws of its own."""
+    rng, n = np.random.default_rng(99), sum(sizes)
+    ratios = []
+    for means in rng.normal(size=(20_000, len(sizes))):
+        total = float(means @ sizes)
+        without = np.array([(total - m * size) / (n - size) for m, size in zip(means, sizes, strict=True)])
+        error = math.sqrt((len(sizes) - 1) / len(sizes) * ((without - total / n) ** 2).sum())
+        ratios.append(abs(total / n) / error)
+    assert group_t(sizes) == pytest.approx(np.quantile(ratios, 0.95), rel=0.08 if len(sizes) == 2 else 0.04)
+
+
+def test_paired_tests_keep_their_level_with_groups() -> None:
+    """No drop at all: the interval excludes 0 in at most 5 % (here: 4 standard deviations more)."""
+    rng, labels = np.random.default_rng(12), np.repeat(np.arange(5), UNEQUAL[5])
+    own = 0.15 * rng.uniform(-1, 1, (600, 5))
+    held = []
+    for drops in own:
+        change, reference = rng.random(len(labels)), rng.random(len(labels)) > 0.3
+        worse, better = (0.02 + np.maximum(sign * drops, 0)[labels] for sign in (1, -1))
+        candidate = np.where(reference, change > worse / 0.7, change < better / 0.3)
+        held.append(stats.paired_drop(reference * 1.0, candidate * 1.0, labels)["drop_interval"])
+    assert share_that_holds(0.0, held) >= 0.95 - 4 * math.sqrt(0.05 * 0.95 / 600)
+
+
+def test_the_simulation_of_coverage_runs() -> None:
+    script = REPOSITORY / "tests" / "bench" / "coverage.py"
+    command = [sys.executable, script, "--only", "share", "ratio", "--experiments", "40", "--json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout)
+    assert {row["method"] for row in rows} == {"score, Wilson", "ratio of medians"}
+    assert all(row["experiments"] == 40 and row["coverage"] >= 0.7 for row in rows)
+    assert all(0.93 < row["exact"] < 1 for row in rows)
 
 
 def test_paired_drop_is_repeatable_and_names_its_test() -> None:

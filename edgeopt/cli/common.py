@@ -243,6 +243,13 @@ class Where:
         found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
         return list(found.runtimes) if found else []
 
+    def cost(self) -> dict[str, Any]:
+        """[cost] of the board's profile; nothing where no profile is known."""
+        from .. import profile as profiles
+
+        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        return found.cost.model_dump() if found else {}
+
     def open(
         self, display: Display, root: str | None = None, python: str | None = None, upon: str | None = None
     ) -> tuple[Session, str]:

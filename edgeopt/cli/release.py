@@ -12,6 +12,7 @@ from ..errors import AgentFailure, EdgeoptError, IntegrityError
 from .common import Boards, Where, boards_options, json_option, undecided_option, verdict_code
 from .display import Display
 from .many import Done, on_each
+from .prices import price_options
 
 if TYPE_CHECKING:
     from ..device.session import Session
@@ -61,6 +62,7 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
 )
 @click.option("--rollback-on-fail", is_flag=True, help="Return to the earlier release when the verdict is fail.")
 @click.option("--run-file", type=click.Path(path_type=Path), help="For tasks that score in Python: their edgeopt.toml.")
+@price_options
 @boards_options
 @undecided_option
 @json_option
@@ -70,6 +72,7 @@ def validate(
     mode: str | None,
     rollback_on_fail: bool,
     run_file: Path | None,
+    prices: dict[str, Any],
     allow_undecided: bool,
     as_json: bool,
 ) -> int:
@@ -91,6 +94,7 @@ def validate(
             session, _ = where.open(display, opened.manifest.root, opened.manifest.python)
             with session:
                 found = dict(job.validate(session, opened, chosen_mode, score), board=where.board(session))
+                found["cost"] = _cost(found, where, prices)
                 go_back = rollback_on_fail and found["verdict"] == "fail"
                 found["rollback"] = _rolled_back(session) if go_back else None
         code = verdict_code(found["verdict"], allow_undecided)
@@ -147,6 +151,14 @@ def status(boards: Boards, as_json: bool) -> int:
         return Done(found, verdict, _release(found["current"]), 0 if whole else IntegrityError.exit_code)
 
     return on_each(boards, work, lambda found: _show_status(found, boards), as_json)
+
+
+def _cost(found: dict[str, Any], where: Where, options: dict[str, Any]) -> dict[str, Any] | None:
+    """None where neither the board's profile nor an option names a price."""
+    from ..cost import Prices, per_1000_runs
+
+    prices = Prices.of(where.cost(), options)
+    return per_1000_runs(found["latency"], found.get("energy"), prices) if prices.known() else None
 
 
 def _rolled_back(session: Session) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, IntegrityError
 from .common import json_option, print_json
+from .prices import price_options
 
 
 @click.command(short_help="Show a run; rewrite its page.")
@@ -18,21 +19,42 @@ from .common import json_option, print_json
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="With --against: write both as one offline page, a new .html file or an earlier such page.",
+    help="With --against: write both as one offline page, a new .html file or an earlier such page. With --recompute: "
+    "write what was computed again as JSON.",
+)
+@click.option(
+    "--recompute",
+    "again",
+    is_flag=True,
+    help="Compute every figure again from the run's raw samples and list what differs from run.json: exit code 5.",
 )
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of run.json, which --json prints, and stop.")
+@price_options
 @json_option
-def report(run: Path | None, against: Path | None, out: Path | None, schema: bool, as_json: bool) -> int:
-    """Show RUN (a folder of runs/) and write its report.html again; with --against, nothing but --out is written.
+def report(
+    run: Path | None,
+    against: Path | None,
+    out: Path | None,
+    again: bool,
+    schema: bool,
+    prices: dict[str, Any],
+    as_json: bool,
+) -> int:
+    """Show RUN (a folder of runs/) and write its report.html again; with --against or --recompute, nothing but --out is
+    written.
 
     \b
     Example:
       edgeopt report runs/smartwatch-activity
       edgeopt report runs/smartwatch-activity --against runs/before
       edgeopt report runs/smartwatch-activity --against runs/before --out two-runs.html
+      edgeopt report runs/smartwatch-activity --recompute
+      edgeopt report runs/smartwatch-activity --hardware-price 60 --life-years 5 --energy-price 0.30 --currency EUR
       edgeopt report --schema
     """
-    if out is not None and against is None:
+    if again and against is not None:
+        raise ConfigError("--recompute and --against: give one; recompute each run alone")
+    if out is not None and against is None and not again:
         raise ConfigError(
             f"--out {out}: it is for a page of two runs; name the other run with --against, or leave --out away: the "
             "page of one run is always runs/<name>/report.html"
@@ -48,18 +70,73 @@ def report(run: Path | None, against: Path | None, out: Path | None, schema: boo
     if against is not None:
         _show_against(document, _read(against), (str(run), str(against)), out, as_json)
         return 0
+    if again:
+        return _recompute(document, run, out, as_json)
     from ..report import html
 
     page = html.write(document, run)
+    costs = _costs(document, prices)
     if as_json:
-        print_json(dict(document, report=str(page)))
+        print_json(dict(document, report=str(page), cost=costs))
         return 0
     from rich.console import Console
 
     from ..report import terminal
 
-    terminal.render(document, Console(), run, full=True)
+    terminal.render(document, Console(), run, full=True, costs=costs)
     return 0
+
+
+def _costs(document: dict[str, Any], options: dict[str, Any]) -> dict[str, Any] | None:
+    """By trial, what 1,000 runs cost; None where neither the profile nor an option names a price."""
+    from ..cost import Prices, per_1000_runs
+    from ..report.terminal import part
+
+    prices = Prices.of(part(part(part(document, "plan"), "profile"), "cost"), options)
+    if not prices.known():
+        return None
+    trials = [trial for trial in document.get("trials") or [] if trial and trial.get("latency")]
+    return {trial["name"]: per_1000_runs(trial["latency"], trial.get("energy"), prices) for trial in trials}
+
+
+def _recompute(document: dict[str, Any], run: Path, out: Path | None, as_json: bool) -> int:
+    from .. import recompute
+
+    found = {"run": str(run), **recompute.recompute(document, run)}
+    if out is not None:
+        if out.resolve().is_relative_to(run.resolve()):
+            raise ConfigError(f"--out {out}: it is in the run's folder, which --recompute leaves as it is")
+        out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if as_json:
+        print_json(found)
+    else:
+        _show_recomputed(found, document)
+    return IntegrityError.exit_code if found["differences"] or found["missing"] else 0
+
+
+def _show_recomputed(found: dict[str, Any], document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..report import units
+
+    console = Console()
+    for one in found["differences"]:
+        stored, again = (units.text(str(one[key]), 80) for key in ("stored", "again"))
+        console.print(
+            Text(f"{units.text(one['figure'])}: {stored} in run.json, {again} from the samples", "red"), soft_wrap=True
+        )
+    for words in found["missing"]:
+        console.print(Text(f"missing: {units.text(words, 600)}", "red"), soft_wrap=True)
+    wrong = len(found["differences"])
+    of = f"{units.count(found['figures'])} figures computed again from the run's raw samples"
+    if not wrong and not found["missing"]:
+        console.print(Text(f"{of}: all as in run.json"))
+        return
+    gone = units.count(len(found["missing"]))
+    console.print(Text(f"{of}: {units.count(wrong)} differ, {gone} files missing or damaged"), soft_wrap=True)
+    version = units.text(document.get("edgeopt"), 40)
+    console.print(Text(f"run.json was written by edgeopt {version}; another version may compute otherwise", "dim"))
 
 
 def _show_against(

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.report import breakdown, units
+from edgeopt.cost import Prices, per_1000_runs
+from edgeopt.report import accounts, breakdown, units
 from edgeopt.report.terminal import NAME_LIMIT, STATES, budgeted, budgeted_value, chosen_trial, demands, part, row
 
 CURVE_POINTS = 161
@@ -284,12 +285,7 @@ def _final(run: dict[str, Any], metric: str) -> dict[str, Any] | None:
     if not final:
         return None
     metric = str(final.get("metric") or metric)
-    worst, groups = part(final, "worst_class"), final.get("groups")
-    worst_said = units.NOT_MEASURED
-    if worst:
-        said = worst.get("invalid") and f"invalid ({units.text(worst['invalid'])})"
-        label = units.text(worst.get("label"), NAME_LIMIT)
-        worst_said = said or f"{label}: {units.score(worst.get('value'), metric)} (n={units.count(worst.get('n'))})"
+    groups = final.get("groups")
     return {
         "verdict": final.get("verdict") if final.get("verdict") in STATES else "undecided",
         "reason": units.text(final.get("reason") or "no reason was written", 600),
@@ -301,12 +297,28 @@ def _final(run: dict[str, Any], metric: str) -> dict[str, Any] | None:
             ("samples", units.count(final.get("n")) + (f" in {groups} groups" if groups else "")),
             ("test", units.text(final.get("test") or units.NOT_MEASURED)),
             ("agreement with the reference", units.share(final.get("agreement"))),
-            ("worst class", worst_said),
+            ("worst class", accounts.worst(part(final, "worst_class"), metric)),
+            *(
+                [("worst group", accounts.worst(part(final, "worst_group"), metric))]
+                if final.get("worst_group")
+                else []
+            ),
+            *accounts.errors(final),
+            *accounts.review(final),
+            *_cost(run),
         ],
         "tables": breakdown.tables(final, metric),
         "confusions": breakdown.confusions(final),
         "matrix": breakdown.matrix(final),
     }
+
+
+def _cost(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of the chosen artifact, by the profile's prices, if it has any."""
+    prices, chosen = Prices.of(part(part(part(run, "plan"), "profile"), "cost")), chosen_trial(run)
+    if not prices.known() or chosen is None:
+        return []
+    return accounts.cost(per_1000_runs(part(chosen, "latency"), part(chosen, "energy"), prices))
 
 
 def _drop_bar(final: dict[str, Any], floor: Any, metric: str) -> dict[str, Any] | None:

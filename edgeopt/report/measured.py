@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import breakdown, curves, placement, units
+from . import accounts, breakdown, curves, placement, units
 from .terminal import COLOURS, worst
 
 PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
@@ -89,6 +89,8 @@ def render_validation(found: dict[str, Any], console: Console) -> None:
         ("latency p90", units.figure(latency["p90_s"], "s")),
         ("memory above the runtime", units.quantity((found["memory"] or {}).get("above_runtime_bytes"), "bytes")),
     ]
+    rows += [*accounts.errors(final), *accounts.review(final)]
+    rows += accounts.cost(found["cost"]) if found.get("cost") else []
     grid = Table.grid(padding=(0, 2))
     for title, said in rows:
         grid.add_row(f"  {title}", Text(said))

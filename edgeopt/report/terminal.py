@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import breakdown, units
+from edgeopt.report import accounts, breakdown, units
 
 NAME_LIMIT = 40
 WIDE = 130
@@ -32,10 +32,17 @@ BUDGET_FIELDS = {
 }
 
 
-def render(run: dict[str, Any], console: Console, run_dir: Path | None = None, full: bool = False) -> None:
+def render(
+    run: dict[str, Any],
+    console: Console,
+    run_dir: Path | None = None,
+    full: bool = False,
+    costs: dict[str, Any] | None = None,
+) -> None:
     """Print the verdict, the demands, the ladder, the final score and where the files are (under `run_dir`, if told).
 
-    full: with how each artifact was made and run, and the tables by class and by group.
+    full: with how each artifact was made and run, and the tables by class and by group. costs: cost.per_1000_runs by
+    trial, where there are prices.
     run: run.json's content; fields may be null or absent. Foreign text is never read as markup or escape codes.
     """
     metric = str(part(run, "plan").get("metric") or "score")
@@ -65,6 +72,10 @@ def render(run: dict[str, Any], console: Console, run_dir: Path | None = None, f
     judged = [(Text(state, COLOURS[state]), said) for state, said in lines] + [_final(run, metric)]
     console.print(_grid(judged + ([] if full else worst(final, str(final.get("metric") or metric)))))
     if full:
+        told = [*accounts.errors(final), *accounts.review(final)]
+        for name, found_cost in (costs or {}).items():
+            told += [(f"{units.text(name, NAME_LIMIT)}: {title}", said) for title, said in accounts.cost(found_cost)]
+        console.print(_grid([(Text(title), Text(said)) for title, said in told]))
         _tables(final, str(final.get("metric") or metric), console)
     bundle, at = part(run, "bundle").get("file"), "" if run_dir is None else f"{run_dir}/"
     console.print()

@@ -1,0 +1,76 @@
+"""What page and terminal say of costs, human review and output errors, as (title, words)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import units
+
+SHOWN_OUTPUTS = 4
+COSTS = (("energy", "energy"), ("hardware", "hardware"), ("total", "together"))
+
+
+def review(final: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The share of outputs that a person looks at, before and after; nothing where the task has no threshold."""
+    found = final.get("review")
+    if not isinstance(found, Mapping):
+        return []
+    before, after = (units.share((found.get(key) or {}).get("value")) for key in ("before", "after"))
+    change = units.drop(found.get("difference"), "top1", found.get("difference_interval"))
+    threshold = units.share(found.get("threshold"))
+    return [
+        (
+            "for human review",
+            f"{before} by the source model, {after} on the board, change {change}; n="
+            f"{units.count(found.get('n'))}, below {threshold} confidence",
+        )
+    ]
+
+
+def worst(found: Mapping[str, Any], metric: str) -> str:
+    """Of stats.worst_class: the class or group of lowest score, or that each has too few samples."""
+    if not found:
+        return units.NOT_MEASURED
+    if found.get("invalid"):
+        return f"invalid ({units.text(found['invalid'])})"
+    label = units.text(found.get("label"), 40)
+    return f"{label}: {units.score(found.get('value'), metric)} (n={units.count(found.get('n'))})"
+
+
+def errors(final: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Greatest and mean error, and signal to noise, of each output; of the first four on a screen."""
+    given = [error for error in final.get("output_error") or [] if isinstance(error, Mapping)]
+    said = [
+        ("output error" if len(given) == 1 else f"error of output {number}", _error(error))
+        for number, error in enumerate(given[:SHOWN_OUTPUTS], 1)
+    ]
+    more = len(given) - SHOWN_OUTPUTS
+    return said + ([("", f"{more} more outputs in the JSON document")] if more > 0 else [])
+
+
+def _error(error: Mapping[str, Any]) -> str:
+    sqnr = error.get("sqnr_db")
+    noise = f"signal to noise {units.number(sqnr, 1)} dB" if units.known(sqnr) else "no difference, or no signal"
+    numbers = [
+        f"{value:.2g}" if units.known(value) else units.NOT_MEASURED for value in map(error.get, ("max", "mean"))
+    ]
+    return f"at most {numbers[0]}, mean {numbers[1]}, {noise}"
+
+
+def cost(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """found: `cost.per_1000_runs`."""
+    currency = f" {units.text(found['currency'], 10)}" if found.get("currency") else ""
+    said = "; ".join(f"{words} {_money(found[key], currency)}" for key, words in COSTS)
+    throughput = _money(found["per_throughput"], currency)
+    return [
+        ("cost of 1,000 runs", f"{said} ({units.text(found['basis'])})"),
+        ("hardware for one run a second", throughput),
+    ]
+
+
+def _money(figure: Mapping[str, Any], currency: str) -> str:
+    value = figure.get("value")
+    if not units.known(value):
+        return f"none ({units.text(figure.get('invalid'))})"
+    return f"{value:.3g}{currency}{units.mark(figure)}"
