@@ -84,7 +84,8 @@ class Comparison:
 
     def ratio(self, index: int, against: int) -> stats.Figure:
         """Median latency of one artifact over another's, from their paired blocks."""
-        return stats.ratio_of_medians(self.blocks(index), self.blocks(against))
+        pooled = 2 * max(1, self.result["renew"])
+        return stats.ratio_of_medians(self.blocks(index), self.blocks(against), pooled)
 
     def executed(self, index: int) -> dict[str, Any]:
         executed: dict[str, Any] = self.result["artifacts"][index]["executed"]
@@ -144,6 +145,7 @@ def bench(
             "min_seconds": chosen.min_seconds,
             "cap_seconds": chosen.max_seconds * len(artifacts),
             "rounds": chosen.rounds,
+            "renew": chosen.renew if len(artifacts) > 1 else 0,
             "keep": chosen.keep,
             "power_mode": dict(power_mode or {}),
             "seed": seed,

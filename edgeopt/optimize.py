@@ -144,7 +144,7 @@ def _notes(plan: Plan) -> list[str]:
     watts = plan.profile.power.budget_w
     if watts is None:
         return []
-    return [f"the profile's power budget of {watts:g} W was not judged: this edgeopt reads no power sensor yet"]
+    return [f"the profile's power budget of {watts:g} W was not judged here; `edgeopt power` with the bundle judges it"]
 
 
 def _missed(plan: Plan, trials: Sequence[Trial]) -> str:

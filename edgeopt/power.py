@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import align, energy, measure, meters, stats
+from . import align, conditions, energy, measure, meters, stats
 from .artifact import Artifact
 from .device.session import Session
 from .energy import Readings, Sensor, Window
@@ -52,6 +52,11 @@ class Run:
         blocks = folder / "samples-overhead.f64"
         overhead = np.fromfile(blocks).reshape(-1, 2)[:, 1] if result["overhead"] else None
         return cls(result, readings, marks, overhead)
+
+    def disturbances(self) -> list[str]:
+        """What slowed the board or used it meanwhile, in words."""
+        series = self.result["conditions"]
+        return conditions.slowed(series) + conditions.background(series) + conditions.changed(series)
 
     def idles(self) -> list[Window]:
         return [window for artifact, window in self.marks if artifact is None]
@@ -159,11 +164,12 @@ def sample(
     idle_s: float,
     seed: int,
     meter: Metering | None = None,
+    power_mode: Mapping[str, Any] | None = None,
 ) -> Run:
     """Run the artifacts in windows and keep what the sensor says, or the meter, raw, in `folder`.
 
-    inputs: shards of real samples; none: random tensors. meter: started. Raises AgentFailure ("no-sensor"),
-    DeviceUnreachable, and ConfigError where the meter's file cannot be read.
+    inputs: shards of real samples; none: random tensors. meter: started. power_mode: as in measure.bench. Raises
+    AgentFailure ("no-sensor"), DeviceUnreachable, and ConfigError where the meter's file cannot be read.
     """
     for artifact in artifacts:
         measure.send(session, artifact)
@@ -180,6 +186,7 @@ def sample(
             "idle_seconds": idle_s,
             "overhead_rounds": OVERHEAD_ROUNDS,
             "seed": seed,
+            "power_mode": dict(power_mode or {}),
         }
     )
     result["meter"] = _finish(session, meter, before, folder) if meter else None

@@ -247,6 +247,7 @@ def test_the_screen_shows_watts_and_windows() -> None:
         "sampler_overhead": {**figure, "value": 1.002, "interval": [0.99, 1.01]},
         "watts": {"first_s": 100.0, "seconds": [0.0, 5.0, 10.0, 15.0, 20.0], "power_w": [2.0, 2.0, None, 6.0, 6.0]},
         "marks": [{"artifact": who, "began_s": began, "ended_s": ended} for who, began, ended in marks],
+        "disturbances": ["the board [bold]throttled"],
         "random_inputs": True,
     }
     shown = io.StringIO()
@@ -259,5 +260,6 @@ def test_the_screen_shows_watts_and_windows() -> None:
         "2 readings failed: no [bold]answer",
         "6.00 W",
         "..11",
+        "marked: the board [bold]throttled",
     ):
         assert words in shown.getvalue(), shown.getvalue()

@@ -248,6 +248,7 @@ def document(folder: Path, **changes: Any) -> dict[str, Any]:
     judged = {"verdict": "pass", "reason": "power at work is within the budget of 7 W"}
     return {
         **{"device": "local", "board": board, "alignment": None, "random_inputs": False, "verdict": "pass"},
+        "disturbances": [],
         "sensor": {**run.result["sensor"], "how": "measured", "failures": {"no answer": 2}},
         "results": [{"name": name, **run.per_inference(0), "verdict": judged} for name in names],
         "sampler_overhead": {"value": 1.001, "interval": [0.99, 1.01], "n": 6, "how": "measured", "invalid": None},

@@ -12,9 +12,10 @@ from .jobs import Context
 from .power_mode import held
 from .watch import Watch
 from .wire import RemoteError, count, field, is_plain_name, seconds
-from .worker import Worker
+from .worker import FIRST_WARM_UP_S, Worker
 
 PROCESSING_QUERIES = 32
+LATER_WARM_UP_S = 1.0  # of workers that follow others: the board is warm
 RANDOM_SAMPLES = 16
 MEMORY_QUERIES = 8
 
@@ -38,14 +39,14 @@ def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dic
 def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     """Alternating blocks (A B B A; with three A B C C B A), one worker process per artifact.
 
-    The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed, and
-    `keep`, how many samples of a block stay at most (None: all), and `power_mode` (power_mode.held). The
-    result lists the blocks in the order they ran; samples-<i>.f64 holds (copy_s, invoke_s) pairs of artifact i in that
-    order.
+    The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed,
+    `renew`, after how many rounds new workers begin (0: never), `keep`, how many samples of a block stay at most (None:
+    all), and `power_mode` (power_mode.held). The result lists the blocks in the order they ran; samples-<i>.f64 holds
+    (copy_s, invoke_s) pairs of artifact i in that order.
     """
     artifacts = [artifact_of(context, entry, number) for number, entry in enumerate(field(request, "artifacts", list))]
     shards = [context.blob(sha) for sha in field(request, "shards", list)]
-    rounds, seed = count(request, "rounds"), count(request, "seed")
+    rounds, renew = count(request, "rounds"), count(request, "renew")
     if not artifacts or not rounds:
         raise RemoteError("bad-request", "a bench needs at least one artifact and one round")
     cap_s = seconds(request, "cap_seconds")
@@ -64,18 +65,17 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     capped = False
     with ExitStack() as stack:
         stack.enter_context(held(context.root, request.get("power_mode") or {}))
-        workers = [stack.enter_context(Worker(artifact)) for artifact in artifacts]
-        loaded = [worker.load(shards, random=random) for worker in workers]
-        for worker in workers:
-            worker.ask("warm_up", seed=seed)
+        team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed")))
         conditions = [watch.look()]
         started = time.monotonic()
         for number in range(rounds):
-            there = list(range(len(workers)))
+            if renew and number and number % renew == 0:
+                team.renew()
+            there = list(range(len(artifacts)))
             for index in there + there[::-1]:
                 out = os.path.join(context.folder, f"samples-{index}.f64")
                 began = time.monotonic() - started
-                done = workers[index].ask("block", out=out, **block)
+                done = team.workers[index].ask("block", out=out, **block)
                 capped = capped or done["capped"]
                 blocks.append(
                     {"artifact": index, "round": number, "n": done["n"], "began_s": began, "seconds": done["seconds"]}
@@ -85,11 +85,11 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             if time.monotonic() - started > cap_s and number + 1 < rounds:
                 capped = True
                 break
-        processing = [worker.ask("processing", count=PROCESSING_QUERIES) for worker in workers]
-        executed = [worker.ask("executed") for worker in workers]
+        processing = [worker.ask("processing", count=PROCESSING_QUERIES) for worker in team.workers]
+        executed = [worker.ask("executed") for worker in team.workers]
     results = [
         dict(
-            loaded[i],
+            team.loaded[i],
             **processing[i],
             executed=executed[i],
             memory={key: value for key, value in memory[i].items() if key != "load_cold_s"},
@@ -103,8 +103,37 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         "blocks": blocks,
         "conditions": conditions,
         "capped": capped,
+        "renew": renew,
         "cores_allowed": len(os.sched_getaffinity(0)),
     }
+
+
+class Team:
+    """A worker process for each artifact, loaded and warm. What a process happens to be given, such as where its memory
+    lies, moves all of its latencies alike; new ones tell how much."""
+
+    def __init__(self, artifacts: List[Dict[str, Any]], shards: List[str], random: int, seed: int) -> None:
+        self._artifacts, self._shards, self._random, self._seed = artifacts, shards, random, seed
+        self._stack = ExitStack()
+        self.workers: List[Worker] = []
+        self.loaded: List[Dict[str, Any]] = []  # of the first ones
+
+    def __enter__(self) -> Team:
+        self.renew()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stack.close()
+
+    def renew(self) -> None:
+        """End the workers there are; begin with others, which meet the inputs in another order."""
+        self._stack.close()
+        self.workers = [self._stack.enter_context(Worker(artifact)) for artifact in self._artifacts]
+        loaded = [worker.load(self._shards, random=self._random) for worker in self.workers]
+        for worker in self.workers:
+            worker.ask("warm_up", seed=self._seed, limit_s=LATER_WARM_UP_S if self.loaded else FIRST_WARM_UP_S)
+        self.loaded = self.loaded or loaded
+        self._seed += 1
 
 
 def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int) -> Dict[str, Any]:

@@ -331,7 +331,7 @@ def _operators(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]
 
 def _warm_up(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
     random.Random(request["seed"]).shuffle(state["runner"].order)
-    state["runner"].warm_up(FIRST_WARM_UP, FIRST_WARM_UP_S)
+    state["runner"].warm_up(FIRST_WARM_UP, request.get("limit_s", FIRST_WARM_UP_S))
     return {}
 
 

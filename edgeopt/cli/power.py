@@ -12,7 +12,7 @@ import click
 
 from ..errors import ConfigError
 from . import bench
-from .common import Where, device_options, json_option, print_json, undecided_option, verdict_code
+from .common import Where, device_options, json_option, power_mode_options, print_json, undecided_option, verdict_code
 from .display import Display
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def _meter_options(command: Any) -> Any:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Also write one offline page with the watts over time: an .html."
 )
+@power_mode_options
 @bench.input_options
 @undecided_option
 @json_option
@@ -162,6 +163,7 @@ def _measure(
     budget_j: float | None,
     windows: int,
     seconds: float | None,
+    power_mode: dict[str, Any],
     inputs: Path | None,
     use_random: bool,
     threads: int | None,
@@ -189,7 +191,7 @@ def _measure(
         else:
             window_s = seconds or job.window_s(facts["sensors"], wanted, metering)
             run = job.sample(
-                session, artifacts, shards, wanted, folder, windows, window_s, window_s / 2, seed, metering
+                session, artifacts, shards, wanted, folder, windows, window_s, window_s / 2, seed, metering, power_mode
             )
             found = _measured(run, artifacts, job.most_w(profile))
         part = found["sensor"]["kind"] in job.PARTS
@@ -256,6 +258,7 @@ def _measured(run: job.Run, artifacts: list[Artifact], most_w: float) -> dict[st
             "power_w": [value if math.isfinite(value) else None for value in watts.tolist()],
         },
         "marks": run.result["marks"],
+        "disturbances": run.disturbances(),
     }
 
 
@@ -299,6 +302,7 @@ def _estimated(
         "sampler_overhead": None,
         "watts": {"first_s": 0.0, "seconds": [], "power_w": []},
         "marks": [],
+        "disturbances": comparison.conditions()["marks"],
     }
 
 

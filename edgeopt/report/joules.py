@@ -50,6 +50,8 @@ def render(document: dict[str, Any], console: Console) -> None:
         console.print(Text(line))
     for words, times in sensor["failures"].items():
         console.print(Text(f"{units.count(times)} readings failed: {units.text(words, 200)}", "yellow"))
+    for mark in document["disturbances"]:
+        console.print(Text(f"marked: {units.text(mark, 300)}", "yellow"))
     if document["random_inputs"]:
         console.print(Text("marked: random inputs", "yellow"))
 

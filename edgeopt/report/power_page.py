@@ -27,6 +27,7 @@ def view(document: dict[str, Any]) -> dict[str, Any]:
     board, overhead = document["board"], document["sampler_overhead"]
     plot = _plot(document)
     lost = [f"{units.count(n)} readings failed: {units.text(why)}" for why, n in document["sensor"]["failures"].items()]
+    lost += [f"marked: {units.text(mark, 300)}" for mark in document["disturbances"]]
     return {
         "mark": MARK,
         "name": units.text(board["model"] or board["hostname"], 80),
