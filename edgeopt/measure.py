@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .errors import AgentFailure, ProtocolError
 from .task import Array, Samples
 
 LATENCY_SAMPLES = 64
+COOL_DOWN_S = 20.0
 SLACK_S = 3600.0  # beyond the timed part, for what cannot be foreseen: loading, memory, another job's end
 SHARD_BYTES = 4 << 20
 PACKAGES = {"tflite": "ai-edge-litert (or tflite-runtime with numpy<2)"}  # whose names differ from the runtime's
@@ -96,8 +98,10 @@ class Comparison:
         return found if found["peak_rss_bytes"] is not None else None
 
     def conditions(self) -> dict[str, Any]:
-        """What the board was like meanwhile (conditions.summary), and the marks to be seen."""
-        return {"marks": self._marks(), **conditions.summary(self.result["conditions"])}
+        """What the board was like meanwhile (conditions.summary), the marks to be seen, and why it was measured again
+        (`repeated`, None: it was not)."""
+        repeated = self.result.get("repeated")
+        return {"marks": self._marks(), "repeated": repeated, **conditions.summary(self.result["conditions"])}
 
     def disturbances(self) -> list[str]:
         """Why this comparison should be repeated: the board throttled, or an artifact's second half drifted."""
@@ -156,6 +160,30 @@ def bench(
         (folder / f"samples-{index}.f64").write_bytes(session.fetch(job, entry["samples"]))
     (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": result}))
     return Comparison.read(folder)
+
+
+def settled(
+    session: Session,
+    artifacts: Sequence[Artifact],
+    inputs: Sequence[bytes],
+    mode: str,
+    seed: int,
+    folder: Path,
+    say: Callable[[dict[str, Any]], None],
+    power_mode: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """`bench`, and once more after COOL_DOWN_S where the board throttled or its second half departed from its first.
+
+    `say` is told (an event of the agent's kind); `conditions` then has the reason as `repeated`.
+    """
+    found = bench(session, artifacts, inputs, mode, seed, folder, power_mode=power_mode)
+    if disturbed := found.disturbances():
+        say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {COOL_DOWN_S:.0f} s"})
+        time.sleep(COOL_DOWN_S)
+        found = bench(session, artifacts, inputs, mode, seed, folder, power_mode=power_mode)
+        found.result["repeated"] = disturbed[0]
+        (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": found.result}))
+    return found
 
 
 def outputs(session: Session, artifact: Artifact, inputs: Sequence[bytes]) -> tuple[Array, ...]:

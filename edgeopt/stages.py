@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 Say = Callable[[dict[str, Any]], None]
 
 SOURCE_PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
-COOL_DOWN_S = 20.0
 PRUNE_PACKAGES = ("torch", "torch-pruning", "numpy")
 
 
@@ -307,11 +305,7 @@ def measured(bench: Workbench, session: Session, facts: dict[str, Any], artifact
 
     def build(folder: Path) -> None:
         bench.say({"event": "stage", "what": f"measuring {names} on {session.address}"})
-        found = measure.bench(session, artifacts, shards, bench.plan.mode, bench.plan.seed, folder)
-        if disturbed := found.disturbances():
-            bench.say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {COOL_DOWN_S:.0f} s"})
-            time.sleep(COOL_DOWN_S)
-            measure.bench(session, artifacts, shards, bench.plan.mode, bench.plan.seed, folder)
+        measure.settled(session, artifacts, shards, bench.plan.mode, bench.plan.seed, folder, bench.say)
 
     stage = f"measured {names}"
     if bench.remeasure:

@@ -82,7 +82,7 @@ def bench_request(blobs: list[str], shards: list[str], **changes: Any) -> dict[s
     """A short bench of fake models."""
     artifacts = [artifact_entry(sha, "fake") for sha in blobs]
     short = {"min_queries": 12, "min_seconds": 0.05, "cap_seconds": 60.0, "rounds": 2, "seed": 0}
-    return {"kind": "bench", "artifacts": artifacts, "shards": shards, **short, **changes}
+    return {"kind": "bench", "renew": 0, "artifacts": artifacts, "shards": shards, **short, **changes}
 
 
 def long_bench(session: Session, seconds: float = 30.0) -> dict[str, Any]:

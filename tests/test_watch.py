@@ -124,7 +124,7 @@ def test_a_hog_is_counted_and_named_and_this_job_is_not(hog: subprocess.Popen[by
 def test_a_program_that_starts_in_the_second_half_is_named_by_bench(tmp_path: Path) -> None:
     model = tmp_path / "model.tflite"
     model.write_bytes(dense_tflite())
-    command = [str(EDGEOPT), "bench", str(model), "--random", "--root", str(tmp_path / "root"), "--json"]
+    command = [str(EDGEOPT), "bench", str(model), "--random", "--no-repeat", "--root", str(tmp_path / "root"), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
         samples = tmp_path / "root" / "jobs"
         deadline = time.monotonic() + 120

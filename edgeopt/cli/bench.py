@@ -143,6 +143,7 @@ def _measure(
     use_random: bool,
     mode: str,
     minutes: float,
+    no_repeat: bool,
     power_mode: dict[str, Any],
     threads: int | None,
     seed: int,
@@ -165,7 +166,10 @@ def _measure(
                 measure.require_runtime(facts, artifact.runtime, session.address, python)
                 artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
             ran = [placement.checked(session, one, shards, demand, operators) for one in artifacts]
-            comparison = measure.bench(session, artifacts, shards, mode, seed, folder, minutes, power_mode)
+            if no_repeat or mode == stats.SUSTAINED:
+                comparison = measure.bench(session, artifacts, shards, mode, seed, folder, minutes, power_mode)
+            else:
+                comparison = measure.settled(session, artifacts, shards, mode, seed, folder, display.event, power_mode)
         board = {**facts, **where.board(session)}
         document = _document(session.address, board, artifacts, comparison, not shards)
         for result, found in zip(document["results"], ran, strict=True):

@@ -32,8 +32,11 @@ undecided_option = click.option(
 
 
 def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--mode and --minutes."""
+    """--mode, --minutes and --no-repeat."""
     for option in (
+        click.option(
+            "--no-repeat", is_flag=True, help="Do not measure again, after a pause, what drifted or throttled."
+        ),
         click.option(
             "--minutes", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Of --mode sustained."
         ),

@@ -344,10 +344,13 @@ def _drop_bar(final: dict[str, Any], floor: Any, metric: str) -> dict[str, Any] 
     }
 
 
+APART = ("marks", "series", "power_mode")  # of the conditions: shown elsewhere, or only in run.json
+
+
 def _conditions(trial: dict[str, Any]) -> dict[str, Any]:
     executed, conditions = part(trial, "executed"), part(trial, "conditions")
     operators = part(executed, "ops")
-    rest = {key: value for key, value in conditions.items() if key not in ("marks", "series") and value is not None}
+    rest = {key: value for key, value in conditions.items() if key not in APART and value is not None}
     return {
         "name": units.text(trial.get("name") or "?", NAME_LIMIT),
         "threads": units.count(executed.get("threads")),

@@ -26,6 +26,8 @@ _SCALES = {
 }
 _NAMES = {
     "cpu_model": "CPU model",
+    "others_cores": "cores used by other programs",
+    "repeated": "measured again because",
     "latency_p50_s": "median latency",
     "latency_p95_s": "95th-percentile latency",
     "size_bytes": "file size",
