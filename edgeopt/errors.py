@@ -47,6 +47,8 @@ class AgentFailure(EdgeoptError):
     def __init__(self, message: str, kind: str = "agent", traceback: str = "") -> None:
         super().__init__(message)
         self.kind = kind
+        if kind == "fallback":  # the board is well; the model asks for an accelerator that it has not
+            self.exit_code = ModelError.exit_code
         self.traceback = traceback
 
 
