@@ -11,6 +11,10 @@ import pytest
 from boards import dense_tflite
 from conftest import Run
 
+from edgeopt import load as job
+from edgeopt import measure
+from edgeopt.task import Samples
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -39,6 +43,19 @@ def test_streams_arrivals_and_slow_inputs(cli: Run, model: Path) -> None:
     slow = found["slow_inputs"]
     assert (slow["n"], len(slow["inputs"]), slow["invalid"]) == (40, 1, None)
     assert slow["ratio"] >= 1
+    assert list(found["corner_inputs"]) == ["zeros", "least", "greatest", "subnormal"]
+    assert all(ratio > 0 for ratio in found["corner_inputs"].values())
+
+
+def test_corner_inputs_are_made_of_the_tasks_own() -> None:
+    images = np.array([[[3, 9]], [[5, 200]]], np.uint8)
+    scales = np.array([[0.5], [-4.0]], np.float32)
+    names, made = job.corner_inputs([measure.shard(Samples((images, scales), None, None))])
+    assert names == ["zeros", "least", "greatest", "subnormal"]
+    assert made.inputs[0].tolist() == [[[0, 0]], [[3, 3]], [[200, 200]], [[3, 9]]]
+    assert made.inputs[1][:3].tolist() == [[0.0], [-4.0], [0.5]]
+    assert 0 < made.inputs[1][3, 0] < np.finfo(np.float32).tiny
+    assert job.corner_inputs([measure.shard(Samples((images,), None, None))])[0] == names[:3]
 
 
 def test_more_than_the_board_can_do_is_said(cli: Run, tmp_path: Path) -> None:

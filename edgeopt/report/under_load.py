@@ -40,6 +40,9 @@ def render(document: dict[str, Any], console: Console) -> None:
             console.print(Text(f"at {row['rate_per_s']:.1f} a second: {row['invalid']}", "yellow"))
     if slow := document["slow_inputs"]:
         console.print(Text(_slow(slow)))
+    if corners := document["corner_inputs"]:
+        told = ", ".join(f"{units.text(name)} {ratio:.2f}×" for name, ratio in corners.items())
+        console.print(Text(f"corner inputs, to the median of the real ones: {told}"))
     for mark in document["marks"]:
         console.print(Text(f"marked: {units.text(mark)}", "yellow"))
 
