@@ -110,6 +110,35 @@ def test_steal_is_work_of_others_and_waiting_is_none() -> None:
     assert watch.parse_busy("cpu  100 200 300 9999") == (6.0, 0.0)  # old kernels
 
 
+@pytest.mark.parametrize(
+    ("firmware", "alarm", "found"),
+    [
+        (None, None, None),
+        ("50000", "0", {"undervoltage": False, "frequency_capped": False, "throttled": False}),
+        ("0", "1", {"undervoltage": True, "frequency_capped": False, "throttled": False}),
+        (None, "1", {"undervoltage": True}),
+    ],
+)
+def test_a_raspberry_pi_tells_of_too_little_voltage(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    firmware: str | None,
+    alarm: str | None,
+    found: dict[str, bool] | None,
+) -> None:
+    monkeypatch.setattr(watch, "FIRMWARE", str(tmp_path / "get_throttled"))
+    monkeypatch.setattr(watch, "HWMON", str(tmp_path))
+    (tmp_path / "hwmon0").mkdir()
+    (tmp_path / "hwmon0" / "name").write_text("cpu_thermal\n")
+    if firmware is not None:
+        (tmp_path / "get_throttled").write_text(firmware + "\n")
+    if alarm is not None:  # drivers/hwmon/raspberrypi-hwmon.c
+        (tmp_path / "hwmon1").mkdir()
+        (tmp_path / "hwmon1" / "name").write_text("rpi_volt\n")
+        (tmp_path / "hwmon1" / "in0_lcrit_alarm").write_text(alarm + "\n")
+    assert watch.conditions()["throttle"] == found
+
+
 def test_a_hog_is_counted_and_named_and_this_job_is_not(hog: subprocess.Popen[bytes]) -> None:
     looks = watch.Watch()
     assert looks.look()["others"] is None

@@ -11,6 +11,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from .facts import parse_meminfo, parse_throttled, read
 
 CPU = "/sys/devices/system/cpu"
+HWMON = "/sys/class/hwmon"
+FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"
 NAMED = 5  # other programs, the busiest first
 SLOWS_CPUS = re.compile(r"(thermal-)?cpufreq|processor|intel_powerclamp", re.I)  # cooling devices' types
 
@@ -93,14 +95,13 @@ def conditions() -> Dict[str, Any]:
     """How the board feels at this moment; what cannot be read is None."""
     memory = parse_meminfo(read("/proc/meminfo") or "")
     celsius = [value / 1000.0 for value in _numbers("/sys/class/thermal/thermal_zone*/temp")]
-    throttled = read("/sys/devices/platform/soc/soc:firmware/get_throttled")
     return {
         "at_s": time.monotonic(),
         "load_1min": os.getloadavg()[0],
         "memory_available_bytes": memory.get("MemAvailable"),
         "temperature_c": max(celsius) if celsius else None,
         "frequency_hz": [khz * 1000 for khz in _numbers(f"{CPU}/cpu[0-9]*/cpufreq/scaling_cur_freq")] or None,
-        "throttle": parse_throttled(throttled) if throttled else None,
+        "throttle": _throttle(),
         "throttle_count": sum(_numbers(f"{CPU}/cpu[0-9]*/thermal_throttle/core_throttle_count")),
         "cooling": _cooling(),
         "power_mode": power_mode(),
@@ -118,6 +119,16 @@ def power_mode() -> Dict[str, Any]:
         "platform_profile": read("/sys/firmware/acpi/platform_profile"),
         "nvpmodel": read("/var/lib/nvpmodel/status"),
     }
+
+
+def _throttle() -> Optional[Dict[str, bool]]:
+    """A Raspberry Pi's own word, from its firmware (Raspberry Pi OS) or the driver rpi_volt (any kernel from 5.0 on)."""
+    found = parse_throttled(read(FIRMWARE) or "")
+    for folder in glob.glob(f"{HWMON}/hwmon*"):
+        if read(folder + "/name") == "rpi_volt":
+            found = found or {}
+            found["undervoltage"] = found.get("undervoltage", False) or read(folder + "/in0_lcrit_alarm") == "1"
+    return found
 
 
 def _cooling() -> List[str]:
