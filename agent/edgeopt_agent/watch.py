@@ -122,7 +122,7 @@ def power_mode() -> Dict[str, Any]:
 
 
 def _throttle() -> Optional[Dict[str, bool]]:
-    """A Raspberry Pi's own word, from its firmware (Raspberry Pi OS) or the driver rpi_volt (any kernel from 5.0 on)."""
+    """A Raspberry Pi's own word: of its firmware (Raspberry Pi OS), or of the driver rpi_volt (Linux 5.0 and later)."""
     found = parse_throttled(read(FIRMWARE) or "")
     for folder in glob.glob(f"{HWMON}/hwmon*"):
         if read(folder + "/name") == "rpi_volt":
