@@ -22,7 +22,7 @@ def summary(series: Sequence[Reading]) -> dict[str, Any]:
         "others_cores": _range(reading["others"]["cores"] for reading in series if reading["others"]),
         "governor": series[0]["power_mode"]["governor"],
         "power_mode": series[0]["power_mode"],
-        "throttled": bool(slowed(series)) if _tells(series) else None,
+        "throttled": True if slowed(series) else False if _tells(series[0]) else None,
         "series": list(series),
     }
 
@@ -34,15 +34,20 @@ def slowed(series: Sequence[Reading]) -> list[str]:
         "undervoltage": "the board had too little voltage",
         "frequency_capped": "the firmware capped the frequency",
         "throttled": "the board throttled",
+        "soft_limit": "the board throttled (soft temperature limit)",
     }
     for reading in series:
         found += [words[name] for name, there in (reading["throttle"] or {}).items() if there and name in words]
-        found += [f"the board throttled (cooling device {device})" for device in reading["cooling"]]
-    if (more := series[-1]["throttle_count"] - series[0]["throttle_count"]) > 0:
+        found += [f"the board throttled (cooling device {device})" for device in reading["cooling"] or ()]
+    first, last = series[0], series[-1]
+    if not found and (last["throttle"] or {}).get("happened") and not (first["throttle"] or {}).get("happened"):
+        found.append("the board throttled or had too little voltage between two readings")
+    if (more := (last["throttle_count"] or 0) - (first["throttle_count"] or 0)) > 0:
         found.append(f"the board throttled ({more} times by the processor's own count)")
-    caps = [max(mode) for reading in series if (mode := reading["power_mode"]["frequency_max_hz"])]
-    if caps and min(caps) < max(caps) * (1 - CAP_TOLERANCE):
-        found.append(f"the frequency cap changed between {max(caps) / 1e6:.0f} and {min(caps) / 1e6:.0f} MHz")
+    caps = [mode for reading in series if (mode := reading["power_mode"]["frequency_max_hz"])]
+    for own in set(zip(*caps, strict=False)):  # each CPU's, over time
+        if min(own) < max(own) * (1 - CAP_TOLERANCE):
+            found.append(f"the frequency cap changed between {max(own) / 1e6:.0f} and {min(own) / 1e6:.0f} MHz")
     return list(dict.fromkeys(found))
 
 
@@ -72,10 +77,10 @@ def changed(series: Sequence[Reading]) -> list[str]:
     ]
 
 
-def _tells(series: Sequence[Reading]) -> bool:
+def _tells(reading: Reading) -> bool:
     """Whether this board tells of throttling at all."""
-    first = series[0]
-    return bool(first["throttle"] or first["power_mode"]["frequency_max_hz"] or first["cooling"])
+    told = reading["throttle"], reading["throttle_count"], reading["cooling"]
+    return any(one is not None for one in told)
 
 
 def _range(values: Iterable[float | None]) -> list[float] | None:

@@ -16,10 +16,10 @@ from .device.session import Session
 from .task import Array, Samples
 
 SHARES = (0.5, 0.8)  # of one stream's throughput: the rates where none are named
-REPEATS = 5
-CORNER_REPEATS = 20
+REPEATS = 10
 SLOWEST = 0.01
-LEAST_INPUTS = 20  # below, "the slowest 1 %" says nothing
+LEAST_INPUTS = 100  # below, "the slowest 1 %" says nothing
+MOST_BUSY = 0.98
 PERCENTILES = (50, 90, 99)
 
 
@@ -34,13 +34,13 @@ def measured(
     folder: Path,
     power_mode: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """{"streams", "arrivals", "slow_inputs", "corner_inputs", "marks"}; raw samples are kept in `folder`.
+    """{"streams", "arrivals", "slow_inputs", "corner_inputs", "executed", "conditions"}; raw samples stay in `folder`.
 
-    inputs: shards of real samples; none: random tensors. rates: queries a second; none: SHARES of what one stream does.
-    Raises AgentFailure, DeviceUnreachable.
+    inputs: shards of real samples; none: random tensors, and nothing is said of slow and corner inputs. rates: queries
+    a second; none: SHARES of what one stream does. Raises AgentFailure, DeviceUnreachable.
     """
     measure.send(session, artifact)
-    common = {
+    common: dict[str, Any] = {
         "kind": "load",
         "artifact": artifact.entry(),
         "shards": [session.send(data, "inputs") for data in inputs],
@@ -49,20 +49,22 @@ def measured(
         "power_mode": dict(power_mode or {}),
     }
     chosen = sorted({1, *streams})
-    job, result = session.run({**common, "streams": chosen, "rates": [], "repeats": 0})
+    limit_s = measure.SLACK_S + 3 * seconds * (len(chosen) + len(rates or SHARES))
+    job, result = session.run({**common, "streams": chosen, "rates": [], "repeats": 0}, limit_s)
     by_streams = [_streams(session, job, one, folder) for one in result["streams"]]
     offered = list(rates) or [share * by_streams[0]["per_second"] for share in SHARES]
-    job, second = session.run({**common, "streams": [], "rates": offered, "repeats": REPEATS if inputs else 0})
+    job, second = session.run({**common, "streams": [], "rates": offered, "repeats": 0}, limit_s)
     arrivals = [_arrivals(session, job, one, number, folder) for number, one in enumerate(second["rates"])]
     done = [result, second]
     slow, corners = None, None
-    if second["each"]:
-        each = _fetched(session, job, second["each"], folder, "each.f64")
-        slow, (names, made) = _slow(each), corner_inputs(inputs)
-        shards = [session.send(data, "corner inputs") for data in measure.shards(made)]
-        job, third = session.run({**common, "shards": shards, "streams": [], "rates": [], "repeats": CORNER_REPEATS})
-        own = _fetched(session, job, third["each"], folder, "corners.f64")
-        corners = {name: _median(own, number) / float(np.median(each[:, 1])) for number, name in enumerate(names)}
+    if inputs:
+        plain = not any(artifact.preprocess)
+        names, made, real = corner_inputs(inputs, plain)
+        shards = [*common["shards"], *(session.send(data, "corner inputs") for data in measure.shards(made))]
+        both = {**common, "shards": shards, "streams": [], "rates": [], "repeats": REPEATS}
+        job, third = session.run(both, limit_s)
+        each = _fetched(session, job, third["each"]["samples"], folder, "each.f64")
+        slow, corners = _slow(each, real, third["each"]["repeats"]), _corners(each, real, names)
         done.append(third)
     series = [reading for one in done for reading in one["conditions"]]
     (folder / "load.json").write_text(json.dumps(done))
@@ -72,13 +74,15 @@ def measured(
         "arrivals": arrivals,
         "slow_inputs": slow,
         "corner_inputs": corners,
-        "marks": marks,
+        "executed": second["executed"],
+        "conditions": {"marks": marks, **conditions.summary(series)},
     }
 
 
-def corner_inputs(inputs: Sequence[bytes]) -> tuple[list[str], Samples]:
-    """(their names, one sample each), made of the shards' real inputs: all values zero, the least, the greatest, and
-    for floats one sample made so small that its numbers are subnormal, which some processors compute slowly."""
+def corner_inputs(inputs: Sequence[bytes], plain: bool) -> tuple[list[str], Samples, int]:
+    """(their names, one sample each, how many real ones there are), made of the shards' real inputs: all values zero,
+    the least, the greatest, and for floats one sample made so small that its numbers are subnormal, which some
+    processors compute slowly; not where preprocessing (`plain` False) would make other numbers of them."""
     columns: list[list[Array]] = []
     for data in inputs:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
@@ -86,21 +90,17 @@ def corner_inputs(inputs: Sequence[bytes]) -> tuple[list[str], Samples]:
     arrays = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
     names = ["zeros", "least", "greatest"]
     rows = [[np.zeros_like(a[0]), np.full_like(a[0], a.min()), np.full_like(a[0], a.max())] for a in arrays]
-    if any(array.dtype.kind == "f" for array in arrays):
+    if plain and any(array.dtype.kind == "f" for array in arrays):
         names.append("subnormal")
         for array, own in zip(arrays, rows, strict=True):
             own.append(_subnormal(array[0]) if array.dtype.kind == "f" else array[0])
-    return names, Samples(tuple(np.stack(own) for own in rows), None, None)
+    return names, Samples(tuple(np.stack(own) for own in rows), None, None), len(arrays[0])
 
 
 def _subnormal(sample: Array) -> Array:
     greatest = float(np.abs(sample).max()) or 1.0
     small: Array = (sample / greatest * np.finfo(sample.dtype).tiny / 4).astype(sample.dtype)
     return small
-
-
-def _median(raw: Array, number: int) -> float:
-    return float(np.median(raw[raw[:, 0] == number, 1]))
 
 
 def _streams(session: Session, job: str, found: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -117,33 +117,56 @@ def _arrivals(session: Session, job: str, found: dict[str, Any], number: int, fo
     raw = _fetched(session, job, found["samples"], folder, f"arrivals-{number}.f64")
     waited, served = raw[:, 0], raw[:, 1]
     late = found["offered"] - found["served"]
+    busy = float(served.sum() / found["seconds"])
+    why = None
+    if late:
+        why = f"{late} of {found['offered']} queries were never served: the board cannot keep up"
+    elif busy > MOST_BUSY:
+        why = f"busy {busy:.0%} of the time: the queue grows as long as this goes on"
     return {
         "rate_per_s": found["rate_per_s"],
         "offered": found["offered"],
         "served": found["served"],
-        "latency": _figures(waited + served),
-        "waiting": _figures(waited),
-        "busy_share": float(served.sum() / found["seconds"]) if len(served) else 0.0,
-        "invalid": f"{late} of {found['offered']} queries were never served: the board cannot keep up"
-        if late
-        else None,
+        "latency": _figures(waited + served, why),
+        "waiting": _figures(waited, why),
+        "busy_share": busy,
+        "invalid": why,
     }
 
 
-def _slow(raw: Array) -> dict[str, Any]:
-    """The slowest 1 % of the inputs by their own medians: {"inputs": their numbers, "ratio": to the median of all}."""
-    numbers = raw[:, 0].astype(int)
-    medians = np.array([_median(raw, number) for number in range(numbers.max() + 1)])
-    count = len(medians)
-    if count < LEAST_INPUTS:
-        return {"inputs": [], "ratio": None, "n": count, "invalid": f"n={count} inputs, needs {LEAST_INPUTS}"}
-    slowest = np.argsort(-medians)[: max(1, round(SLOWEST * count))]
-    ratio = float(np.median(medians[slowest]) / np.median(medians))
+def _slow(raw: Array, count: int, repeats: int) -> dict[str, Any]:
+    """The slowest 1 % of the real inputs: {"inputs": their numbers, "ratio": to the median of all}. They are chosen by
+    every other repeat and measured by the rest: chosen and measured by the same, equal inputs would differ, too."""
+    why = f"n={count} inputs, needs {LEAST_INPUTS}" if count < LEAST_INPUTS else None
+    why = why or (f"{repeats} repeats in the time there was, needs {REPEATS}" if repeats < REPEATS else None)
+    if why:
+        return {"inputs": [], "ratio": None, "n": count, "invalid": why}
+    rounds = _by_repeat(raw)[:, :count]
+    slowest = np.argsort(-np.median(rounds[::2], axis=0))[: round(SLOWEST * count)]
+    others = np.median(rounds[1::2], axis=0)
+    ratio = float(np.median(others[slowest]) / np.median(others))
     return {"inputs": [int(number) for number in slowest], "ratio": ratio, "n": count, "invalid": None}
 
 
-def _figures(seconds: Array) -> dict[str, Any]:
-    return {f"p{percent}_s": stats.percentile_figure(seconds, percent).to_json() for percent in PERCENTILES}
+def _corners(raw: Array, real: int, names: Sequence[str]) -> dict[str, float]:
+    """Median time of each corner input, to the median of the real ones, which the same process met between them."""
+    medians = np.median(_by_repeat(raw), axis=0)
+    usual = float(np.median(medians[:real]))
+    return {name: float(medians[real + number]) / usual for number, name in enumerate(names)}
+
+
+def _by_repeat(raw: Array) -> Array:
+    """Seconds (repeats, inputs) of rows (number of the input, seconds) in the order in which they ran."""
+    inputs = int(raw[:, 0].max()) + 1 if len(raw) else 0
+    rounds = raw.reshape(-1, max(1, inputs), 2)
+    return np.take_along_axis(rounds[:, :, 1], np.argsort(rounds[:, :, 0], axis=1), axis=1)
+
+
+def _figures(seconds: Array, why: str | None = None) -> dict[str, Any]:
+    """why: what makes all of them invalid."""
+    found = {f"p{percent}_s": stats.percentile_figure(seconds, percent) for percent in PERCENTILES}
+    none = stats.Figure(None, None, len(seconds), invalid=why)
+    return {name: (none if why else figure).to_json() for name, figure in found.items()}
 
 
 def _fetched(session: Session, job: str, entry: dict[str, Any], folder: Path, name: str) -> Array:

@@ -105,16 +105,18 @@ class Comparison:
 
     def disturbances(self) -> list[str]:
         """Why this comparison should be repeated: the board throttled, or an artifact's second half drifted."""
-        found = []
-        for index in range(len(self.copy_and_invoke_s)):
+        found, count = [], len(self.copy_and_invoke_s)
+        for index in range(count):
             drift = stats.drift(self.blocks(index))
             if drift.drifted:
-                found.append(f"drift: {drift.reason}")
+                found.append(f"drift{f' of artifact {index + 1} of {count}' if count > 1 else ''}: {drift.reason}")
         return found + conditions.slowed(self.result["conditions"])
 
     def _marks(self) -> list[str]:
         series = self.result["conditions"]
         marks = self.disturbances() + conditions.background(series) + conditions.changed(series)
+        if len(self.copy_and_invoke_s) > 1 and not self.result["renew"]:
+            marks.append("one process an artifact: what differs between processes is not in the ratio's interval")
         if self.result["capped"]:
             marks.append("stopped at the time limit with fewer samples than the mode asks for")
         return marks

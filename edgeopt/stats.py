@@ -57,7 +57,12 @@ class Mode:
     renew: int = 1
 
 
-MODES = {"rapid": Mode(64, 6.0), "quick": Mode(256, 10.0), "normal": Mode(1024, 60.0)}
+KEPT = 20_000  # samples of a block
+MODES = {
+    "rapid": Mode(64, 6.0, keep=KEPT),
+    "quick": Mode(256, 10.0, keep=KEPT),
+    "normal": Mode(1024, 60.0, keep=KEPT),
+}
 SUSTAINED = "sustained"  # no fixed length: `sustained`
 
 

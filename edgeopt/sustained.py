@@ -37,12 +37,15 @@ def summary(comparison: Comparison, index: int) -> dict[str, Any]:
         name: {f"p{percent}_s": stats.percentile_figure(samples, percent).to_json() for percent in (50, 90, 95)}
         for name, samples in parts.items()
     }
-    slower = float(np.median(parts["end"]) / np.median(parts["start"]))
+    slower = float(np.median(parts["end"]) / np.median(parts["start"])) if len(parts["end"]) else None
     return {**figures, "slower": slower, "curve": curve(comparison, index)}
 
 
 def ratio(comparison: Comparison, index: int, against: int, part: str) -> stats.Figure:
-    """stats.ratio_of_medians within one part of the run, "start" or "end"."""
+    """stats.ratio_of_medians within one part of the run, "start" or "end"; the same processes run all of it, so what
+    differs between processes is not in its interval."""
+    if not _part(comparison, index, part)[0].size:
+        return stats.Figure(None, None, 0, invalid=f"stopped early, needs {2 * LEAST_ROUNDS} rounds")
     return stats.ratio_of_medians(_part(comparison, index, part), _part(comparison, against, part))
 
 
@@ -59,9 +62,10 @@ def verdict(found: Mapping[str, Any], budgets: Mapping[str, float]) -> tuple[str
             reasons.append(f"{name}: not known at the end ({end['invalid'] or 'too few samples for an interval'})")
             continue
         low, high = end["interval"]
+        before = f"{start['value']:.6g}" if start["value"] is not None else f"not known ({start['invalid']})"
         judged.append("fail" if low > budget else "pass" if high <= budget else "undecided")
         reasons.append(
-            f"{name}: {end['value']:.6g} ({low:.6g} to {high:.6g}) at the end, {start['value']:.6g} at the start; the "
+            f"{name}: {end['value']:.6g} ({low:.6g} to {high:.6g}) at the end, {before} at the start; the "
             f"budget is {budget:g}"
         )
     worst = next((name for name in ("fail", "undecided", "pass") if name in judged), None)
@@ -69,8 +73,11 @@ def verdict(found: Mapping[str, Any], budgets: Mapping[str, float]) -> tuple[str
 
 
 def _part(comparison: Comparison, index: int, name: str) -> list[Array]:
+    """Its blocks; none where start and end would share some: the run was stopped early."""
     blocks = comparison.blocks(index)
     count = 2 * max(LEAST_ROUNDS, len(blocks) // 2 // PARTS)
+    if 2 * count > len(blocks):
+        return [np.zeros(0)]
     return blocks[:count] if name == "start" else blocks[-count:]
 
 

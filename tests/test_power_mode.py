@@ -142,7 +142,7 @@ def guardians(root: Path) -> list[int]:
     ("options", "words"),
     [
         (("--governor", "fast"), ["'fast'", "policy0", "ondemand, powersave, performance"]),
-        (("--frequency-cap", "9e9"), ["9000 MHz", "policy0", "600 to 1500 MHz"]),
+        (("--frequency-cap", "1e8"), ["100 MHz", "policy0", "600 to 1500 MHz"]),
     ],
 )
 def test_what_the_board_cannot_do_is_refused_before_anything_is_set(
@@ -151,6 +151,13 @@ def test_what_the_board_cannot_do_is_refused_before_anything_is_set(
     code, _, errors = board.bench(*options)
     assert code == 4
     assert not [word for word in words if word not in errors], errors
+    assert board.now() == BEFORE
+
+
+def test_a_cap_above_the_small_cores_is_their_highest(board: Board) -> None:
+    code, out, errors = board.bench("--frequency-cap", "1.8e9")
+    assert code == 0, errors
+    assert json.loads(out)["power_mode"]["frequency_max_hz"] == [1.5e9, 1.8e9]
     assert board.now() == BEFORE
 
 

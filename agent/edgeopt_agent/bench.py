@@ -15,6 +15,7 @@ from .wire import RemoteError, count, field, is_plain_name, seconds
 from .worker import FIRST_WARM_UP_S, Worker
 
 PROCESSING_QUERIES = 32
+RENEWAL_S = 60.0
 LATER_WARM_UP_S = 1.0  # of workers that follow others: the board is warm
 RANDOM_SAMPLES = 16
 MEMORY_QUERIES = 8
@@ -59,18 +60,21 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     random = 0 if shards else RANDOM_SAMPLES
     if random:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
-    memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
     watch = Watch()
     blocks: List[Dict[str, Any]] = []
     capped = False
     with ExitStack() as stack:
-        stack.enter_context(held(context.root, request.get("power_mode") or {}))
+        stack.enter_context(held(context, request.get("power_mode") or {}))
+        memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
         team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed")))
+        renew = _affordable(renew, rounds, team.took_s, 2 * rounds * len(artifacts) * block["seconds"])
         conditions = [watch.look()]
-        started = time.monotonic()
+        started, between = time.monotonic(), 0.0
         for number in range(rounds):
             if renew and number and number % renew == 0:
+                context.progress(number, rounds, "starting new processes")
                 team.renew()
+                between += team.took_s
             there = list(range(len(artifacts)))
             for index in there + there[::-1]:
                 out = os.path.join(context.folder, f"samples-{index}.f64")
@@ -82,7 +86,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
                 )
             conditions.append(watch.look())
             context.progress(number + 1, rounds, "measuring latency")
-            if time.monotonic() - started > cap_s and number + 1 < rounds:
+            if time.monotonic() - started - between > cap_s and number + 1 < rounds:
                 capped = True
                 break
         processing = [worker.ask("processing", count=PROCESSING_QUERIES) for worker in team.workers]
@@ -108,6 +112,16 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
+def _affordable(renew: int, rounds: int, once_s: float, measuring_s: float) -> int:
+    """After how many rounds to begin with new processes: as asked, half as often, or never (0) where starting them
+    would take much longer than measuring."""
+    limit_s = max(RENEWAL_S, 2 * measuring_s)
+    for every in (renew, 2 * renew):
+        if every and rounds // every * once_s <= limit_s:
+            return every
+    return 0
+
+
 class Team:
     """A worker process for each artifact, loaded and warm. What a process happens to be given, such as where its memory
     lies, moves all of its latencies alike; new ones tell how much."""
@@ -117,9 +131,14 @@ class Team:
         self._stack = ExitStack()
         self.workers: List[Worker] = []
         self.loaded: List[Dict[str, Any]] = []  # of the first ones
+        self.took_s = 0.0
 
     def __enter__(self) -> Team:
-        self.renew()
+        try:
+            self.renew()
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -127,6 +146,7 @@ class Team:
 
     def renew(self) -> None:
         """End the workers there are; begin with others, which meet the inputs in another order."""
+        began = time.monotonic()
         self._stack.close()
         self.workers = [self._stack.enter_context(Worker(artifact)) for artifact in self._artifacts]
         loaded = [worker.load(self._shards, random=self._random) for worker in self.workers]
@@ -134,6 +154,7 @@ class Team:
             worker.ask("warm_up", seed=self._seed, limit_s=LATER_WARM_UP_S if self.loaded else FIRST_WARM_UP_S)
         self.loaded = self.loaded or loaded
         self._seed += 1
+        self.took_s = time.monotonic() - began
 
 
 def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int) -> Dict[str, Any]:

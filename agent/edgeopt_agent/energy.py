@@ -118,7 +118,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     marks: List[Dict[str, Any]] = []
     clocks = [_clocks()]
     with ExitStack() as stack:
-        stack.enter_context(held(context.root, request.get("power_mode") or {}))
+        stack.enter_context(held(context, request.get("power_mode") or {}))
         conditions = [watch.look()]
         workers = [stack.enter_context(Worker(artifact)) for artifact in artifacts]
         for worker in workers:

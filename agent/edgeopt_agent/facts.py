@@ -53,12 +53,14 @@ def oom_kills() -> Optional[int]:
 
 
 def parse_throttled(text: str) -> Optional[Dict[str, bool]]:
-    """Raspberry Pi's get_throttled word (hexadecimal): bit 0 undervoltage, 1 frequency capped, 2 throttled, now."""
+    """Raspberry Pi's get_throttled word (hexadecimal): bit 0 undervoltage, 1 frequency capped, 2 throttled, 3 soft
+    temperature limit, now; `happened`: any of them since the board's start."""
     found = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)", text.strip())
     if found is None:
         return None
     bits = int(found[1], 16)
-    return {"undervoltage": bool(bits & 1), "frequency_capped": bool(bits & 2), "throttled": bool(bits & 4)}
+    names = ("undervoltage", "frequency_capped", "throttled", "soft_limit")
+    return {**{name: bool(bits >> bit & 1) for bit, name in enumerate(names)}, "happened": bool(bits >> 16)}
 
 
 def real_serial(text: Optional[str]) -> Optional[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Dict, List
@@ -13,6 +14,9 @@ from .power_mode import held
 from .watch import Watch
 from .wire import count, field, seconds
 from .worker import Worker
+
+TOGETHER_S = 1.5  # until all streams have warmed up and begin at once
+KEPT = 200_000  # samples of a stream
 
 
 def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
@@ -33,7 +37,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     total, watch = len(streams) + len(rates) + bool(repeats), Watch()
     found: Dict[str, Any] = {"streams": [], "rates": [], "each": None}
     with ExitStack() as stack:
-        stack.enter_context(held(context.root, request.get("power_mode") or {}))
+        stack.enter_context(held(context, request.get("power_mode") or {}))
         conditions = [watch.look()]
         for number in streams:
             found["streams"].append(_together(context, artifact, shards, random, number, length, seed))
@@ -50,10 +54,12 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             conditions.append(watch.look())
             context.progress(len(streams) + len(found["rates"]), total, "measuring arrivals")
         if repeats:
-            worker.ask("each", repeats=repeats, out=os.path.join(context.folder, "each.f64"), seed=seed)
-            found["each"] = context.output("each.f64")
+            told = worker.ask("each", repeats=repeats, out=os.path.join(context.folder, "each.f64"), seed=seed)
+            found["each"] = dict(told, samples=context.output("each.f64"))
+            conditions.append(watch.look())
             context.progress(total, total, "measuring every input")
-    return dict(found, conditions=conditions + [watch.look()], cores_allowed=len(os.sched_getaffinity(0)))
+        executed = worker.ask("executed")
+    return dict(found, executed=executed, conditions=conditions, cores_allowed=len(os.sched_getaffinity(0)))
 
 
 def _together(
@@ -67,10 +73,8 @@ def _together(
             worker.ask("warm_up", seed=seed + index)
         names = [f"streams-{number}-{index}.f64" for index in range(number)]
         outs = [os.path.join(context.folder, name) for name in names]
+        block = {"seconds": length, "queries": 1, "keep": KEPT, "start_at": time.monotonic() + TOGETHER_S}
         with ThreadPoolExecutor(number) as pool:
-            asked = [
-                pool.submit(worker.ask, "block", seconds=length, queries=1, out=out)
-                for worker, out in zip(workers, outs)
-            ]
+            asked = [pool.submit(worker.ask, "block", out=out, **block) for worker, out in zip(workers, outs)]
             blocks = [one.result() for one in asked]
     return {"streams": number, "blocks": blocks, "samples": [context.output(name) for name in names]}

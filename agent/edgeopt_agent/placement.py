@@ -6,6 +6,7 @@ from typing import Any, Dict
 
 from .bench import artifact_of
 from .jobs import Context
+from .power_mode import held
 from .wire import count, field
 from .worker import Worker
 
@@ -17,6 +18,6 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     runs = count(request, "runs")
     if not shards:
         artifact = dict(artifact, preprocess=[])
-    with Worker(artifact) as worker:
+    with held(context, request.get("power_mode") or {}), Worker(artifact) as worker:
         worker.load(shards[:1], most=1, random=0 if shards else 1)
         return worker.ask("operators", runs=runs)

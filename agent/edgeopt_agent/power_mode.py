@@ -14,11 +14,15 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple
 
 from .facts import read
 from .files import code_path, read_json, write_json
+from .watch import cooling
 from .wire import RemoteError
+
+if TYPE_CHECKING:
+    from .jobs import Context
 
 POLICIES = "/sys/devices/system/cpu/cpufreq/policy*"
 RECORD = "power-mode.json"
@@ -27,8 +31,9 @@ GIVE_BACK_S = 30.0
 
 
 @contextmanager
-def held(root: str, wanted: Dict[str, Any]) -> Iterator[None]:
-    """Set `wanted` ({"governor": name or None, "frequency_max_hz": number or None}) on every CPU meanwhile.
+def held(context: Context, wanted: Dict[str, Any]) -> Iterator[None]:
+    """Set `wanted` ({"governor": name or None, "frequency_max_hz": number or None}) on every CPU meanwhile; a cap above
+    what some CPUs can is their own highest. What could not be given back is told as an event.
 
     Raises RemoteError('bad-request') when this board, or this user there, cannot.
     """
@@ -36,7 +41,7 @@ def held(root: str, wanted: Dict[str, Any]) -> Iterator[None]:
     if not settings:
         yield
         return
-    record = os.path.join(root, RECORD)
+    record = os.path.join(context.root, RECORD)
     before = [(path, read(path) or "") for path, _ in settings]
     write_json(record, {"boot_id": read("/proc/sys/kernel/random/boot_id"), "settings": before})
     guardian = subprocess.Popen(
@@ -55,8 +60,14 @@ def held(root: str, wanted: Dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         guardian.stdin.close()
-        guardian.wait(GIVE_BACK_S)
+        try:
+            guardian.wait(GIVE_BACK_S)
+        except subprocess.TimeoutExpired:
+            guardian.kill()
         guardian.stdout.close()
+        if os.path.exists(record):
+            were = ", ".join(f"{path} was {value}" for path, value in before)
+            context.emit({"event": "waiting", "what": f"the board's power mode was not given back: {were}"})
 
 
 def guard(record: str) -> None:
@@ -87,8 +98,9 @@ def _give_back(record: str) -> None:
         for path, value in reversed(left["settings"]):
             try:
                 _write(path, value)
-            except RemoteError as error:
+            except RemoteError as error:  # the record stays for whoever may
                 print(error, file=sys.stderr)
+                return
     os.unlink(record)
 
 
@@ -111,12 +123,17 @@ def _settings(wanted: Dict[str, Any]) -> List[Tuple[str, str]]:
             settings.append((f"{policy}/scaling_governor", str(governor)))
         if cap_hz is not None:
             low, high = (int(read(f"{policy}/cpuinfo_{end}_freq") or 0) for end in ("min", "max"))
-            if not low <= cap_hz / 1000 <= high:
+            if cap_hz / 1000 < low:
                 raise RemoteError(
                     "bad-request",
                     f"a frequency cap of {cap_hz / 1e6:g} MHz: {policy} goes from {low / 1e3:g} to {high / 1e3:g} MHz",
                 )
-            settings.append((f"{policy}/scaling_max_freq", str(int(cap_hz / 1000))))
+            settings.append((f"{policy}/scaling_max_freq", str(min(int(cap_hz / 1000), high))))
+    if cap_hz is not None and (hot := cooling()):
+        raise RemoteError(
+            "bad-request",
+            f"the board throttles now ({', '.join(hot)}), so the cap to give back cannot be read; let it cool first",
+        )
     return settings
 
 
@@ -127,5 +144,7 @@ def _write(path: str, value: str) -> None:
     except OSError as error:
         mend = "log in as root" if error.errno in (errno.EACCES, errno.EPERM) else "set it on the board"
         raise RemoteError("bad-request", f"{path} cannot be set to '{value}' ({error.strerror}); {mend}") from error
-    if read(path) != value:
-        raise RemoteError("bad-request", f"{path} was set to '{value}', but the board keeps '{read(path)}'")
+    kept = read(path) or ""
+    lower = path.endswith("_max_freq") and kept.isdigit() and int(kept) <= int(value)  # its own table has steps
+    if kept != value and not lower:
+        raise RemoteError("bad-request", f"{path} was set to '{value}', but the board keeps '{kept}'")

@@ -13,6 +13,7 @@ from .facts import parse_meminfo, parse_throttled, read
 CPU = "/sys/devices/system/cpu"
 HWMON = "/sys/class/hwmon"
 FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"
+SHORTEST_S = 0.3  # the kernel counts in steps of 10 ms
 NAMED = 5  # other programs, the busiest first
 SLOWS_CPUS = re.compile(r"(thermal-)?cpufreq|processor|intel_powerclamp", re.I)  # cooling devices' types
 
@@ -48,16 +49,19 @@ class Watch:
 
     def look(self) -> Dict[str, Any]:
         """Temperature (degrees), clocks (Hz), what slows them down, free memory, and `others`: {"seconds", "cores",
-        "busiest": [{"name", "pid", "cores"}]}, None at the first look and where /proc does not tell."""
+        "busiest": [{"name", "pid", "cores"}]}, None at the first look, too soon after another, and where /proc does not
+        tell."""
         return dict(conditions(), others=self._others())
 
     def _others(self) -> Optional[Dict[str, Any]]:
         stat = read("/proc/stat")
         if not stat:
             return None
+        if self._before is not None and time.monotonic() - self._before[0] < SHORTEST_S:
+            return None
         now = time.monotonic(), parse_busy(stat), _processes()
         before, self._before = self._before, now
-        if before is None or now[0] <= before[0]:
+        if before is None:
             return None
         seconds = now[0] - before[0]
         busy = now[1][0] - before[1][0] - (_of_session(now[2]) - _of_session(before[2]))
@@ -94,6 +98,7 @@ def _processes() -> Dict[int, Process]:
 def conditions() -> Dict[str, Any]:
     """How the board feels at this moment; what cannot be read is None."""
     memory = parse_meminfo(read("/proc/meminfo") or "")
+    counts = _numbers(f"{CPU}/cpu[0-9]*/thermal_throttle/core_throttle_count")
     celsius = [value / 1000.0 for value in _numbers("/sys/class/thermal/thermal_zone*/temp")]
     return {
         "at_s": time.monotonic(),
@@ -102,8 +107,8 @@ def conditions() -> Dict[str, Any]:
         "temperature_c": max(celsius) if celsius else None,
         "frequency_hz": [khz * 1000 for khz in _numbers(f"{CPU}/cpu[0-9]*/cpufreq/scaling_cur_freq")] or None,
         "throttle": _throttle(),
-        "throttle_count": sum(_numbers(f"{CPU}/cpu[0-9]*/thermal_throttle/core_throttle_count")),
-        "cooling": _cooling(),
+        "throttle_count": sum(counts) if counts else None,
+        "cooling": cooling(),
         "power_mode": power_mode(),
     }
 
@@ -131,14 +136,15 @@ def _throttle() -> Optional[Dict[str, bool]]:
     return found
 
 
-def _cooling() -> List[str]:
-    """Cooling devices of the CPUs that are at work: "cpufreq-cpu0 2"."""
-    found = []
+def cooling() -> Optional[List[str]]:
+    """Cooling devices of the CPUs that are at work: "cpufreq-cpu0 2"; None where the board has none."""
+    found, there = [], False
     for folder in sorted(glob.glob("/sys/class/thermal/cooling_device*")):
         kind, state = read(folder + "/type") or "", read(folder + "/cur_state") or "0"
-        if SLOWS_CPUS.match(kind) and state not in ("0", "-1"):
-            found.append(f"{kind} {state}")
-    return found
+        if SLOWS_CPUS.match(kind):
+            there = True
+            found += [f"{kind} {state}"] if state not in ("0", "-1") else []
+    return found if there else None
 
 
 def _numbers(pattern: str) -> List[int]:

@@ -24,6 +24,8 @@ from .wire import RemoteError
 SAMPLE = struct.Struct("<dd")  # copy_s, invoke_s of one query
 BLOCK_WARM_UP, BLOCK_WARM_UP_S = 3, 1.0  # queries before each timed block: another process had the caches
 FIRST_WARM_UP, FIRST_WARM_UP_S = 10, 10.0
+EACH_LIMIT_S = 300.0  # for every input by itself
+MOST_ARRIVALS = 10_000_000
 UNTIMED_LIMIT_S = 60.0  # for memory and processing of slow models; one query is run in any case
 BEAT_S = 5.0
 SILENCE_S = 300.0  # the longest that one query may take
@@ -149,6 +151,7 @@ class Runner:
         """A sample (1, ...) per input, preprocessed and checked against what the artifact takes."""
         import numpy as np
 
+        self.beat()
         wanted = self.session.inputs
         if len(sample) != len(wanted) or len(self.steps) != len(wanted):
             raise RemoteError(
@@ -195,11 +198,19 @@ class Runner:
         return {"n": n, "began_s": started, "ended_s": started + elapsed}
 
     def block(
-        self, seconds: float, queries: int, out: str, limit_s: Optional[float] = None, keep: Optional[int] = None
+        self,
+        seconds: float,
+        queries: int,
+        out: str,
+        limit_s: Optional[float] = None,
+        keep: Optional[int] = None,
+        start_at: Optional[float] = None,
     ) -> Dict[str, Any]:
         """Query until both `seconds` and `queries` are reached, or `limit_s`; samples are appended to `out`, at most
-        about `keep` of them, evenly taken: a long run must not fill the board's disk. `n` of them are kept."""
+        about `keep` of them, evenly taken: a long run must not fill the board's disk. `n` of them are kept.
+        start_at: begin together with others, by the clock of time.monotonic()."""
         self.warm_up(BLOCK_WARM_UP, BLOCK_WARM_UP_S)
+        self._sleep_until(start_at or 0.0)
         samples: List[Tuple[float, float]] = []
         elapsed = 0.0
         started = time.perf_counter()
@@ -221,35 +232,41 @@ class Runner:
         Each leaves (waited_s, served_s). What is not begun after twice the time is never served.
         """
         clock, draw = time.perf_counter, random.Random(seed)
-        times: List[float] = []
-        due = draw.expovariate(rate)
-        while due < seconds:
-            times.append(due)
-            due += draw.expovariate(rate)
-        samples: List[Tuple[float, float]] = []
+        offered, served, due, late = 0, 0, draw.expovariate(rate), False
         started = clock()
-        for due in times:
-            early = started + due - clock()
-            if early > 0:
-                time.sleep(early)
-            began = clock() - started
-            if began > 2 * seconds:
-                break
-            samples.append((began - due, sum(self.query(self._next()))))
         with open(out, "wb") as file:
-            file.write(b"".join(SAMPLE.pack(*sample) for sample in samples))
-        return {"offered": len(times), "served": len(samples), "seconds": max(seconds, clock() - started)}
+            while due < seconds and offered < MOST_ARRIVALS:
+                offered += 1
+                if not late:
+                    self._sleep_until(started + due)
+                    began = clock() - started
+                    late = began > 2 * seconds
+                if not late:
+                    file.write(SAMPLE.pack(began - due, sum(self.query(self._next()))))
+                    served += 1
+                due += draw.expovariate(rate)
+        return {"offered": offered, "served": served, "seconds": max(seconds, clock() - started)}
 
     def each(self, repeats: int, out: str, seed: int) -> Dict[str, Any]:
-        """(number of the input, seconds of its invoke), every input so many times, in random order."""
-        draw, end = random.Random(seed), time.perf_counter() + UNTIMED_LIMIT_S
+        """(number of the input, seconds of its invoke), every input so many times, in random order; fewer times where
+        that would take more than EACH_LIMIT_S."""
+        draw, end, done = random.Random(seed), time.perf_counter() + EACH_LIMIT_S, 0
         with open(out, "wb") as file:
-            for _ in range(repeats):
+            while done < repeats:
+                rows = []
                 for index in draw.sample(range(len(self.prepared)), len(self.prepared)):
-                    file.write(SAMPLE.pack(index, self.query(self.prepared[index])[1]))
-                if time.perf_counter() > end:
-                    break
-        return {}
+                    rows.append(SAMPLE.pack(index, self.query(self.prepared[index])[1]))
+                    if time.perf_counter() > end:
+                        return {"repeats": done}
+                file.write(b"".join(rows))
+                done += 1
+        return {"repeats": done}
+
+    def _sleep_until(self, moment: float) -> None:
+        """By time.perf_counter(), which on Linux is time.monotonic() too; with signs of life."""
+        while (early := moment - time.perf_counter()) > 0:
+            time.sleep(min(early, BEAT_S))
+            self.beat()
 
     def _next(self) -> List[Any]:
         self.position += 1
@@ -337,7 +354,8 @@ def _warm_up(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
 
 def _block(state: Dict[str, Any], request: Dict[str, Any]) -> Dict[str, Any]:
     result: Dict[str, Any] = state["runner"].block(
-        request["seconds"], request["queries"], request["out"], request.get("limit_s"), request.get("keep")
+        *(request[name] for name in ("seconds", "queries", "out")),
+        *(request.get(name) for name in ("limit_s", "keep", "start_at")),
     )
     return result
 

@@ -38,7 +38,7 @@ def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--no-repeat", is_flag=True, help="Do not measure again, after a pause, what drifted or throttled."
         ),
         click.option(
-            "--minutes", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Of --mode sustained."
+            "--minutes", type=click.FloatRange(0.1, 480), default=30.0, show_default=True, help="Of --mode sustained."
         ),
         click.option(
             "--mode",

@@ -14,12 +14,14 @@ from .bench import load as load_inputs
 from .common import Where, device_options, json_option, power_mode_options, print_json
 from .display import Display
 
+MOST_STREAMS = 64
+
 
 @click.command(short_help="Throughput, latency under random arrivals, slow inputs.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--streams",
-    type=click.IntRange(1, 64),
+    type=click.IntRange(1, MOST_STREAMS),
     multiple=True,
     help="So many copies of the model at once; repeat it for several. One is always measured.  [default: 1, cores]",
 )
@@ -31,7 +33,7 @@ from .display import Display
     help="Queries a second that arrive at random (Poisson); repeat it.  [default: 50 and 80 % of what one stream does]",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=1), default=10.0, show_default=True, help="Length of each measurement."
+    "--seconds", type=click.FloatRange(1, 3600), default=10.0, show_default=True, help="Length of each measurement."
 )
 @device_options
 @power_mode_options
@@ -58,7 +60,7 @@ def load(
       edgeopt load model.tflite --inputs real.npz --rate 20 --rate 40 --device ssh://pi@raspberrypi
     """
     from .. import load as job
-    from .. import measure
+    from .. import measure, placement
 
     if len(set(rates)) < len(rates) or len(set(streams)) < len(streams):
         raise ConfigError("--rate and --streams: each value once")
@@ -73,12 +75,13 @@ def load(
             facts = session.facts()
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address, model if model.suffix == ".edgeopt" else None)
-            wanted = streams or (facts["cores_allowed"],)
+            placement.checked(session, artifact, shards, placement.Demand(), wanted=False)
+            wanted = streams or (min(MOST_STREAMS, facts["cores_allowed"]),)
             found = job.measured(session, artifact, shards, wanted, rates, seconds, seed, folder, power_mode)
         board = {**facts, **where.board(session)}
-    marks = found.pop("marks") + ([] if shards else ["random inputs"])
-    document = {"device": session.address, "board": board, "name": artifact.name, "threads": artifact.threads}
-    document = {**document, **found, "marks": marks}
+    marks = found["conditions"]["marks"] + ([] if shards else ["random inputs"])
+    document: dict[str, Any] = {"device": session.address, "board": board, "name": artifact.name}
+    document = {**document, "runtime": artifact.runtime, "threads": artifact.threads, **found, "marks": marks}
     print_json(document) if as_json else _show(document)
     return 0
 

@@ -164,7 +164,7 @@ class Session:
                 held = self.request("blob.stat", sha256=[sha256])[sha256]
         return sha256
 
-    def run(self, request: dict[str, Any], limit_s: float = 3600.0) -> tuple[str, dict[str, Any]]:
+    def run(self, request: dict[str, Any], limit_s: float = 86400.0) -> tuple[str, dict[str, Any]]:
         """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it.
 
         Raises AgentFailure with the job's own error, or when it ended without a result or passed `limit_s`.
