@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from boards import (
     until,
     workers_of,
 )
-from edgeopt_agent import wire
+from edgeopt_agent import bench, wire
 
 from edgeopt.device.archive import agent_archive, lean
 from edgeopt.device.local import LocalTransport
@@ -219,6 +220,35 @@ def test_a_worker_that_dies_is_told_with_its_signal(session: Session, root: Path
     thread.join(60)
     assert isinstance(outcome[0], AgentFailure)
     assert "the worker died during 'block': killed by signal 9" in str(outcome[0])
+
+
+@pytest.mark.parametrize(("renew", "at_least"), [(1, 6), (0, 2)])
+def test_a_comparison_begins_every_round_with_new_processes(
+    session: Session, root: Path, renew: int, at_least: int
+) -> None:
+    shard = session.send(samples())
+    blobs = [session.send(fake_model(invoke_s=delay)) for delay in (0.001, 0.002)]
+    request = bench_request(blobs, [shard], rounds=3, renew=renew, min_seconds=3.0)
+    thread, outcome = in_background(session, request)
+    job = until(lambda: progress_of(root), "the middle of the job")
+    seen: set[int] = set()
+    while thread.is_alive():
+        seen |= set(workers_of(job))
+        time.sleep(0.05)
+    _, result = outcome[0]
+    assert result["renew"] == renew
+    assert [block["artifact"] for block in result["blocks"]] == [0, 1, 1, 0] * 3
+    assert at_least - 2 <= len(seen) <= at_least  # the first two may have ended before the first look
+
+
+@pytest.mark.parametrize(
+    ("renew", "once_s", "measuring_s", "every"),
+    [(1, 1.0, 6.0, 1), (1, 8.0, 6.0, 2), (1, 20.0, 6.0, 0), (1, 20.0, 300.0, 1), (0, 0.1, 6.0, 0)],
+)
+def test_new_processes_that_cost_more_than_measuring_are_fewer_or_none(
+    renew: int, once_s: float, measuring_s: float, every: int
+) -> None:
+    assert bench.affordable(renew, 12, once_s, measuring_s) == every
 
 
 CGROUP = Path("/sys/fs/cgroup/memory")

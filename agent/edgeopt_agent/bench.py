@@ -67,7 +67,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         stack.enter_context(held(context, request.get("power_mode") or {}))
         memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
         team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed")))
-        renew = _affordable(renew, rounds, team.took_s, 2 * rounds * len(artifacts) * block["seconds"])
+        renew = affordable(renew, rounds, team.took_s, 2 * rounds * len(artifacts) * block["seconds"])
         conditions = [watch.look()]
         started, between = time.monotonic(), 0.0
         for number in range(rounds):
@@ -112,7 +112,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def _affordable(renew: int, rounds: int, once_s: float, measuring_s: float) -> int:
+def affordable(renew: int, rounds: int, once_s: float, measuring_s: float) -> int:
     """After how many rounds to begin with new processes: as asked, half as often, or never (0) where starting them
     would take much longer than measuring."""
     limit_s = max(RENEWAL_S, 2 * measuring_s)
