@@ -185,6 +185,7 @@ def kept(folder: Path, watts: float = 6.0, kind: str = "hwmon", **others: Any) -
         ([[6.0, 5.0, 1200.0]] * 5, "tells 6 W, but its volts by its amperes are 6e+03 W: a thousandth"),
         ([[6.0, 5.0, 9e5]] * 5, "but its volts by its amperes are 4.5e+06 W"),
         ([[6e-6, 5.0, 1.2]] * 5, "a millionth"),
+        ([[6.0, 0.0, 1.2]] * 5, "tells 6 W, but its volts by its amperes are 0 W"),
         ([[7.0, 5.0, 1.2]] * 5, "tells 7 W, but its volts by its amperes are 6 W"),
     ],
 )
