@@ -241,7 +241,8 @@ def test_the_screen_shows_watts_and_windows() -> None:
         "results": [
             {
                 **{"name": "net", "gross_j": figure, "net_j": none, "idle_w": idle, "work_w": idle},
-                **{"windows": [{}, {}, {}], "verdict": {"verdict": "fail", "reason": "too [bold]much"}},
+                **{"windows": [{"invalid": None}, {"invalid": "too [bold]late"}, {"invalid": None}]},
+                **{"verdict": {"verdict": "fail", "reason": "too [bold]much"}},
             }
         ],
         "sampler_overhead": {**figure, "value": 1.002, "interval": [0.99, 1.01]},
@@ -259,6 +260,8 @@ def test_the_screen_shows_watts_and_windows() -> None:
         "sensor hwmon:VDD_IN",
         "2 readings failed: no [bold]answer",
         "6.00 W",
+        "2 of 3",
+        "net  a window is left out: too [bold]late",
         "..11",
         "marked: the board [bold]throttled",
     ):
