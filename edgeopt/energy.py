@@ -233,8 +233,9 @@ def per_inference(
     """Gross and net joules of one inference, and watts at work: medians over windows, with Student's interval of means.
 
     runs: windows at work, each of SHORTEST_WINDOW_S at least; idles: windows before and after them. Net takes the idle
-    board's mean power away; where that drifted, its interval is wider by half of it. {"gross_j", "net_j", "work_w", "idle_w": Figure, "windows": [{"began_s", "seconds", "n",
-    "gross_j", "invalid"}]}; an invalid window is left out and told, and fewer than LEAST_WINDOWS valid ones give none.
+    board's mean power away; where that drifted, its interval is wider by half of it. {"gross_j", "net_j", "work_w",
+    "idle_w": Figure, "windows": [{"began_s", "seconds", "n", "gross_j", "invalid"}]}; an invalid window is left out
+    and told, and fewer than LEAST_WINDOWS valid ones give none.
     """
     how = readings.sensor.how
     told, joules, each_s, watts, errors = [], [], [], [], []

@@ -182,7 +182,7 @@ def test_garbled_lines_tell_nothing(line: str) -> None:
 @pytest.mark.parametrize("line", ["nan,4.2", "inf,4.2", "-inf,4.2", "1,\r4.2"])
 def test_times_that_are_none_tell_nothing(line: str) -> None:
     parser = Lines(Columns.parse("time=1:s,watts=2:W"), "log.csv")
-    with pytest.raises(ValueError, match="a time that is no number|a line that is no CSV"):
+    with pytest.raises(ValueError, match=r"a time that is no number|a line that is no CSV"):
         parser.take(line)
 
 

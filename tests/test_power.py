@@ -214,6 +214,14 @@ def test_a_board_without_a_sensor_says_so(tmp_path: Path, model: Path) -> None:
     assert "no such power sensor for 'any'; this board has: none that this user may read" in refused["error"]["message"]
 
 
+def test_a_misspelt_sensor_is_no_estimate(tmp_path: Path, model: Path) -> None:
+    tree = write(tmp_path / "class", INA3221)
+    asked = ["power", model, "--random", "--estimate", "--profile", "raspberry-pi-5", "--sensor", "hwmon:VDD_INN"]
+    refused = on_board(tree, *asked, code=4)["error"]["message"]
+    assert "no such power sensor for 'hwmon VDD_INN'; this board has" in refused
+    assert "hwmon VDD_IN" in refused
+
+
 def test_of_several_sensors_one_must_be_named(tmp_path: Path, model: Path) -> None:
     tree = write(tmp_path / "class", {**INA3221, **INA226})
     refused = on_board(tree, "power", model, "--random", code=4)["error"]["message"]
