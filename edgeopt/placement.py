@@ -129,8 +129,8 @@ def _not_int8(ran: Sequence[Mapping[str, Any]], artifact: Artifact, least: float
 
 
 def may_be_refused(executed: Mapping[str, Any], artifact: Artifact, demand: Demand) -> bool:
-    """Whether `refusal` must be asked, by what every measurement brings: that tells where each kind of operator ran, not
-    which of them multiply uncounted, so a demand of int8 always needs the operators themselves."""
+    """Whether `refusal` must be asked, by what every measurement brings: that tells where each kind of operator ran,
+    not which of them multiply uncounted, so a demand of int8 always needs the operators themselves."""
     if demand.int8_share is not None:
         return True
     wanted = accelerator(artifact.runtime, artifact.options)

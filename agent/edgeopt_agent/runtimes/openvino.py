@@ -139,12 +139,11 @@ def _macs(kind: str, node: Any) -> int:
     ports = [node.input(0), node.input(1), node.output(0)]
     if any(port.get_partial_shape().is_dynamic for port in ports):
         return 0
-    data, weights, result = (list(port.get_shape()) for port in ports)
+    data, weights, result = ([int(size) for size in port.get_shape()] for port in ports)
     if kind in ("Convolution", "Deconvolution"):
-        inner: int = math.prod(weights[len(weights) - len(data) + 1 :])
+        inner = math.prod(weights[len(weights) - len(data) + 1 :])
         return math.prod(data if kind == "Deconvolution" else result) * inner
-    produced: int = math.prod(result)
-    return produced * int(data[-1])
+    return math.prod(result) * data[-1]
 
 
 def _describe(port: Any) -> Dict[str, Any]:
