@@ -186,7 +186,7 @@ def units_disagree(told: Sequence[tuple[float, float, float]], where: str) -> st
     least = float(np.median([abs(volts) for _, volts, _ in rows])) * CURRENT_STEP_A
     if abs(abs(watts) - product) <= UNITS_TOLERANCE * product + least:
         return None
-    ratio = abs(watts) / product
+    ratio = abs(watts) / product if product else math.inf  # a rail that reads 0 V
     powers = next((power for power in (3, 6, -3, -6) if abs(ratio / 10.0**power - 1) < 2 * UNITS_TOLERANCE), None)
     slip = {3: "1,000 times as much", 6: "1,000,000 times as much", -3: "a thousandth", -6: "a millionth"}
     likely = f": {slip[powers]}, so a unit is mistaken (mW for µW, mA for A, …)" if powers else ""
@@ -233,8 +233,9 @@ def per_inference(
     """Gross and net joules of one inference, and watts at work: medians over windows, with Student's interval of means.
 
     runs: windows at work, each of SHORTEST_WINDOW_S at least; idles: windows before and after them. Net takes the idle
-    board's mean power away. {"gross_j", "net_j", "work_w", "idle_w": Figure, "windows": [{"began_s", "seconds", "n",
-    "gross_j", "invalid"}]}; an invalid window is left out and told, and fewer than LEAST_WINDOWS valid ones give none.
+    board's mean power away; where that drifted, its interval is wider by half of it. {"gross_j", "net_j", "work_w",
+    "idle_w": Figure, "windows": [{"began_s", "seconds", "n", "gross_j", "invalid"}]}; an invalid window is left out
+    and told, and fewer than LEAST_WINDOWS valid ones give none.
     """
     how = readings.sensor.how
     told, joules, each_s, watts, errors = [], [], [], [], []
@@ -262,7 +263,7 @@ def per_inference(
     net = (
         Figure(None, None, len(gross), how, f"idle power is not known: {idle.invalid}")
         if idle.value is None
-        else _middle(gross - idle.value * seconds, blur * gross.mean(), how)
+        else _middle(gross - idle.value * seconds, blur * gross.mean() + _drift_w(idle) * seconds.mean(), how)
     )
     work = _middle(np.array(watts), blur * float(np.mean(watts)), how)
     gross_j = _middle(gross, blur * gross.mean(), how)
@@ -286,6 +287,11 @@ def _idle_power(readings: Readings, idles: Sequence[Window], most_w: float) -> F
         why = next((figure.invalid for figure, _ in found if figure.invalid), "it was not measured")
         return Figure(None, None, len(watts), how, why)
     return Figure(float(np.mean(watts)), (min(watts), max(watts)), len(watts), how)
+
+
+def _drift_w(idle: Figure) -> float:
+    """By how much the idle board's power may have been another one while it worked: half of what it changed by."""
+    return (max(idle.interval) - min(idle.interval)) / 2 if idle.interval else 0.0
 
 
 def _middle(values: Floats, blur: float, how: str) -> Figure:

@@ -157,9 +157,11 @@ class Lines:
         try:
             if unit == "iso":
                 return datetime.fromisoformat(cell).timestamp()  # without an offset: this machine's local time
-            return float(cell) * UNITS["time"][unit]
+            if math.isfinite(found := float(cell) * UNITS["time"][unit]):
+                return found
         except (ValueError, OverflowError):
-            raise ValueError(f"a time that is no {'ISO 8601' if unit == 'iso' else 'number'}") from None
+            pass
+        raise ValueError(f"a time that is no {'ISO 8601' if unit == 'iso' else 'number'}")
 
     def _require_unit(self, name: str, where: str, told: str | None) -> None:
         unit = self._columns.of[name].unit
@@ -173,7 +175,10 @@ def _cells(text: str) -> list[str]:
     mark = next((mark for mark in ";\t," if mark in text), None)
     if mark is None:
         return re.sub(rf"(?<=\d)\s+(?=(?:{ALL_UNITS})(?:\s|$))", "", text).split()  # "5.0 V 840 mA" has two columns
-    cells = [cell.strip() for cell in next(csv.reader([text], delimiter=mark), [])]
+    try:
+        cells = [cell.strip() for cell in next(csv.reader([text], delimiter=mark), [])]
+    except csv.Error:
+        raise ValueError("a line that is no CSV") from None
     return cells if mark == "," else [re.sub(r"(?<=\d),(?=\d+\s*[A-Za-z]*$)", ".", cell) for cell in cells]
 
 

@@ -6,6 +6,7 @@ error that names the operators, unless it was allowed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -26,6 +27,9 @@ CONVERSIONS = {
     *("QuantizeLinear", "DequantizeLinear", "Cast", "Reshape", "Transpose", "ReorderInput", "ReorderOutput"),
     *("Convert", "Reorder", "FakeQuantize"),
 }
+# Operators that multiply, by their names in all runtimes; those of them that tell no MACs leave a share unknown.
+MULTIPLIES = re.compile(r"conv(?!ert)|matmul|gemm|fully_?connected|lstm|gru|rnn|svdf|attention|einsum|^mha", re.I)
+INT8_ONLY = "libethosu_delegate.so"  # tells no MACs, and its NPU has no float
 CPU = {"openvino": "CPU", "onnxruntime": "CPUExecutionProvider"}
 
 
@@ -91,31 +95,47 @@ def refusal(ran: Sequence[Mapping[str, Any]], artifact: Artifact, demand: Demand
             f"{len(outside)} of {len(ran)} operators do not run on {wanted}{much}: {_names(outside, 'place')}; allow "
             "it by the operator's name with --allow-fallback or [ladder] allow_fallback, or take another model"
         )
-    if demand.int8_share is None:
-        return None
+    return None if demand.int8_share is None else _not_int8(ran, artifact, demand.int8_share)
+
+
+def _not_int8(ran: Sequence[Mapping[str, Any]], artifact: Artifact, least: float) -> str | None:
+    """Why the share of multiply-accumulates in int8 is less, or cannot be shown, in words."""
+    wanted = accelerator(artifact.runtime, artifact.options)
+    uncounted = [one for one in ran if not one["macs"] and MULTIPLIES.search(one["op"])]
+    if uncounted:
+        return (
+            f"the multiply-accumulates of {len(uncounted)} operators cannot be counted, so a share of int8 cannot be "
+            f"shown: {_names(uncounted, 'type')}; leave --require-int8 and [ladder] require_int8"
+        )
     counted = [one for one in ran if one["macs"]]
     found = share([one for one in counted if one["type"] == "int8"], ran)
-    if found is None and wanted is not None:
-        return None  # the accelerator does not tell, and computes nothing in float
+    if found is None and wanted == INT8_ONLY:
+        return None
     if found is None:
-        return "the runtime tells of no multiply-accumulates, so a share of int8 cannot be shown; leave --require-int8"
-    if found >= demand.int8_share:
+        who = f"{wanted} (which may compute in float)" if wanted else "the runtime"
+        return f"{who} tells of no multiply-accumulates, so a share of int8 cannot be shown; leave --require-int8"
+    if artifact.runtime == "tflite" and any(one["place"] == wanted for one in counted):
+        return (
+            f"{wanted} may compute int8 tensors in float and does not tell, so a share of int8 cannot be shown; leave "
+            "--require-int8"
+        )
+    if found >= least:
         return None
     others = [one for one in counted if one["type"] != "int8"]
     return (
-        f"{found:.1%} of its multiply-accumulates are computed in int8, {demand.int8_share:.1%} are required; in other "
+        f"{found:.1%} of its multiply-accumulates are computed in int8, {least:.1%} are required; in other "
         f"types: {_names(others, 'type')}"
     )
 
 
-def is_refused(executed: Mapping[str, Any], artifact: Artifact, demand: Demand) -> bool:
-    """As refusal, by what every measurement brings; it has no operators' names."""
-    wanted, macs = accelerator(artifact.runtime, artifact.options), executed.get("macs") or {}
-    kinds = [{"op": op, "place": place} for place, own in (executed.get("places") or {}).items() for op in own]
-    if wanted is not None and left_out(kinds, wanted, demand.allowed):
+def may_be_refused(executed: Mapping[str, Any], artifact: Artifact, demand: Demand) -> bool:
+    """Whether `refusal` must be asked, by what every measurement brings: that tells where each kind of operator ran,
+    not which of them multiply uncounted, so a demand of int8 always needs the operators themselves."""
+    if demand.int8_share is not None:
         return True
-    total = sum(macs.values())
-    return demand.int8_share is not None and bool(total) and macs.get("int8", 0) / total < demand.int8_share
+    wanted = accelerator(artifact.runtime, artifact.options)
+    kinds = [{"op": op, "place": place} for place, own in (executed.get("places") or {}).items() for op in own]
+    return wanted is not None and bool(left_out(kinds, wanted, demand.allowed))
 
 
 def planned(npu: Mapping[str, Any] | None, demand: Demand) -> str | None:

@@ -102,6 +102,22 @@ class Demand:
 
 
 PARTS = ("rapl", "pmic")  # sensors that see the processor, or the rails behind one chip, never the whole board
+INPUT_RAILS = ("VDD_IN",)  # of hwmon, before all others; any other label may be a rail of one block
+
+
+def unseen(kind: str, rail: str, whole_board: bool) -> str:
+    """Why a sensor may see less than the board, in words; empty: it sees all. whole_board: the user says so of it."""
+    if kind in PARTS:
+        return "the sensor sees a part of the board only"
+    if kind == "hwmon" and rail not in INPUT_RAILS and not whole_board:
+        return f"whether {kind}:{rail} feeds the whole board is not known; if it does, say so with --whole-board"
+    return ""
+
+
+def require_rail(wanted: Mapping[str, str | None], whole_board: bool) -> None:
+    """Raises ConfigError where --whole-board is said of a rail that is not named."""
+    if whole_board and (wanted["kind"] != "hwmon" or not wanted["rail"]):
+        raise ConfigError("--whole-board says of one rail that it feeds all; name it with --sensor hwmon:RAIL")
 
 
 def demands(profile: DeviceProfile | None, budget_w: float | None, budget_j: float | None) -> list[Demand]:
@@ -242,6 +258,8 @@ def require_typical(profile: DeviceProfile) -> float:
 def estimate(profile: DeviceProfile, latency: dict[str, Any]) -> dict[str, Any]:
     """As Run.per_inference, from the profile's own watts by the median latency; every figure is marked estimated.
 
+    The profile's watts are with all cores at work, so the joules of fewer threads are told too high.
+
     Raises ConfigError where the profile tells no typical power.
     """
     typical, idle = require_typical(profile), profile.power.idle_w
@@ -261,19 +279,19 @@ def estimate(profile: DeviceProfile, latency: dict[str, Any]) -> dict[str, Any]:
     return stats.summary_to_json(found)
 
 
-def judge(result: dict[str, Any], demands: Sequence[Demand], part: bool) -> dict[str, str] | None:
+def judge(result: dict[str, Any], demands: Sequence[Demand], part: str = "") -> dict[str, str] | None:
     """{"verdict": pass, fail or undecided, "reason"} of one artifact by the intervals of its figures; None: no demand.
 
-    part: the sensor sees a part of the board only, so what the profile allows the whole cannot be passed by it.
+    part: as `unseen`; where it says something, what the profile allows the whole board cannot be passed.
     """
-    found = [_one(demand, result[demand.key], part and demand.of_profile) for demand in demands]
+    found = [_one(demand, result[demand.key], part if demand.of_profile else "") for demand in demands]
     if not found:
         return None
     worst = next((name for name in ("fail", "undecided") if any(one[0] == name for one in found)), "pass")
     return {"verdict": worst, "reason": "; ".join(reason for _, reason in found)}
 
 
-def _one(demand: Demand, figure: dict[str, Any], part: bool) -> tuple[str, str]:
+def _one(demand: Demand, figure: dict[str, Any], part: str) -> tuple[str, str]:
     words = f"{demand.words} {{}} the budget of {demand.most:g} {demand.unit}"
     if figure["value"] is None:
         return "undecided", f"{demand.words} is not known: {figure['invalid']}"
@@ -285,5 +303,5 @@ def _one(demand: Demand, figure: dict[str, Any], part: bool) -> tuple[str, str]:
     if high > demand.most:
         return "undecided", f"the interval of {words.format('holds')}: more or longer windows would narrow it"
     if part:
-        return "undecided", f"{words.format('is within')}, but the sensor sees a part of the board only"
+        return "undecided", f"{words.format('is within')}, but {part}"
     return "pass", words.format("is within")

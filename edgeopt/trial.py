@@ -84,7 +84,7 @@ def _demand(run: Run, recipe: Recipe) -> placement.Demand:
 def _fell_back(run: Run, recipe: Recipe, artifact: Artifact, executed: dict[str, Any]) -> str | None:
     """Why the operators did not run where and as the plan wants, with their names; None where they did."""
     demand = _demand(run, recipe)
-    if not placement.is_refused(executed, artifact, demand):
+    if not placement.may_be_refused(executed, artifact, demand):
         return None
     one = dataclasses.replace(run.bench.splits["selection"].take(np.arange(1)), labels=None)
     found = placement.operators(run.session, artifact, measure.shards(one), 0)

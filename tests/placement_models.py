@@ -116,6 +116,49 @@ def mixed_ir(path: Path, quantized: tuple[bool, bool]) -> Path:
     return path
 
 
+def transposed(runtime: str, path: Path) -> Path:
+    """(1, 3, 8, 8) float32 through one transposed convolution of 5 filters, 4 x 4, that doubles the sides."""
+    import torch
+
+    net = torch.nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1, bias=False).eval()
+    if runtime == "tflite":
+        import litert_torch
+
+        litert_torch.convert(net, (torch.zeros(1, 3, 8, 8),)).export(str(path))
+        return path
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], pads=[1] * 4)
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, sizes[0], sizes[1], sizes[1]])
+        for name, sizes in (("x", (3, 8)), ("y", (5, 16)))
+    ]
+    weights = [numpy_helper.from_array(net.weight.detach().numpy(), "w")]
+    graph = helper.make_graph([node], "transposed", ports[:1], ports[1:], weights)
+    onnx = path.with_suffix(".onnx")
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), onnx)
+    if runtime == "openvino":
+        import openvino
+
+        openvino.save_model(openvino.convert_model(onnx), path, compress_to_fp16=False)
+    return path
+
+
+def recurrent_onnx(path: Path) -> Path:
+    """(4, 1, 8) float32 through an LSTM, whose multiply-accumulates no runtime tells."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], name="memory", hidden_size=3)
+    weights = [numpy_helper.from_array(np.ones((1, 12, n), np.float32), name) for name, n in (("w", 8), ("r", 3))]
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+        for name, sizes in (("x", [4, 1, 8]), ("y", [4, 1, 1, 3]))
+    ]
+    graph = helper.make_graph([node], "recurrent", ports[:1], ports[1:], weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def refusing_delegate(folder: Path) -> Path:
     """A library for TFLite that takes no operator."""
     compiler = shutil.which("cc")

@@ -14,6 +14,7 @@ from report_data import run, write
 from edgeopt import cost, profile
 from edgeopt.cost import Prices
 from edgeopt.evidence import Scored
+from edgeopt.report import accounts
 
 PRICES = Prices(hardware=60.0, life_years=5.0, energy_per_kwh=0.30, currency="EUR")
 LATENCY: dict[str, Any] = {"mean_s": {"value": 0.010}, "n": 1024}
@@ -63,6 +64,11 @@ def test_what_is_absent_is_none_and_named(latency: Any, energy: Any, prices: Pri
 def test_an_estimated_energy_makes_an_estimated_cost() -> None:
     guessed = {"gross_j": ENERGY["gross_j"] | {"how": "estimated"}}
     assert cost.per_1000_runs(LATENCY, guessed, PRICES)["total"]["how"] == "estimated"
+
+
+def test_money_is_written_as_every_number_is() -> None:
+    dear = cost.per_1000_runs(LATENCY, ENERGY, Prices(hardware=123_456.0, currency="EUR"))
+    assert accounts.cost(dear)[1][1] == "1,235 EUR"
 
 
 def test_no_price_is_built_in() -> None:

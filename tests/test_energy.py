@@ -145,6 +145,19 @@ def test_gross_and_net_of_one_inference() -> None:
     assert len(found["windows"]) == LEAST_WINDOWS
 
 
+def test_net_is_as_unsure_as_the_idle_board_drifts() -> None:
+    """Idle 2 W before and 4 W after; the half of that by the seconds of an inference is what net cannot know."""
+    steady = trace(POWER, BUSY)
+    before, after = (np.where(steady.times_s > 58, watts, 2.0) for watts in (2.0, 4.0))
+    spread = []
+    for idle in (before, after):
+        busy = (steady.times_s > 9.9) & (steady.times_s < 57.2)
+        readings = dataclasses.replace(steady, values=np.where(busy, steady.values, idle))
+        low, high = per_inference(readings, BUSY, IDLE)["net_j"].interval
+        spread.append((high - low) / 2)
+    assert spread[1] - spread[0] == pytest.approx(1.0 * 0.01, rel=0.01)
+
+
 def test_without_idle_power_there_is_no_net() -> None:
     found = per_inference(trace(POWER, BUSY), BUSY, [])
     assert found["gross_j"].value is not None

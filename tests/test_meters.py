@@ -179,6 +179,13 @@ def test_garbled_lines_tell_nothing(line: str) -> None:
         parser.take(line)
 
 
+@pytest.mark.parametrize("line", ["nan,4.2", "inf,4.2", "-inf,4.2", "1,\r4.2"])
+def test_times_that_are_none_tell_nothing(line: str) -> None:
+    parser = Lines(Columns.parse("time=1:s,watts=2:W"), "log.csv")
+    with pytest.raises(ValueError, match=r"a time that is no number|a line that is no CSV"):
+        parser.take(line)
+
+
 def test_a_serial_port_with_noise() -> None:
     """It begins in the middle of a line, as ports do; every tenth line is garbled, every eleventh comes in halves."""
 
@@ -315,6 +322,20 @@ def test_a_file_that_cannot_serve_is_told_before_the_board_works(
     with pytest.raises(ConfigError) as raised:
         meters.connect(f"csv:{path}", Columns.parse(columns)).start()
     assert said in str(raised.value)
+
+
+def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+    """To open a FIFO would wait for ever; one may also come in the place of the file that is awaited."""
+    path, columns = tmp_path / "log.csv", Columns.parse("time=t:s,watts=P:W")
+    with pytest.raises(ConfigError, match="serial:PORT is for ports"):
+        read_csv(path, "time=t:s,watts=P:W", lambda: os.mkfifo(path))
+    for place in (path, "/dev/zero"):
+        with pytest.raises(ConfigError, match="serial:PORT is for ports"):
+            meters.connect(f"csv:{place}", columns)
+    endless = tmp_path / "endless.csv"
+    endless.write_bytes(b"t,P\n" + b"0" * 100_000)
+    with pytest.raises(ConfigError, match="a line of more than 65536 bytes"):
+        meters.connect(f"csv:{endless}", columns).start()
 
 
 def test_a_file_without_the_headers_is_told_at_the_end(tmp_path: Path) -> None:

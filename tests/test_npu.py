@@ -78,6 +78,18 @@ def test_a_report_that_the_file_belies_is_not_believed(tmp_path: Path) -> None:
 
 
 @vela
+def test_tables_that_vela_writes_in_another_way_are_told_with_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(tmp_path)
+    monkeypatch.setitem(ethosu.SUMMARY, "macs", ("no_such_column", 1.0))
+    with pytest.raises(
+        ModelError, match=r"tables of ethos-u-vela \d\S+ are not as edgeopt reads them .*no_such_column"
+    ):
+        ethosu.compile_for(model, "ethos-u65-256", tmp_path / "npu.tflite", silent)
+
+
+@vela
 def test_compiling_is_done_once(tmp_path: Path) -> None:
     told: list[str] = []
     cache, model, step = Cache(tmp_path / "cache"), small(tmp_path), Npu("ethos-u65-256", "/usr/lib/x.so")

@@ -214,6 +214,14 @@ def test_a_board_without_a_sensor_says_so(tmp_path: Path, model: Path) -> None:
     assert "no such power sensor for 'any'; this board has: none that this user may read" in refused["error"]["message"]
 
 
+def test_a_misspelt_sensor_is_no_estimate(tmp_path: Path, model: Path) -> None:
+    tree = write(tmp_path / "class", INA3221)
+    asked = ["power", model, "--random", "--estimate", "--profile", "raspberry-pi-5", "--sensor", "hwmon:VDD_INN"]
+    refused = on_board(tree, *asked, code=4)["error"]["message"]
+    assert "no such power sensor for 'hwmon VDD_INN'; this board has" in refused
+    assert "hwmon VDD_IN" in refused
+
+
 def test_of_several_sensors_one_must_be_named(tmp_path: Path, model: Path) -> None:
     tree = write(tmp_path / "class", {**INA3221, **INA226})
     refused = on_board(tree, "power", model, "--random", code=4)["error"]["message"]
@@ -241,7 +249,8 @@ def test_the_screen_shows_watts_and_windows() -> None:
         "results": [
             {
                 **{"name": "net", "gross_j": figure, "net_j": none, "idle_w": idle, "work_w": idle},
-                **{"windows": [{}, {}, {}], "verdict": {"verdict": "fail", "reason": "too [bold]much"}},
+                **{"windows": [{"invalid": None}, {"invalid": "too [bold]late"}, {"invalid": None}]},
+                **{"verdict": {"verdict": "fail", "reason": "too [bold]much"}},
             }
         ],
         "sampler_overhead": {**figure, "value": 1.002, "interval": [0.99, 1.01]},
@@ -259,6 +268,8 @@ def test_the_screen_shows_watts_and_windows() -> None:
         "sensor hwmon:VDD_IN",
         "2 readings failed: no [bold]answer",
         "6.00 W",
+        "2 of 3",
+        "net  a window is left out: too [bold]late",
         "..11",
         "marked: the board [bold]throttled",
     ):

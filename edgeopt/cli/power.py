@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..profile import DeviceProfile
 
 METER_WAIT_S = 10.0
+WINDOWS = 3
 
 
 def _budget_options(command: Any) -> Any:
@@ -32,8 +33,11 @@ def _budget_options(command: Any) -> Any:
             type=click.FloatRange(0, min_open=True),
             help="Watts at work, at most; default: the profile's [power] budget_w.",
         ),
+        click.option("--whole-board", is_flag=True, help="The rail of --sensor hwmon:RAIL feeds the whole board."),
         click.option(
-            "--estimate", is_flag=True, help="No sensor there: the profile's watts by time, marked estimated."
+            "--estimate",
+            is_flag=True,
+            help="No sensor there: the profile's watts, of all cores at work, by time; marked estimated.",
         ),
     ):
         command = option(command)
@@ -45,8 +49,7 @@ def _meter_options(command: Any) -> Any:
         click.option(
             "--meter-wait",
             type=click.FloatRange(0, 3600),
-            default=METER_WAIT_S,
-            show_default=True,
+            show_default=f"{METER_WAIT_S:g}",
             help="Seconds to wait at the end for the meter's last readings, or for a file that you export by hand.",
         ),
         click.option("--meter-columns", help="QUANTITY=HEADER:UNIT,… of time, watts, volts, amperes: see below."),
@@ -63,7 +66,7 @@ def _meter_options(command: Any) -> Any:
 @click.option("--list", "list_only", is_flag=True, help="Show the board's power sensors, and stop.")
 @_meter_options
 @_budget_options
-@click.option("--windows", type=click.IntRange(3), default=3, show_default=True, help="Windows of each model.")
+@click.option("--windows", type=click.IntRange(3), show_default=str(WINDOWS), help="Windows of each model.")
 @click.option(
     "--seconds",
     type=click.FloatRange(10, 600),
@@ -157,11 +160,12 @@ def _measure(
     sensor: str | None,
     meter: str | None,
     meter_columns: str | None,
-    meter_wait: float,
+    meter_wait: float | None,
+    whole_board: bool,
     estimate: bool,
     budget_w: float | None,
     budget_j: float | None,
-    windows: int,
+    windows: int | None,
     seconds: float | None,
     power_mode: dict[str, Any],
     inputs: Path | None,
@@ -172,7 +176,10 @@ def _measure(
     from .. import measure
     from .. import power as job
 
+    if estimate and (windows or seconds):
+        raise ConfigError("--windows and --seconds are a sensor's; with --estimate nothing is measured in windows")
     wanted, profile = job.choose(sensor), _profile(where)
+    job.require_rail(wanted, whole_board)
     demands = job.demands(profile, budget_w, budget_j)
     names = ", ".join(path.name for path in paths)
     with contextlib.ExitStack() as stack:
@@ -186,15 +193,16 @@ def _measure(
         for path, artifact in zip(paths, artifacts, strict=True):
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
-        if estimate and not job.fitting(facts["sensors"], wanted):
-            found = _estimated(session, artifacts, shards, seed, folder, profile)
+        if estimate and not facts["sensors"]:  # one that is there, and misspelt, is the agent's to name
+            found = _estimated(session, artifacts, shards, seed, folder, profile, power_mode)
         else:
             window_s = seconds or job.window_s(facts["sensors"], wanted, metering)
             run = job.sample(
-                session, artifacts, shards, wanted, folder, windows, window_s, window_s / 2, seed, metering, power_mode
+                *(session, artifacts, shards, wanted, folder, windows or WINDOWS, window_s, window_s / 2, seed),
+                *(metering, power_mode),
             )
             found = _measured(run, artifacts, job.most_w(profile))
-        part = found["sensor"]["kind"] in job.PARTS
+        part = job.unseen(found["sensor"]["kind"], found["sensor"]["rail"], whole_board)
         for result in found["results"]:
             result["verdict"] = job.judge(result, demands, part)
         verdicts = [result["verdict"]["verdict"] for result in found["results"] if result["verdict"]]
@@ -212,7 +220,7 @@ def _profile(where: Where) -> DeviceProfile | None:
 def _metering(
     meter: str | None,
     columns: str | None,
-    wait_s: float,
+    wait_s: float | None,
     sensor: str | None,
     estimate: bool,
     stack: contextlib.ExitStack,
@@ -223,8 +231,9 @@ def _metering(
     from ..meter_lines import Columns
 
     if meter is None:
-        if columns is not None:
-            raise ConfigError("--meter-columns: they are a meter's; name it with --meter")
+        for name, given in (("--meter-columns", columns), ("--meter-wait", wait_s)):
+            if given is not None:
+                raise ConfigError(f"{name}: that is a meter's; name it with --meter")
         return None
     if sensor is not None or estimate:
         other = "--sensor" if sensor is not None else "--estimate"
@@ -232,7 +241,7 @@ def _metering(
     meters.split(meter)
     opened = stack.enter_context(contextlib.closing(meters.connect(meter, Columns.parse(columns))))
     opened.start()
-    return job.Metering(meter, opened, wait_s)
+    return job.Metering(meter, opened, METER_WAIT_S if wait_s is None else wait_s)
 
 
 def _measured(run: job.Run, artifacts: list[Artifact], most_w: float) -> dict[str, Any]:
@@ -273,6 +282,7 @@ def _estimated(
     seed: int,
     folder: Path,
     profile: DeviceProfile | None,
+    power_mode: dict[str, Any],
 ) -> dict[str, Any]:
     """As _measured, where nothing measures power: the latency is measured, the watts are the profile's."""
     from .. import measure
@@ -281,7 +291,7 @@ def _estimated(
     if profile is None:
         raise ConfigError("--estimate: the watts are the profile's; name it with --profile")
     job.require_typical(profile)
-    comparison = measure.bench(session, artifacts, shards, "rapid", seed, folder)
+    comparison = measure.bench(session, artifacts, shards, "rapid", seed, folder, power_mode=power_mode)
     return {
         "sensor": {
             "kind": "none",

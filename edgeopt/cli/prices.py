@@ -12,7 +12,11 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 _OPTIONS = (
     click.option("--hardware-price", type=POSITIVE, help="Price of the board; else [cost] of its profile."),
     click.option("--life-years", type=POSITIVE, help="How long the board serves; else [cost] of its profile."),
-    click.option("--energy-price", type=POSITIVE, help="Price of a kilowatt-hour; else [cost] of the profile."),
+    click.option(
+        "--energy-price",
+        type=POSITIVE,
+        help="Price of a kilowatt-hour; else [cost] of the profile. Runs hold no energy yet: its cost says so.",
+    ),
     click.option("--runs-per-day", type=POSITIVE, help="Default: [cost] of the profile, else without a pause."),
     click.option("--currency", help="What the prices are in: EUR."),
 )

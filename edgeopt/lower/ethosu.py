@@ -7,6 +7,7 @@ is marked simulated.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -79,10 +80,11 @@ def compile_for(model: Path, configuration: str, out: Path, progress: Progress) 
     with tempfile.TemporaryDirectory(prefix="edgeopt-vela-") as text:
         folder = Path(text)
         said = _run_vela(model, configuration, folder)
-        placement = _placement(folder / f"{model.stem}_debug.xml", said)
+        with _reading(model):
+            placement = _placement(folder / f"{model.stem}_debug.xml", said)
+            estimate = _estimate(folder / f"{model.stem}_summary_{system}.csv")
         compiled = folder / f"{model.stem}_vela.tflite"
         _require_placed(model, configuration, placement, formats.read(compiled, "tflite"))
-        estimate = _estimate(folder / f"{model.stem}_summary_{system}.csv")
         out.write_bytes(compiled.read_bytes())
     version = metadata.version("ethos-u-vela")
     compiler = {"vela": version, "accelerator": configuration, "system": system, "memory_mode": memory}
@@ -126,6 +128,19 @@ def _run_vela(model: Path, configuration: str, folder: Path) -> str:
         told = lines[-1][:300] if lines else f"exit code {done.returncode}"
         raise ModelError(f"{model}: Vela cannot compile it for {configuration}: {told}")
     return done.stdout
+
+
+@contextlib.contextmanager
+def _reading(model: Path) -> Iterator[None]:
+    """Raises ModelError where Vela's tables are not those that are read here."""
+    try:
+        yield
+    except (KeyError, StopIteration, TypeError, ValueError, OSError) as error:
+        raise ModelError(
+            f"{model}: the tables of ethos-u-vela {metadata.version('ethos-u-vela')} are not as edgeopt reads them "
+            f"({type(error).__name__}: {error}); install the version that edgeopt was tried with: "
+            "pip install 'edgeopt[npu]'"
+        ) from error
 
 
 def _placement(database: Path, said: str) -> dict[str, Any]:

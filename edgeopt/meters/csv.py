@@ -17,6 +17,7 @@ from . import Trace, trace, usual_step
 LOOK_S = 0.25
 CLOCK_SET_S = 0.1  # what time servers may correct in a measurement; more is a jump
 AFTER_S = 0.5
+LONGEST_LINE = 65536  # bytes; more without an end is no log
 HOPELESS = 3  # lines that cannot be read, and none that can
 
 
@@ -29,10 +30,15 @@ class CsvMeter:
         self._was: tuple[int, int] | None = None
         if "time" not in columns.of:
             raise ConfigError(f"--meter csv:{path}: --meter-columns needs a time, as 'time=Timestamp:unix'")
-        if os.path.isdir(path):
-            raise ConfigError(f"--meter csv:{path}: that is a folder")
+        self._require_file()
         if not os.path.isdir(os.path.dirname(path) or "."):
             raise ConfigError(f"--meter csv:{path}: there is no folder {os.path.dirname(path)}")
+
+    def _require_file(self) -> None:
+        """To open a FIFO or a device may wait for ever; raises ConfigError where one is, or comes, in its place."""
+        if os.path.exists(self._path) and not os.path.isfile(self._path):
+            what = "a folder" if os.path.isdir(self._path) else "no file: serial:PORT is for ports"
+            raise ConfigError(f"--meter csv:{self._path}: that is {what}")
 
     def start(self) -> None:
         failures = Counter[str]()  # wrong headers and units are told before the board works
@@ -76,11 +82,14 @@ class CsvMeter:
     def _rows(self, start: int, failures: Counter[str], head: bool = False) -> tuple[list[Row], Lines]:
         """Rows from byte `start` on; head: those of the first lines. Raises ConfigError."""
         lines, rows = Lines(self._columns, f"--meter csv:{self._path}"), list[Row]()
+        self._require_file()
         try:
             with open(self._path, "rb") as file:
                 at = 0
-                for number, raw in enumerate(file):
+                for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b"")):
                     at += len(raw)
+                    if len(raw) > LONGEST_LINE:
+                        raise ConfigError(f"--meter csv:{self._path}: a line of more than {LONGEST_LINE} bytes")
                     if not raw.endswith(b"\n"):
                         break
                     if head and number > HEADER_LINES:

@@ -73,4 +73,4 @@ def _money(figure: Mapping[str, Any], currency: str) -> str:
     value = figure.get("value")
     if not units.known(value):
         return f"none ({units.text(figure.get('invalid'))})"
-    return f"{value:.3g}{currency}{units.mark(figure)}"
+    return f"{units.number(value)}{currency}{units.mark(figure)}"

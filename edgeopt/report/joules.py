@@ -36,9 +36,11 @@ def render(document: dict[str, Any], console: Console) -> None:
         ("idle board", "idle_w", "w"),
     ):
         table.add_row(title, *(Text(units.figure(result[key], unit)) for result in document["results"]))
-    table.add_row("windows", *(units.count(len(result["windows"])) for result in document["results"]))
+    table.add_row("windows", *(windows(result)[0] for result in document["results"]))
     console.print(table)
     for result in document["results"]:
+        for reason in windows(result)[1]:
+            console.print(Text(f"{units.text(result['name'], NAME_LIMIT)}  a window is left out: {reason}", "yellow"))
         if judged := result["verdict"]:
             words = Text.assemble(
                 (judged["verdict"], COLOURS[judged["verdict"]]), f": {units.text(judged['reason'], 400)}"
@@ -60,9 +62,17 @@ def source(document: dict[str, Any]) -> str:
     """Where the watts come from, in words."""
     sensor = document["sensor"]
     if sensor["how"] != "measured":
-        return f"no power sensor: {units.text(sensor['how'])} from the watts of {units.text(sensor['rail'])} by time"
+        rail = units.text(sensor["rail"])
+        return f"no power sensor: {units.text(sensor['how'])} from the watts of {rail} by time, as if all cores worked"
     name = f"{units.text(sensor['kind'])}:{units.text(sensor['rail'])}"
     return f"{'meter' if document['alignment'] else 'sensor'} {name}, read every {sensor['period_s']:.3g} s"
+
+
+def windows(result: dict[str, Any]) -> tuple[str, list[str]]:
+    """How many windows count, as "3 of 5", and why others do not, each reason once."""
+    lost = [units.text(window["invalid"]) for window in result["windows"] if window["invalid"]]
+    total = len(result["windows"])
+    return f"{units.count(total - len(lost))} of {units.count(total)}" if total else "none", list(dict.fromkeys(lost))
 
 
 def aligned(document: dict[str, Any]) -> str:

@@ -48,13 +48,12 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
         units.figure(result[key], unit)
         for key, unit in (("gross_j", "j"), ("net_j", "j"), ("work_w", "w"), ("idle_w", "w"))
     ]
-    lost = [units.text(window["invalid"]) for window in result["windows"] if window["invalid"]]
-    windows = f"{len(result['windows']) - len(lost)} of {len(result['windows'])}"
+    windows, lost = joules.windows(result)
     return {
         "name": units.text(result["name"], NAME_LIMIT),
         "figures": figures,
         "windows": windows,
-        "lost": list(dict.fromkeys(lost)),
+        "lost": lost,
         "verdict": result["verdict"] and {**result["verdict"], "reason": units.text(result["verdict"]["reason"], 400)},
     }
 

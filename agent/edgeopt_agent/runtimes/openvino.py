@@ -13,7 +13,6 @@ from . import check_options, installed, median, summary
 PACKAGES = ("openvino",)
 # precision: of what is not quantized; without it the runtime might choose bf16.
 OPTIONS = {"precision": ("f32", "f16"), "device": ("CPU", "GPU", "NPU")}
-SPATIAL_FROM = {4: 1, 5: 2}  # weights (out, in, kh, kw), grouped (groups, out / groups, in / groups, kh, kw)
 
 
 def available() -> Optional[Dict[str, str]]:
@@ -133,18 +132,18 @@ def _computed(kernel: str, stored: str) -> str:
 
 
 def _macs(kind: str, node: Any) -> int:
-    """Multiply-accumulates of an executed node; 0 where its shapes are only known while it runs."""
-    if kind not in ("Convolution", "FullyConnected", "MatMul"):
+    """Multiply-accumulates of an executed node; 0 where its shapes are only known while it runs. Filters are (out, in,
+    spatial), transposed ones (in, out, spatial), grouped ones have the groups before."""
+    if kind not in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):
         return 0
     ports = [node.input(0), node.input(1), node.output(0)]
     if any(port.get_partial_shape().is_dynamic for port in ports):
         return 0
-    data, weights, result = (list(port.get_shape()) for port in ports)
-    produced: int = math.prod(result)
-    if kind == "Convolution":
-        inner: int = math.prod(weights[SPATIAL_FROM.get(len(weights), 1) :])
-        return produced * inner
-    return produced * int(data[-1])
+    data, weights, result = ([int(size) for size in port.get_shape()] for port in ports)
+    if kind in ("Convolution", "Deconvolution"):
+        inner = math.prod(weights[len(weights) - len(data) + 1 :])
+        return math.prod(data if kind == "Deconvolution" else result) * inner
+    return math.prod(result) * data[-1]
 
 
 def _describe(port: Any) -> Dict[str, Any]:

@@ -14,7 +14,16 @@ from . import PATH, check_options, installed, mac_type, summary
 PACKAGES = ("ai-edge-litert", "tflite-runtime")
 XNNPACK = "XNNPACK"  # the runtime's own delegate, which it applies by itself
 OPTIONS = {"delegate": (PATH,)}  # a vendor's library, for an accelerator
-WITH_WEIGHTS = {"CONV_2D": slice(1, None), "DEPTHWISE_CONV_2D": slice(1, 3), "FULLY_CONNECTED": slice(1, None)}
+# Operators that multiply: at which inputs data and weights are, what the sizes of the weights multiply, and by which.
+WITH_MACS = {
+    "CONV_2D": (0, 1, "result", slice(1, None)),
+    "DEPTHWISE_CONV_2D": (0, 1, "result", slice(1, 3)),
+    "CONV_3D": (0, 1, "result", slice(0, 4)),
+    "TRANSPOSE_CONV": (2, 1, "data", slice(0, 3)),
+    "CONV_3D_TRANSPOSE": (2, 1, "data", slice(0, 4)),
+    "FULLY_CONNECTED": (0, 1, "result", slice(1, None)),
+    "BATCH_MATMUL": (0, 1, "result", None),
+}
 
 
 def available() -> Optional[Dict[str, str]]:
@@ -133,16 +142,15 @@ def _delegated(nodes: List[Dict[str, Any]]) -> Set[int]:
 
 def _macs(node: Dict[str, Any], tensors: Dict[int, Dict[str, Any]]) -> Any:
     """(multiply-accumulates or None, the type that is computed in). Filters are (out, kh, kw, in), depthwise ones
-    (1, kh, kw, out), dense weights (out, in)."""
+    (1, kh, kw, out), those of three dimensions (kd, kh, kw, in, out), dense weights (out, in)."""
     types = [tensors[index]["dtype"].__name__ for index in node["inputs"] if index in tensors]
-    kind = types[0] if types else None
-    if node["op_name"] not in WITH_WEIGHTS and node["op_name"] != "BATCH_MATMUL":
-        return None, kind
-    data, weights = (tensors[index] for index in node["inputs"][:2])
-    sizes = [int(size) for size in tensors[node["outputs"][0]]["shape"]]
-    inner = WITH_WEIGHTS.get(node["op_name"])
-    sizes += [int(size) for size in (weights["shape"][inner] if inner else data["shape"][-1:])]
-    return math.prod(sizes), mac_type(types[0], types[1])
+    if node["op_name"] not in WITH_MACS:
+        return None, (types[0] if types else None)
+    data_at, weights_at, by, inner = WITH_MACS[node["op_name"]]
+    data, weights = (tensors[node["inputs"][at]] for at in (data_at, weights_at))
+    sizes = [int(size) for size in (data if by == "data" else tensors[node["outputs"][0]])["shape"]]
+    sizes += [int(size) for size in (data["shape"][-1:] if inner is None else weights["shape"][inner])]
+    return math.prod(sizes), mac_type(data["dtype"].__name__, weights["dtype"].__name__)
 
 
 def _load_delegate(module: Any, path: str) -> Any:
