@@ -425,11 +425,27 @@ def test_a_health_file_that_cannot_be_read_is_named(pictures: Path, tmp_path: Pa
         prepared.health_samples(opened, 4)
 
 
+def dense_bundle(folder: Path) -> Path:
+    (folder / "d.tflite").write_bytes(dense_tflite())
+    np.savez(folder / "x.npz", x=np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
+    given = ["--inputs", folder / "x.npz", "--profile", "generic-x86-64", "--out", folder / "cpu.edgeopt"]
+    assert run_cli("bundle", folder / "d.tflite", *given).returncode == 0
+    return folder / "cpu.edgeopt"
+
+
+def test_a_damaged_model_in_a_bundle_is_named(tmp_path: Path) -> None:
+    content = dense_tflite()
+    (name,) = (name for name in bundles.read(dense_bundle(tmp_path)).manifest.files if name.endswith(".tflite"))
+    for number, damaged in enumerate((content[:6], content[:8] + b"\xff" * (len(content) - 8))):
+        bad = tmp_path / f"bad{number}.edgeopt"
+        variant(tmp_path / "cpu.edgeopt", bad, {name: damaged})
+        done = run_cli("diagnose", bad, "--root", tmp_path / "board")
+        assert done.returncode == 6, done.stderr
+        assert f"{name} is not a whole TFLite model" in done.stderr
+
+
 def test_what_an_accelerator_runs_is_not_run_on_this_host(other_python: Path, tmp_path: Path) -> None:
-    (tmp_path / "d.tflite").write_bytes(dense_tflite())
-    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
-    given = ["--inputs", tmp_path / "x.npz", "--profile", "generic-x86-64", "--out", tmp_path / "cpu.edgeopt"]
-    assert run_cli("bundle", tmp_path / "d.tflite", *given).returncode == 0
+    dense_bundle(tmp_path)
     delegate = placement_models.refusing_delegate(tmp_path)
     variant(tmp_path / "cpu.edgeopt", tmp_path / "npu.edgeopt", artifact={"options": {"delegate": str(delegate)}})
     for name, state, words in (("cpu", "good", "layers agree"), ("npu", "not compared", f"'{delegate.name}'")):

@@ -69,7 +69,7 @@ def apart_unwatched(
     graph: Graph, answers: dict[str, Any] | None, told: Sequence[dict[str, Any]], agree_db: float
 ) -> bool:
     """Whether the first answer parts clearly, though the same tensor agrees while every layer is watched."""
-    watched = graph.outputs[0]
+    watched = graph.outputs[0] if graph.outputs else None
     if watched is None:
         return False
     own, agreed = decibels(answers), decibels(told[watched])

@@ -213,7 +213,7 @@ def _explain_one(held: Golden, place: int, own: Array, after: Array, steps: Step
     found, says = _findings(held, place, best, is_after, right, after, steps)
     why = others[0][1] if others else ""
     if why and best.residual > hypotheses.GOOD:
-        found = [{**one, "says": f"{one['says']}; resizes were not tried: {why}"} for one in found]
+        found = [{**one, "says": f"{one['says']}; not all resizes were tried: {why}"} for one in found]
     return found, says
 
 
@@ -277,7 +277,8 @@ def _findings(
         for kind, told in faults
     ]
     if not found and best.residual > hypotheses.GOOD:
-        says = f"preparation of {where}: {100 * best.residual:.1f} % of its spread is not explained; all else is right"
+        share = f"{100 * best.residual:.1f} % of its spread is not explained"
+        says = f"preparation of {where}: {share}; its layout, channels and scale fit"
         tries = _mend(held, "all")
         return [words.finding("preparation", where, says, tries, is_fault=False, residual=best.residual)], says
     return found, "" if found else f"{where} is prepared as it must be ({left})"

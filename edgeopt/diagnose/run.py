@@ -190,17 +190,18 @@ class _Work:
         if parted:
             self._fault("host and board", self._parted(self.host, told[parted[0]], parted[0], len(parted)))
         elif compare.apart_unwatched(self.case.graph, self.apart, told, self.agree_db):
-            told_of = self.apart or {}
-            is_shape = bool(told_of.get("shapes"))
-            found = (
-                words.other_shape("the answers", told_of, self.board.address, 1)
-                if is_shape
-                else words.fused_apart(told_of, self.board.address)
-            )
-            self._fault("host and board", found)
+            self._fault("host and board", words.fused_apart(self.apart or {}, self.board.address))
         else:
-            least = words.decibels(min(told, key=compare.decibels))
-            self._check("host and board", "good", f"all {len(told)} layers agree; the least: {least}")
+            self._agreed(told)
+
+    def _agreed(self, told: Sequence[Document]) -> None:
+        """Of an answer that is off, and whose own tensor cannot be watched, layers that agree prove nothing."""
+        least = words.decibels(min(told, key=compare.decibels)) if told else "none can be watched"
+        says, is_proven = f"all {len(told)} layers agree; the least: {least}", bool(told)
+        if self.apart is not None and compare.decibels(self.apart) < self.agree_db:
+            says += f"; the answers with nothing watched: {words.decibels(self.apart)}"
+            is_proven &= self.case.graph.outputs[:1] != (None,)
+        self._check("host and board", "good" if is_proven else "not compared", says)
 
     def _parted(self, host: Session, told: Document, layer: int, count: int) -> Document:
         """Why the first layer parts: of overflow there is a proof, which 7-bit weights give."""
@@ -237,7 +238,9 @@ class _Work:
         self.findings += found
         faults = [one["says"] for one in found if one["is_fault"]]
         state = "fault" if faults else "not compared" if reference is None else "good"
-        says = words.NO_REFERENCE if reference is None else quantized.summary(self.table)
+        has_ranges = any(row["scale"] is not None for row in self.table)
+        unjudged = words.NO_REFERENCE if has_ranges else words.NO_RANGES
+        says = unjudged if reference is None else quantized.summary(self.table)
         self._check("float and int8", state, faults[0] if faults else says)
 
     def _reference(self, path: Path) -> quantized.Reference:
