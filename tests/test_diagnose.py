@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import placement_models
 import pytest
 import task_project
 from boards import dense_tflite
@@ -27,6 +28,7 @@ from edgeopt import bundle as bundles
 from edgeopt import decode, lower, measure, plan, validate
 from edgeopt.cache import Cache, sha256_bytes
 from edgeopt.diagnose import compare, graph, prepared
+from edgeopt.errors import IntegrityError
 from edgeopt.formats.tflite import GRAPH_OPERATORS, GRAPH_TENSORS, MODEL_BUFFERS, MODEL_GRAPHS, Table
 from edgeopt.task import Samples
 
@@ -86,6 +88,12 @@ def test_a_good_bundle_has_no_fault(bundle_file: Path, float_model: Path, other_
     for row in weighted:
         assert row["host_board"]["sqnr_db"] is None  # the same runtime, so equal
         assert 5 < row["float_int8"]["sqnr_db"] < 60
+    # The reference's layers are this host's, as those that they are compared with.
+    (tmp_path / "copy").mkdir()
+    (watched,) = graph.watched(float_model, graph.read(float_model, "tflite"), tmp_path / "copy")
+    sent = [path.read_bytes() for path in (tmp_path / "board").rglob("model.tflite")]
+    assert sent
+    assert watched.read_bytes() not in sent
 
 
 class Flatbuffer:
@@ -366,6 +374,11 @@ PREPARED: dict[str, tuple[Callable[[Application], Array], list[str], str]] = {
         ["layout"],
         "its numbers lie in the order of [48, 48, 3]",
     ),
+    "noisy": (
+        lambda app: tensor(app.pixels()) + 0.05 * np.random.default_rng(0).normal(size=(1, 3, SIZE, SIZE)),
+        ["preparation"],
+        "% of its spread is not explained",
+    ),
     "rows shifted": (lambda app: np.roll(tensor(app.pixels()), 2, axis=2), ["moved"], "shifted by 2 rows"),
     "mirrored": (lambda app: tensor(app.pixels())[..., ::-1], ["moved"], "mirrored left to right"),
 }
@@ -394,6 +407,52 @@ def test_a_wrong_preparation_is_named(name: str, pictures: Path, application: Ap
     found = prepared.explain(opened, opened.artifact(tmp_path / "artifact"), tmp_path / "made.npz")
     assert [one["kind"] for one in found.findings] == kinds
     assert any(words in one["says"] for one in found.findings) or not kinds
+
+
+def test_what_is_not_explained_is_neither_right_nor_a_fault(
+    pictures: Path, application: Application, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "made.npz", input0=PREPARED["noisy"][0](application))
+    found = diagnose(pictures, tmp_path / "board", "--prepared", tmp_path / "made.npz")
+    assert faults(found) == []
+    assert states(found)["preparation"] == "not compared"
+    assert "is not explained" in found["findings"][0]["says"]
+
+
+def test_a_health_file_that_cannot_be_read_is_named(pictures: Path, tmp_path: Path) -> None:
+    opened = variant(pictures, tmp_path / "bad.edgeopt", {"health.npz": b"no archive"})
+    with pytest.raises(IntegrityError, match=r"bad\.edgeopt: health\.npz cannot be read"):
+        prepared.health_samples(opened, 4)
+
+
+def dense_bundle(folder: Path) -> Path:
+    (folder / "d.tflite").write_bytes(dense_tflite())
+    np.savez(folder / "x.npz", x=np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
+    given = ["--inputs", folder / "x.npz", "--profile", "generic-x86-64", "--out", folder / "cpu.edgeopt"]
+    assert run_cli("bundle", folder / "d.tflite", *given).returncode == 0
+    return folder / "cpu.edgeopt"
+
+
+def test_a_damaged_model_in_a_bundle_is_named(tmp_path: Path) -> None:
+    content = dense_tflite()
+    (name,) = (name for name in bundles.read(dense_bundle(tmp_path)).manifest.files if name.endswith(".tflite"))
+    for number, damaged in enumerate((content[:6], content[:8] + b"\xff" * (len(content) - 8))):
+        bad = tmp_path / f"bad{number}.edgeopt"
+        variant(tmp_path / "cpu.edgeopt", bad, {name: damaged})
+        done = run_cli("diagnose", bad, "--root", tmp_path / "board")
+        assert done.returncode == 6, done.stderr
+        assert f"{name} is not a whole TFLite model" in done.stderr
+
+
+def test_what_an_accelerator_runs_is_not_run_on_this_host(other_python: Path, tmp_path: Path) -> None:
+    dense_bundle(tmp_path)
+    delegate = placement_models.refusing_delegate(tmp_path)
+    variant(tmp_path / "cpu.edgeopt", tmp_path / "npu.edgeopt", artifact={"options": {"delegate": str(delegate)}})
+    for name, state, words in (("cpu", "good", "layers agree"), ("npu", "not compared", f"'{delegate.name}'")):
+        found = diagnose(tmp_path / f"{name}.edgeopt", tmp_path / name, "--board-python", other_python)
+        (own,) = (check for check in found["checks"] if check["check"] == "host and board")
+        assert own["state"] == state
+        assert words in own["says"]
 
 
 @pytest.mark.parametrize("name", ["right", "as OpenCV", "BGR"])

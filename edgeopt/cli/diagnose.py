@@ -94,14 +94,15 @@ def _write_golden(opened: Bundle, folder: Path, as_json: bool) -> int:
 def _run(
     opened: Bundle, where: Where, prepared: Path | None, reference: Path | None, host_python: str | None, samples: int
 ) -> dict[str, Any]:
-    from .. import measure
+    from .. import measure, placement
     from ..diagnose import run
 
     manifest = opened.manifest
     runtime = manifest.artifact.runtime
+    asked = placement.accelerator(runtime, manifest.artifact.options)
     with Display(f"diagnosis of {manifest.name} on {where.device}") as display:
         session, python = where.open(display, manifest.root, manifest.python)
-        with session, _host(where, python, host_python, runtime, display) as (host, why_none):
+        with session, _host(where, python, host_python, runtime, asked, display) as (host, why_none):
             facts = session.facts()
             measure.require_runtime(facts, runtime, session.address, python)
             document = run.diagnose(session, host, why_none, opened, run.Asked(reference, prepared, samples))
@@ -110,12 +111,15 @@ def _run(
 
 @contextlib.contextmanager
 def _host(
-    where: Where, board_python: str, host_python: str | None, runtime: str, display: Display
+    where: Where, board_python: str, host_python: str | None, runtime: str, accelerator: str | None, display: Display
 ) -> Iterator[tuple[Session | None, str]]:
     """(a session with this machine, why there is none)."""
     from ..device import open_transport, parse_address
     from ..device.session import Placement, Session
 
+    if accelerator is not None:
+        yield None, f"the artifact asks for the accelerator '{accelerator}', which is the board's; it is not run here"
+        return
     python = host_python or sys.executable
     if where.address().host is None and board_python == python:
         yield None, "the board is this machine, with the same Python"

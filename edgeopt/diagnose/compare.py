@@ -20,9 +20,13 @@ EQUAL_DB, LOST_DB = 200.0, -200.0
 Values = list[Array | None]
 
 
-def error(found: Array, reference: Array) -> dict[str, float | None]:
+def error(found: Array, reference: Array) -> dict[str, Any]:
     """Greatest and mean absolute error, and signal over noise in decibels, None where they are equal; without figures
-    and at LOST_DB where one is NaN or infinite and the other is not, or another one."""
+    and at LOST_DB where one is NaN or infinite and the other is not, or another one; so too, with both "shapes", where
+    these differ."""
+    if found.shape != reference.shape:
+        shapes = [list(found.shape), list(reference.shape)]
+        return {"max": None, "mean": None, "sqnr_db": LOST_DB, "shapes": shapes}
     own, true = found.astype(np.float64), reference.astype(np.float64)
     same = (own == true) | (np.isnan(own) & np.isnan(true))
     known = np.isfinite(own) & np.isfinite(true)
@@ -59,6 +63,17 @@ def parted(graph: Graph, told: Sequence[dict[str, Any]], agree_db: float) -> lis
         if own < agree_db and own < before - STEEP_DB and not _is_rounding(layer, told[number]):
             found.append(number)
     return found
+
+
+def apart_unwatched(
+    graph: Graph, answers: dict[str, Any] | None, told: Sequence[dict[str, Any]], agree_db: float
+) -> bool:
+    """Whether the first answer parts clearly, though the same tensor agrees while every layer is watched."""
+    watched = graph.outputs[0] if graph.outputs else None
+    if watched is None:
+        return False
+    own, agreed = decibels(answers), decibels(told[watched])
+    return own < agree_db <= agreed and own + STEEP_DB <= agreed
 
 
 def agreement_needed(graph: Graph, options: dict[str, Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
+MOST_PIXELS = 1 << 24  # of a picture while it is resized
+UNREADABLE = (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError, MemoryError, ArithmeticError)
 BARS = (0, 114, 128)  # what is put beside a picture that keeps its proportion
 
 
@@ -44,14 +47,13 @@ class _Way:
 def others(raws: Sequence[bytes], prepare: dict[str, Any], shape: tuple[int, ...]) -> Iterator[Expected]:
     """What other ways make of the files, each (n, height, width, channels) like the expected arrays' shape.
 
-    Raises ImportError without Pillow.
+    Raises ImportError without Pillow; UNREADABLE for files and settings that cannot be used.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     pictures = []
     for raw in raws:
-        opened: Image.Image = Image.open(io.BytesIO(raw))
-        opened.load()
+        opened = _opened(raw)
         if prepare.get("orientation") == "apply":
             opened = ImageOps.exif_transpose(opened)
         pictures.append(opened.convert(prepare["mode"]))
@@ -60,6 +62,19 @@ def others(raws: Sequence[bytes], prepare: dict[str, Any], shape: tuple[int, ...
         rows = [_made(picture, way, prepare, shape[2], shape[1]) for picture in pictures]
         if all(row is not None and row.shape == shape[1:] for row in rows):
             yield Expected(np.stack([row for row in rows if row is not None]), way.words(own))
+
+
+def _opened(raw: bytes) -> Image:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            opened: Image.Image = Image.open(io.BytesIO(raw))
+            opened.load()
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(str(error)) from error
+    return opened
 
 
 def _ways(own: _Way) -> Iterator[_Way]:
@@ -101,6 +116,8 @@ def _made(picture: Image, way: _Way, prepare: dict[str, Any], width: int, height
 def _resized(picture: Image, size: tuple[int, int], way: _Way) -> Array:
     from PIL import Image
 
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"a picture of {picture.width} x {picture.height} would become one of {size[0]} x {size[1]}")
     if not way.is_plain:
         return _pixels(picture.resize(size, Image.Resampling[way.filter.upper()]))
     values = _pixels(picture).astype(np.float64)

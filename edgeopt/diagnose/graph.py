@@ -9,23 +9,41 @@ One file per runtime, its name is the runtime's name; each reads and writes its 
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Iterable, Sequence
+import struct
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from .. import formats
 from ..errors import ModelError
-from ..formats import RUNTIME_OF
 from ..task import Array
 
+
+class _Kind(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Kind)
 WEIGHTED = {
     *("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D"),
     *("Convolution", "GroupConvolution", "MatMul", "ConvolutionBackpropData"),
     *("Conv", "Gemm", "ConvTranspose", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"),
 }
+
+
+# What a file that is not what it says raises somewhere in the readers, which follow its numbers and names.
+DAMAGED = (
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError, StopIteration, TypeError),
+    *(ValueError, struct.error, ElementTree.ParseError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,45 +106,60 @@ class Layer:
 @dataclasses.dataclass(frozen=True)
 class Graph:
     """outputs: the numbers of the layers that are the model's own outputs, None where one cannot be watched.
-    inputs: how each input is stored, None for plain numbers."""
+    inputs: how each input is stored, None for plain numbers. rounds: it rounds what it computes with by ranges that no
+    layer tells, those of each channel or of the moment."""
 
     runtime: str
     layers: tuple[Layer, ...]
     outputs: tuple[int | None, ...]
     inputs: tuple[Quantization | None, ...] = ()
+    rounds: bool = False
 
     @property
     def quantized(self) -> bool:
-        return any(layer.quantization is not None for layer in self.layers)
+        return self.rounds or any(
+            layer.quantization is not None or (layer.weights is not None and layer.weights.step is not None)
+            for layer in self.layers
+        )
 
 
 def read(path: Path, runtime: str) -> Graph:
     """Raises ModelError for a file that cannot be looked into."""
-    if runtime not in RUNTIME_OF.values():
+    if runtime not in formats.RUNTIME_OF.values():
         raise ModelError(f"{path}: `diagnose` cannot look into models of runtime '{runtime}'")
-    module = importlib.import_module(f"{__package__}.{runtime}")
-    try:
-        found: Graph = module.read(path)
-    except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
-        raise ModelError(
-            f"{path}: its layers cannot be read ({error}); give the model as its converter wrote it"
-        ) from (error)
+    formats.read(path, runtime)
+    with _named(path, "its layers cannot be read"):
+        found: Graph = _format(runtime).read(path)
     return found
 
 
 def watched(path: Path, graph: Graph, folder: Path) -> list[Path]:
-    """A copy of the model in `folder` whose outputs are its own, then every layer that is none of them."""
+    """A copy of the model in `folder` whose outputs are its own, then every layer that is none of them.
+
+    Raises ModelError."""
     extra = [layer for number, layer in enumerate(graph.layers) if number not in graph.outputs]
-    module = importlib.import_module(f"{__package__}.{graph.runtime}")
-    found: list[Path] = module.watched(path, graph, extra, folder)
+    with _named(path, "no copy that shows its layers can be made"):
+        found: list[Path] = _format(graph.runtime).watched(path, graph, extra, folder)
     return found
 
 
 def halved(path: Path, graph: Graph, folder: Path) -> list[Path] | None:
-    """A copy of the model in `folder` whose int8 weights have 7 bits; None where it has none."""
-    module = importlib.import_module(f"{__package__}.{graph.runtime}")
-    found: list[Path] | None = module.halved(path, graph, folder)
+    """A copy of the model in `folder` whose int8 weights have 7 bits; None where it has none. Raises ModelError."""
+    with _named(path, "no copy with 7-bit weights can be made"):
+        found: list[Path] | None = _format(graph.runtime).halved(path, graph, folder)
     return found
+
+
+def _format(runtime: str) -> Any:
+    return importlib.import_module(f"{__package__}.{runtime}")
+
+
+@contextlib.contextmanager
+def _named(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGED as error:
+        raise ModelError(f"{path}: {what} ({error!r}); give the model as its converter wrote it") from error
 
 
 def in_order(graph: Graph, outputs: Sequence[Array]) -> list[Array]:
@@ -135,6 +168,21 @@ def in_order(graph: Graph, outputs: Sequence[Array]) -> list[Array]:
     others = iter(range(len(graph.outputs), len(outputs)))
     places = [own[number] if number in own else next(others) for number in range(len(graph.layers))]
     return [outputs[place] for place in places]
+
+
+def weighted_above(start: N, above: Callable[[N], Iterable[N | None]], ends: set[str]) -> N | None:
+    """The nearest node with weights from `start` on, not beyond nodes whose kind is in `ends`; of two branches the
+    first. above: what a node is computed from."""
+    pending, seen = collections.deque[N | None]([start]), set[int]()
+    while pending:
+        own = pending.popleft()
+        if own is None or id(own) in seen or own.kind in ends:
+            continue
+        if own.kind in WEIGHTED:
+            return own
+        seen.add(id(own))
+        pending.extend(above(own))
+    return None
 
 
 class Origins:

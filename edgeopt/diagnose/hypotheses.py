@@ -21,6 +21,7 @@ EXPLAINED = 0.15  # more than this left is no explanation
 SHIFTS = 8
 PLACES = 20_000
 SAME_SCALE = 0.02
+MOST_AXES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _arrangements(found: Array, shape: tuple[int, ...]) -> Iterator[tuple[Array,
     if found.shape == shape:
         yield found, []
     axes = range(1, found.ndim)
-    for order in itertools.permutations(axes):
+    for order in itertools.permutations(axes) if found.ndim == len(shape) <= MOST_AXES else ():
         if list(order) != list(axes) and tuple(found.shape[axis] for axis in order) == shape[1:]:
             told = f"its axes are ordered otherwise: {list(found.shape[1:])} where {list(shape[1:])} is expected"
             yield np.transpose(found, (0, *order)), [("layout", f"{told}{_layout(found.shape, shape)}")]
@@ -130,19 +131,27 @@ def _fitted(found: Array, expected: Array, faults: list[tuple[str, str]]) -> Exp
     rows = np.random.default_rng(0).integers(len(flat), size=PLACES) if len(flat) > PLACES else slice(None)
     own = flat[rows].astype(np.float64)
     true = expected.reshape(-1, channels)[rows].astype(np.float64)
+    plain = list(range(channels))
     order = _order(own, true)
-    if order != list(range(channels)):
+    if order != plain and _left(own, true[:, order])[0] >= CLEARLY * _left(own, true)[0]:
+        order = plain
+    if order != plain:
         told = "red and blue are swapped (BGR for RGB)" if order == [2, 1, 0] else f"channels are in the order {order}"
         faults = [*faults, ("channels", told)]
-    true = true[:, order]
+    residual, by, offset = _left(own, true[:, order])
+    back = np.argsort(order)
+    return Explanation(residual, tuple(faults), by[back], offset[back])
+
+
+def _left(own: Array, true: Array) -> tuple[float, Array, Array]:
+    """(what is left over the found values' spread, scale and offset per channel) of (places, channels)."""
     mean_own, mean_true = own.mean(axis=0), true.mean(axis=0)
     spread = ((true - mean_true) ** 2).mean(axis=0)
     by = ((own - mean_own) * (true - mean_true)).mean(axis=0) / np.where(spread == 0, 1, spread)
     offset = mean_own - by * mean_true
     left = own - (by * true + offset)
     total = float(np.sqrt(((own - mean_own) ** 2).mean())) or 1.0
-    back = np.argsort(order)
-    return Explanation(float(np.sqrt((left**2).mean())) / total, tuple(faults), by[back], offset[back])
+    return float(np.sqrt((left**2).mean())) / total, by, offset
 
 
 def _order(own: Array, true: Array) -> list[int]:
@@ -157,7 +166,7 @@ def _order(own: Array, true: Array) -> list[int]:
     a, b = ((array - array.mean(axis=0)) / spread for array, spread in zip((own, true), spreads, strict=True))
     alike = np.abs(a.T @ b) / len(own)
     order = [int(place) for place in alike.argmax(axis=1)]
-    if sorted(order) != plain or alike[plain, order].sum() < alike[plain, plain].sum() + 1e-6 * count:
+    if sorted(order) != plain or alike[plain, order].sum() <= alike[plain, plain].sum():
         return plain
     return order
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..formats import mapped
+from ..formats import read as contents
 from ..formats.onnxruntime import (
     GRAPH_INITIALIZER,
     GRAPH_INPUT,
@@ -27,9 +28,17 @@ from ..formats.onnxruntime import (
     Message,
 )
 from ..task import Array
-from .graph import WEIGHTED, Graph, Layer, Origins, Quantization, Weights
+from .graph import WEIGHTED, Graph, Layer, Origins, Quantization, Weights, weighted_above
 
 GRAPH_OUTPUT = 12
+ENDS = {"DequantizeLinear", "QuantizeLinear"}
+OF_THE_MOMENT = {
+    "DynamicQuantizeLinear",
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+}
 QUANTIZED = {"uint8", "int8", "uint16", "int16"}
 # Operators that hold their scales themselves; which of their inputs are: data, weights, their scale, the result's
 # scale, its zero.
@@ -88,13 +97,16 @@ class _Tensor:
     def dtype(self) -> str:
         return TYPES.get(self.kind, "?")
 
-    def array(self, folder: Path) -> Array | None:
+    def array(self, beside: Mapping[str, Path]) -> Array | None:
+        """beside: the files that external data may be in, by name."""
         if self.dtype in ("?", "string", "bfloat16") or np.prod(self.sizes, dtype=float) > MOST_ELEMENTS:
             return None
         count = int(np.prod(self.sizes))
         if self.is_external:
-            with mapped(folder / self.where["location"]) as content:
-                first = int(self.where.get("offset") or 0)
+            first = int(self.where.get("offset") or 0)
+            if first < 0:
+                raise ValueError(f"the data of tensor '{self.name}' begins at byte {first}")
+            with mapped(beside[self.where["location"]]) as content:
                 data = bytes(content[first : first + count * np.dtype(self.dtype).itemsize])
         elif self.raw is not None:
             data = self.raw.content()
@@ -102,7 +114,11 @@ class _Tensor:
             data = b"".join(part.content() for part in self.packed[4])
         else:
             numbers = [value for parts in self.packed.values() for part in parts for value in _varints(part)]
-            return np.asarray(numbers, np.int64).astype(self.dtype).reshape(self.sizes)
+            if count and not numbers:  # fields of doubles and the like, which weights and scales are not in
+                return None
+            wide = np.asarray(numbers, np.int64)
+            held = wide.astype(np.uint16).view(np.float16) if self.dtype == "float16" else wide.astype(self.dtype)
+            return held.reshape(self.sizes)
         return np.frombuffer(data, self.dtype).reshape(self.sizes)
 
 
@@ -115,7 +131,7 @@ def _varints(part: Any) -> Iterator[int]:
 
 class _Model:
     def __init__(self, path: Path, data: Any) -> None:
-        self.folder = path.parent
+        self.beside = {other.name: other for other in contents(path, "onnxruntime").paths[1:]}
         self.nodes: list[_Node] = []
         self.tensors: dict[str, _Tensor] = {}
         self.inputs: list[str] = []
@@ -141,7 +157,7 @@ class _Model:
 
     def array(self, name: str) -> Array | None:
         found = self.tensors.get(name)
-        return found.array(self.folder) if found is not None else None
+        return found.array(self.beside) if found is not None else None
 
 
 def read(path: Path) -> Graph:
@@ -161,7 +177,8 @@ def read(path: Path) -> Graph:
                 origins.watch(node.outputs[0], len(layers))
                 layers.append(_layer(model, makers, node, sources, is_quantized))
     numbers = {layer.tensor: number for number, layer in enumerate(layers)}
-    return Graph("onnxruntime", tuple(layers), tuple(numbers.get(name) for name in model.outputs))
+    rounds = is_quantized or any(node.kind in OF_THE_MOMENT for node in model.nodes)
+    return Graph("onnxruntime", tuple(layers), tuple(numbers.get(name) for name in model.outputs), rounds=rounds)
 
 
 def _layer(model: _Model, makers: dict[str, _Node], node: _Node, sources: tuple[int, ...], is_quantized: bool) -> Layer:
@@ -189,17 +206,9 @@ def _layer(model: _Model, makers: dict[str, _Node], node: _Node, sources: tuple[
 
 
 def _weighted(makers: dict[str, _Node], node: _Node | None) -> _Node | None:
-    """The nearest node with weights above `node`, before any quantization; of two branches the first."""
-    pending, seen = [node], set[str]()
-    while pending:
-        own = pending.pop(0)
-        if own is None or own.name in seen or own.kind in ("DequantizeLinear", "QuantizeLinear"):
-            continue
-        if own.kind in WEIGHTED:
-            return own
-        seen.add(own.name)
-        pending += [makers.get(name) for name in own.inputs]
-    return None
+    if node is None:
+        return None
+    return weighted_above(node, lambda own: [makers.get(name) for name in own.inputs], ENDS)
 
 
 def _quantization(model: _Model, scale: str, zero: str = "") -> Quantization | None:
@@ -271,8 +280,6 @@ def halved(path: Path, graph: Graph, folder: Path) -> list[Path] | None:  # noqa
 
 
 def _write(path: Path, content: bytes, folder: Path) -> list[Path]:
-    from ..formats import read as contents
-
     out = folder / path.name
     out.write_bytes(content)
     others = contents(path, "onnxruntime").paths[1:]

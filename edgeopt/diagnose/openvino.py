@@ -7,6 +7,7 @@ one kernel, which a further output elsewhere would take apart.
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import re
 import xml.etree.ElementTree as ElementTree
@@ -19,9 +20,11 @@ import numpy as np
 from ..formats import mapped
 from ..formats.openvino import TYPES
 from ..task import Array
-from .graph import WEIGHTED, Graph, Layer, Origins, Quantization, Weights
+from .graph import WEIGHTED, Graph, Layer, Origins, Quantization, Weights, weighted_above
 
 PASSES = {"Reshape", "Squeeze", "Unsqueeze", "Transpose", "Convert"}
+ENDS = {"FakeQuantize", "Parameter", "Const"}
+FOLDED = {"Const", "Convert", "Multiply", "Subtract", "Reshape", "Unsqueeze", "Squeeze"}
 STORED = {"i8": "int8", "u8": "uint8"}
 ANONYMOUS = re.compile(r"[A-Za-z]+_\d+")  # names that a transformation gave
 SHAPES = {"ShapeOf", "Const", "Parameter", "Result"}
@@ -74,14 +77,18 @@ class _Model:
         return self.nodes[node.inputs[place][0]]
 
     def ordered(self) -> list[_Node]:
-        """Each after what it is computed from."""
+        """Each after what it is computed from. Raises ValueError for one that is computed from itself."""
         found: dict[str, _Node] = {}
+        opened: set[str] = set()
         for last in self.nodes.values():
             pending = [last]
             while pending:
                 node = pending[-1]
                 before = [self.nodes[name] for name, _ in node.inputs if name not in found]
                 if before:
+                    if node.id in opened:
+                        raise ValueError(f"layer {node.id} '{node.name}' is computed from itself")
+                    opened.add(node.id)
                     pending += before
                 else:
                     found.setdefault(pending.pop().id, node)
@@ -113,7 +120,7 @@ def read(path: Path) -> Graph:
                 layers.append(_layer(model, node, sources, is_quantized, content))
     numbers = {layer.tensor: number for number, layer in enumerate(layers)}
     results = [node for node in model.nodes.values() if node.kind == "Result"]
-    return Graph("openvino", tuple(layers), tuple(numbers.get(node.inputs[0]) for node in results))
+    return Graph("openvino", tuple(layers), tuple(numbers.get(node.inputs[0]) for node in results), rounds=is_quantized)
 
 
 def _is_watched(node: _Node, is_quantized: bool, is_end: bool) -> bool:
@@ -142,17 +149,7 @@ def _layer(model: _Model, node: _Node, sources: tuple[int, ...], is_quantized: b
 
 
 def _weighted(model: _Model, node: _Node) -> _Node | None:
-    """The nearest node with weights above `node`, before any FakeQuantize; of two branches the first."""
-    pending, seen = [node], set[str]()
-    while pending:
-        own = pending.pop(0)
-        if own.id in seen or own.kind in ("FakeQuantize", "Parameter", "Const"):
-            continue
-        if own.kind in WEIGHTED:
-            return own
-        seen.add(own.id)
-        pending += [model.nodes[name] for name, _ in own.inputs]
-    return None
+    return weighted_above(node, lambda own: [model.nodes[name] for name, _ in own.inputs], ENDS)
 
 
 def _through(model: _Model, node: _Node) -> _Node:
@@ -210,27 +207,47 @@ def _scale_of(model: _Model, node: _Node, stored: _Node) -> _Node | None:
     return scale if scale is not None and scale.kind == "Const" and scale.id != stored.id else None
 
 
-def _constant(model: _Model, node: _Node, content: mmap.mmap) -> Array | None:
-    """The value of what is computed from constants alone, float64; None for operators that weights never have."""
+def _constant(
+    model: _Model, node: _Node, content: mmap.mmap, known: dict[str, Array | None] | None = None
+) -> Array | None:
+    """The value of what is computed from constants alone, float64; None for operators that weights never have.
+
+    known: what was found on the way, by layer id; each is looked at once.
+    """
+    known = {} if known is None else known
+    if node.id not in known:
+        known[node.id] = None
+        known[node.id] = _made(model, node, content, known) if node.kind in FOLDED else None
+    return known[node.id]
+
+
+def _made(model: _Model, node: _Node, content: mmap.mmap, known: dict[str, Array | None]) -> Array | None:
     if node.kind == "Const":
-        told = node.data()
-        kind = TYPES.get(told["element_type"])
-        if kind in (None, "bfloat16"):
+        return _stored_array(node, content)
+    values = []
+    for name, _ in node.inputs:
+        value = _constant(model, model.nodes[name], content, known)
+        if value is None:
             return None
-        first, size = int(told["offset"]), int(told["size"])
-        shape = [int(word) for word in told["shape"].split(",") if word.strip()]
-        return np.frombuffer(content[first : first + size], kind).reshape(shape).astype(np.float64)
-    values = [_constant(model, model.nodes[name], content) for name, _ in node.inputs]
-    if not values or any(value is None for value in values):
+        values.append(value)
+    if not values or node.kind == "Convert":
+        return values[0] if values else None
+    if node.kind not in ("Multiply", "Subtract"):
+        return values[0].reshape(node.sizes())
+    # Two small constants could span more than the file holds.
+    if len(values) != 2 or math.prod(np.broadcast_shapes(values[0].shape, values[1].shape)) > len(content):
         return None
-    known = [value for value in values if value is not None]
-    if node.kind == "Convert":
-        return known[0]
-    if node.kind == "Multiply":
-        return np.asarray(known[0] * known[1])
-    if node.kind == "Subtract":
-        return np.asarray(known[0] - known[1])
-    return known[0].reshape(node.sizes()) if node.kind in ("Reshape", "Unsqueeze", "Squeeze") else None
+    return np.asarray(values[0] * values[1] if node.kind == "Multiply" else values[0] - values[1])
+
+
+def _stored_array(node: _Node, content: mmap.mmap) -> Array | None:
+    told = node.data()
+    kind = TYPES.get(told["element_type"])
+    if kind in (None, "bfloat16"):
+        return None
+    first, size = int(told["offset"]), int(told["size"])
+    shape = [int(word) for word in told["shape"].split(",") if word.strip()]
+    return np.frombuffer(content[first : first + size], kind).reshape(shape).astype(np.float64)
 
 
 def watched(path: Path, graph: Graph, extra: Sequence[Layer], folder: Path) -> list[Path]:  # noqa: ARG001

@@ -47,8 +47,11 @@ class Golden:
 
 @dataclasses.dataclass(frozen=True)
 class Explained:
+    """is_whole: every input was compared, and all of it but another decoder's rounding is explained."""
+
     findings: list[Document]
     says: str
+    is_whole: bool = True
 
 
 def golden(bundle: Bundle) -> Golden:
@@ -68,15 +71,18 @@ def golden(bundle: Bundle) -> Golden:
             tuple(held[f"input{place}"] for place in range(sum(name.startswith("input") for name in held))),
             json.loads(str(held["prepare"])),
         )
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise IntegrityError(f"{bundle.path}: its golden samples cannot be read ({error}); get it again") from error
 
 
 def health_samples(bundle: Bundle, count: int) -> tuple[Samples, tuple[Array, ...]]:
     """The first samples of the health check, and what the board answered when it was bundled. Raises IntegrityError."""
     health = bundle.manifest.health
-    with np.load(io.BytesIO(bundle.blob(bundle.manifest.files[health.file])), allow_pickle=False) as archive:
-        held = {name: archive[name][:count] for name in archive.files}
+    try:
+        with np.load(io.BytesIO(bundle.blob(bundle.manifest.files[health.file])), allow_pickle=False) as archive:
+            held = {name: archive[name][:count] for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"{bundle.path}: {health.file} cannot be read ({error}); get it again") from error
     inputs = tuple(held[f"input{place}"] for place in range(sum(name.startswith("input") for name in held)))
     expected = tuple(held[f"expected{place}"] for place in range(sum(name.startswith("expected") for name in held)))
     return Samples(inputs, None, None), expected
@@ -151,7 +157,8 @@ def explain(bundle: Bundle, artifact: Artifact, path: Path) -> Explained:
         told, said = _explain_one(held, place, own, after[place], steps)
         findings += told
         notes.append(said)
-    return Explained(findings, "; ".join(dict.fromkeys(notes)))
+    is_whole = all(found["is_fault"] for found in findings)
+    return Explained(findings, "; ".join(dict.fromkeys(note for note in notes if note)), is_whole)
 
 
 def _given(path: Path, inputs: int, rows: int) -> list[Array]:
@@ -183,11 +190,11 @@ def _explain_one(held: Golden, place: int, own: Array, after: Array, steps: Step
     undone = _undone(own, steps) if sorted(own.shape) == sorted(after.shape) else None
     tried = [(one, is_after) for one, is_after in ((own, False), (undone, True)) if one is not None]
     results: list[tuple[hypotheses.Explanation, bool]] = []
-    others: list[hypotheses.Expected] = []
+    others: list[tuple[list[hypotheses.Expected], str]] = []
 
     def geometries() -> list[hypotheses.Expected]:
-        others.extend([] if others else _geometries(held, right))
-        return others
+        others.extend([] if others else [_geometries(held, right)])
+        return others[0][0]
 
     for view, is_after in tried:
         with contextlib.suppress(ValueError):
@@ -203,7 +210,11 @@ def _explain_one(held: Golden, place: int, own: Array, after: Array, steps: Step
     best, is_after = min(
         results, key=lambda one: (one[0].residual > hypotheses.EXPLAINED, len(one[0].faults), one[0].residual)
     )
-    return _findings(held, place, best, is_after, right, after, steps)
+    found, says = _findings(held, place, best, is_after, right, after, steps)
+    why = others[0][1] if others else ""
+    if why and best.residual > hypotheses.GOOD:
+        found = [{**one, "says": f"{one['says']}; not all resizes were tried: {why}"} for one in found]
+    return found, says
 
 
 def _undone(own: Array, steps: Steps) -> Array | None:
@@ -235,13 +246,18 @@ def _last(array: Array, axis: int) -> Array:
     return np.moveaxis(array, axis, -1) if axis < array.ndim else array
 
 
-def _geometries(held: Golden, right: Array) -> list[hypotheses.Expected]:
+def _geometries(held: Golden, right: Array) -> tuple[list[hypotheses.Expected], str]:
+    """(other ways from the files to arrays, why they are not all there)."""
     if not held.is_picture or held.raws is None:
-        return []
+        return [], ""
+    found: list[hypotheses.Expected] = []
     try:
-        return list(geometry.others(held.raws, held.prepare, right.shape))
+        found.extend(geometry.others(held.raws, held.prepare, right.shape))
     except ImportError:
-        return []
+        return found, "pip install 'edgeopt[tasks]'"
+    except geometry.UNREADABLE as error:
+        return found, f"the bundle's golden files or their `prepare` cannot be used ({error!r})"
+    return found, ""
 
 
 def _findings(
@@ -252,8 +268,6 @@ def _findings(
     left = f"{100 * best.residual:.1f} % of its spread is left unexplained"
     if best.residual > hypotheses.EXPLAINED:
         says = f"what the application prepared for {where} is not what it must be, and no explanation fits ({left})"
-        if held.is_picture and not _geometries(held, right):
-            says += "; resizes were not tried: pip install 'edgeopt[tasks]'"
         return [words.finding("preparation", where, says, _mend(held, "all"), residual=best.residual)], ""
     faults = [*best.faults, *_of_values(held, best, is_after, right, after, steps)]
     found = [
@@ -262,6 +276,11 @@ def _findings(
         )
         for kind, told in faults
     ]
+    if not found and best.residual > hypotheses.GOOD:
+        share = f"{100 * best.residual:.1f} % of its spread is not explained"
+        says = f"preparation of {where}: {share}; its layout, channels and scale fit"
+        tries = _mend(held, "all")
+        return [words.finding("preparation", where, says, tries, is_fault=False, residual=best.residual)], says
     return found, "" if found else f"{where} is prepared as it must be ({left})"
 
 

@@ -35,11 +35,17 @@ class Reference:
 
 
 def judge(
-    graph: Graph, found: Sequence[Array], inputs: Sequence[Array], reference: Reference | None, table: list[Document]
+    graph: Graph,
+    found: Sequence[Array],
+    inputs: Sequence[Array],
+    reference: Reference | None,
+    table: list[Document],
+    is_far: bool,
 ) -> list[Document]:
     """Findings; fills "float_int8", "loss_db" and "range" of the table's rows.
 
     found: what each layer gave. inputs: what the model was given, against which its first rounding is compared.
+    is_far: the answers are known to be far from the source model's; only then can stored numbers alone prove a fault.
     Raises ModelError for a reference that is another model.
     """
     findings = _weights(graph, reference, table) if reference is not None else []
@@ -57,7 +63,7 @@ def judge(
         row["range"] = own.document() if own else None
         is_own = row["loss_db"] is None or row["loss_db"] >= LEAST_LOSS_DB  # else it was handed an error
         if own is not None and is_own:
-            findings += _of_range(layer, row, own, layer.values(found[number]), pairs.get(number))
+            findings += _of_range(layer, row, own, layer.values(found[number]), pairs.get(number), is_far)
     named = {one["evidence"].get("layer") for one in findings}
     lossy = [row for row in table if (row["loss_db"] or 0) >= WORTH_SAYING_DB and row["number"] not in named]
     if reference is not None and lossy:
@@ -96,13 +102,18 @@ def _pairs(graph: Graph, inputs: Sequence[Array], reference: Reference | None) -
     return found
 
 
-def _of_range(layer: Layer, row: Document, seen: ranges.Range, values: Array, true: Array | None) -> list[Document]:
+def _of_range(
+    layer: Layer, row: Document, seen: ranges.Range, values: Array, true: Array | None, is_far: bool
+) -> list[Document]:
     own = layer.quantization
     if own is None:
         return []
     if true is None or true.shape != values.shape:
-        fits = ranges.shifted_alone(own, seen)
-        return [] if fits is None else [words.zero_point(row, fits, None)]
+        fits = ranges.shifted_alone(layer, seen)
+        if fits is None:
+            return []
+        is_proven = is_far and ranges.is_strong(seen, len(values))
+        return [words.zero_point(row, fits, None) if is_proven else words.perhaps_zero_point(row, fits)]
     told = ranges.against(own, values, true)
     if told is None:
         return []

@@ -15,16 +15,20 @@ CLIPPED = 0.002  # share of the float model's values that the range does not hol
 SHIFT_STEPS = 16  # least shift that is called a wrong zero point
 CROWDED = 0.0005
 UNUSED_STEPS = 48  # at the other end
+STRONG = 0.02  # share at one end, over all samples, that is evidence enough for a fault
+FIXED = {"LOGISTIC", "SOFTMAX", "LOG_SOFTMAX", "TANH", "Sigmoid", "SoftMax", "Softmax", "Tanh"}  # ranges of their own
 WIDTH = (0.5, 1.6)  # of what the values need, over what the range holds: it has the right width
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """low, high: shares of the values that are stored as the range's ends; unused: steps at the two ends."""
+    """low, high: shares of the values that are stored as the range's ends; unused: steps at the two ends; crowded: in
+    how many samples, of all, each end holds more than a sound range's."""
 
     low: float
     high: float
     unused: tuple[int, int]
+    crowded: tuple[int, int] = (0, 0)
 
     def document(self) -> dict[str, Any]:
         return {"at_low_end": self.low, "at_high_end": self.high, "unused_steps": list(self.unused)}
@@ -37,15 +41,32 @@ def seen(layer: Layer, values: Array) -> Range | None:
         return None
     stored = values if layer.is_stored else own.steps(values)
     least, most = int(stored.min()), int(stored.max())
-    low, high = (float((stored <= own.low).mean()), float((stored >= own.high).mean()))
-    return Range(low, high, (max(0, least - own.low), max(0, own.high - most)))
+    rows = stored.reshape(len(stored), -1) if stored.ndim else stored.reshape(1, 1)
+    lows, highs = (rows <= own.low).mean(axis=1), (rows >= own.high).mean(axis=1)
+    crowded = int((lows >= SATURATED).sum()), int((highs >= SATURATED).sum())
+    unused = max(0, least - own.low), max(0, own.high - most)
+    return Range(float(lows.mean()), float(highs.mean()), unused, crowded)
 
 
-def shifted_alone(own: Quantization, told: Range) -> int | None:
-    """The zero point that would fit, where one end is crowded and the other empty; None where nothing is odd.
+def shifted_alone(layer: Layer, told: Range) -> int | None:
+    """The zero point that would fit, where one end is crowded and the other empty; None where nothing is odd, or where
+    it is meant so: symmetric ranges, and those that an operator is given by its runtime."""
+    own = layer.quantization
+    if own is None or layer.kind in FIXED or (own.zero == 0 and own.low < 0):
+        return None
+    fits = _moved(own, told)
+    return fits if fits is not None and own.low <= fits <= own.high else None
 
-    Values that are never below zero, in a range that is, tell it sooner: nobody calibrates what a ReLU gives so.
-    """
+
+def is_strong(told: Range, samples: int) -> bool:
+    """Whether a range that looks shifted does so in most of several samples, and for many values."""
+    at_high = told.high >= told.low
+    share, crowded = (told.high, told.crowded[1]) if at_high else (told.low, told.crowded[0])
+    return share >= STRONG and crowded >= max(2, samples / 2)
+
+
+def _moved(own: Quantization, told: Range) -> int | None:
+    """Values that are never below zero, in a range that is, tell it sooner: nobody calibrates what a ReLU gives so."""
     if told.high >= CROWDED and own.low + told.unused[0] == own.zero and told.unused[0] >= UNUSED_STEPS:
         return own.low
     if told.high >= SATURATED and told.unused[0] >= UNUSED_STEPS:

@@ -21,6 +21,7 @@ from ..task import Array, Samples
 from . import compare, graph, prepared, quantized, words
 
 FAR_DB = 8.0  # below it an artifact's answers have little to do with its source's
+WRONG_DB = 20.0  # below it a range that looks shifted is at fault: int8 that is sound keeps more
 PROVEN_DB = 10.0  # 7-bit weights must bring host and board so much closer
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -111,6 +112,7 @@ class _Work:
         self.agree_db = compare.agreement_needed(case.graph, case.artifact.options)
         self.there = case.layers(board)
         self.judged = self.there
+        self.is_far = False  # the artifact's answers from the source model's
         self.apart: Document | None = None  # the answers' own difference between board and host, nothing watched
 
     def _check(self, name: str, state: str, says: str) -> None:
@@ -135,13 +137,14 @@ class _Work:
     def preparation(self) -> None:
         case = self.case
         faults = prepared.steps_that_do_not_fit(case.graph, case.artifact)
-        says = words.NO_PREPARED
+        says, is_whole = words.NO_PREPARED, False
         if self.asked.prepared is not None:
             found = prepared.explain(case.bundle, case.artifact, self.asked.prepared)
-            faults, says = [*faults, *found.findings], found.says
+            faults, says, is_whole = [*faults, *found.findings], found.says, found.is_whole
         self.findings += faults
-        state = "fault" if faults else "not compared" if self.asked.prepared is None else "good"
-        self._check("preparation", state, faults[0]["says"] if faults else says)
+        wrong = [one["says"] for one in faults if one["is_fault"]]
+        state = "fault" if wrong else "good" if is_whole else "not compared"
+        self._check("preparation", state, wrong[0] if wrong else says)
 
     def answers(self) -> None:
         """Of the model as it is, against the source model's, and the host's."""
@@ -151,7 +154,8 @@ class _Work:
         far: Document | None = None
         for name, outputs in (("board", there), ("host", here)):
             if outputs is not None and case.source:
-                far = compare.error(outputs[0].reshape(case.source[0].shape), case.source[0])
+                first, source = outputs[0], case.source[0]
+                far = compare.error(first.reshape(source.shape) if first.size == source.size else first, source)
                 parts.append(f"{name} {words.decibels(far)} from the source model{_decisions(case, outputs)}")
         if here is not None:
             self.apart = compare.error(there[0], here[0])
@@ -159,6 +163,7 @@ class _Work:
         if not parts and (own := self._since_bundled()) is not None:
             parts.append(f"board {words.decibels(own)} from what was recorded when it was bundled")
         self._check("answers", "good" if parts else "not compared", "; ".join(parts) or words.NO_ANSWERS)
+        self.is_far = far is not None and compare.decibels(far) < WRONG_DB
         if far is not None and compare.decibels(far) < FAR_DB:  # the host's, where it is known
             self.findings.append(words.far_from_source(far))
 
@@ -184,15 +189,25 @@ class _Work:
         parted = compare.parted(self.case.graph, told, self.agree_db)
         if parted:
             self._fault("host and board", self._parted(self.host, told[parted[0]], parted[0], len(parted)))
-        elif compare.decibels(self.apart) < self.agree_db <= compare.decibels(told[-1]):
+        elif compare.apart_unwatched(self.case.graph, self.apart, told, self.agree_db):
             self._fault("host and board", words.fused_apart(self.apart or {}, self.board.address))
         else:
-            least = words.decibels(min(told, key=compare.decibels))
-            self._check("host and board", "good", f"all {len(told)} layers agree; the least: {least}")
+            self._agreed(told)
+
+    def _agreed(self, told: Sequence[Document]) -> None:
+        """Of an answer that is off, and whose own tensor cannot be watched, layers that agree prove nothing."""
+        least = words.decibels(min(told, key=compare.decibels)) if told else "none can be watched"
+        says, is_proven = f"all {len(told)} layers agree; the least: {least}", bool(told)
+        if self.apart is not None and compare.decibels(self.apart) < self.agree_db:
+            says += f"; the answers with nothing watched: {words.decibels(self.apart)}"
+            is_proven &= self.case.graph.outputs[:1] != (None,)
+        self._check("host and board", "good" if is_proven else "not compared", says)
 
     def _parted(self, host: Session, told: Document, layer: int, count: int) -> Document:
         """Why the first layer parts: of overflow there is a proof, which 7-bit weights give."""
         row, case = self.table[layer], self.case
+        if told.get("shapes"):
+            return words.other_shape(words.layer(row), told, self.board.address, count, layer=layer)
         trial = self._with_7_bits(host, layer)
         if trial is None or compare.decibels(trial) < max(self.agree_db, compare.decibels(told) + PROVEN_DB):
             return words.host_and_board(row, told, self.board.address, count)
@@ -219,11 +234,13 @@ class _Work:
             return
         reference = self._reference(self.asked.reference) if self.asked.reference is not None else None
         inputs = prepared.after_steps(case.artifact, case.samples.inputs)
-        found = quantized.judge(case.graph, self.judged, inputs, reference, self.table)
+        found = quantized.judge(case.graph, self.judged, inputs, reference, self.table, self.is_far)
         self.findings += found
         faults = [one["says"] for one in found if one["is_fault"]]
         state = "fault" if faults else "not compared" if reference is None else "good"
-        says = words.NO_REFERENCE if reference is None else quantized.summary(self.table)
+        has_ranges = any(row["scale"] is not None for row in self.table)
+        unjudged = words.NO_REFERENCE if has_ranges else words.NO_RANGES
+        says = unjudged if reference is None else quantized.summary(self.table)
         self._check("float and int8", state, faults[0] if faults else says)
 
     def _reference(self, path: Path) -> quantized.Reference:
@@ -235,7 +252,7 @@ class _Work:
             )
         own = graph.read(path, contents.runtime)
         try:
-            values = case.layers(self.board, path, own)
+            values = case.layers(self.host or self.board, path, own)  # where the judged layers are from
         except AgentFailure as error:
             raise ModelError(f"--reference {path}: it cannot be run with the bundle's samples ({error})") from error
         return quantized.Reference(path, own, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..formats import mapped
 from ..formats.tflite import (
+    CUSTOM,
     GRAPH_INPUTS,
     GRAPH_OPERATORS,
     GRAPH_OUTPUTS,
@@ -17,32 +19,14 @@ from ..formats.tflite import (
     MODEL_BUFFERS,
     MODEL_GRAPHS,
     MODEL_OPCODES,
+    NAMES,
     TYPES,
     Table,
 )
 from ..task import Array
 from .graph import WEIGHTED, Graph, Layer, Origins, Quantization, Weights
 
-CUSTOM = 32
-# Names of the schema's built-in operators by number; what came later keeps its number.
-BUILTIN = """
-    ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
-    FULLY_CONNECTED HASHTABLE_LOOKUP L2_NORMALIZATION L2_POOL_2D LOCAL_RESPONSE_NORMALIZATION LOGISTIC
-    LSH_PROJECTION LSTM MAX_POOL_2D MUL RELU RELU_N1_TO_1 RELU6 RESHAPE RESIZE_BILINEAR RNN SOFTMAX SPACE_TO_DEPTH
-    SVDF TANH CONCAT_EMBEDDINGS SKIP_GRAM CALL CUSTOM EMBEDDING_LOOKUP_SPARSE PAD UNIDIRECTIONAL_SEQUENCE_RNN GATHER
-    BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND TRANSPOSE MEAN SUB DIV SQUEEZE UNIDIRECTIONAL_SEQUENCE_LSTM STRIDED_SLICE
-    BIDIRECTIONAL_SEQUENCE_RNN EXP TOPK_V2 SPLIT LOG_SOFTMAX DELEGATE BIDIRECTIONAL_SEQUENCE_LSTM CAST PRELU MAXIMUM
-    ARG_MAX MINIMUM LESS NEG PADV2 GREATER GREATER_EQUAL LESS_EQUAL SELECT SLICE SIN TRANSPOSE_CONV SPARSE_TO_DENSE
-    TILE EXPAND_DIMS EQUAL NOT_EQUAL LOG SUM SQRT RSQRT SHAPE POW ARG_MIN FAKE_QUANT REDUCE_PROD REDUCE_MAX PACK
-    LOGICAL_OR ONE_HOT LOGICAL_AND LOGICAL_NOT UNPACK REDUCE_MIN FLOOR_DIV REDUCE_ANY SQUARE ZEROS_LIKE FILL
-    FLOOR_MOD RANGE RESIZE_NEAREST_NEIGHBOR LEAKY_RELU SQUARED_DIFFERENCE MIRROR_PAD ABS SPLIT_V UNIQUE CEIL
-    REVERSE_V2 ADD_N GATHER_ND COS WHERE RANK ELU REVERSE_SEQUENCE MATRIX_DIAG QUANTIZE MATRIX_SET_DIAG ROUND
-    HARD_SWISH IF WHILE NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5 SCATTER_ND SELECT_V2 DENSIFY SEGMENT_SUM
-    BATCH_MATMUL PLACEHOLDER CUMSUM CALL_ONCE BROADCAST_TO RFFT2D CONV_3D IMAG REAL COMPLEX_ABS HASHTABLE
-    HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE REDUCE_ALL CONV_3D_TRANSPOSE VAR_HANDLE READ_VARIABLE
-    ASSIGN_VARIABLE BROADCAST_ARGS RANDOM_STANDARD_NORMAL BUCKETIZE RANDOM_UNIFORM MULTINOMIAL GELU
-"""
-NAMES = BUILTIN.split()
+SHARED = 4  # times the file's size that weights may have, those counted twice that two tensors share
 NUMPY = {"float32", "float16", "int32", "uint8", "int64", "bool", "int16", "int8", "float64"}
 
 
@@ -51,26 +35,21 @@ class _Tensor:
 
     SCALE, ZERO, AXIS = 2, 3, 6
 
-    def __init__(self, data: Any, table: Table, buffers: list[Table]) -> None:
+    def __init__(self, data: Any, table: Table, buffers: list[Table], copied: list[int]) -> None:
+        """copied: how many bytes of weights may be copied yet, of all tensors together."""
+        self._data, self._copied = data, copied
         self.name, self.shape = table.text(3), table.numbers(0)
         kind = table.number(1, "<b")
         self.dtype = TYPES[kind] if 0 <= kind < len(TYPES) else "?"
         buffer = buffers[table.number(2, "<I")]
-        first, count = buffer.vector(0, 1)
-        self._content = bytes(data[first : first + count])
-        self.is_constant = count > 0
-        self.scales, self.zeros, self.axis = self._quantization(data, table.table(4))
+        self._first, self._count = buffer.vector(0, 1)
+        self.is_constant = self._count > 0
+        self.scales, self.zeros, self.axis = self._quantization(table.table(4))
 
-    def _quantization(self, data: Any, told: Table | None) -> tuple[list[float], list[int], int]:
+    def _quantization(self, told: Table | None) -> tuple[list[float], list[int], int]:
         if told is None:
             return [], [], 0
-        place, count = told.vector(self.SCALE, 4)
-        zero_place, zeros = told.vector(self.ZERO, 8)
-        return (
-            list(struct.unpack_from(f"<{count}f", data, place)),
-            list(struct.unpack_from(f"<{zeros}q", data, zero_place)),
-            told.number(self.AXIS, "<i"),
-        )
+        return told.items(self.SCALE, "f"), told.items(self.ZERO, "q"), told.number(self.AXIS, "<i")
 
     @property
     def quantization(self) -> Quantization | None:
@@ -80,10 +59,16 @@ class _Tensor:
         limits = np.iinfo(self.dtype)
         return Quantization(self.scales[0], self.zeros[0] if self.zeros else 0, int(limits.min), int(limits.max))
 
+    @functools.cached_property
     def weights(self) -> Weights | None:
+        """Copied when they are asked for, as most constants never are."""
         if not self.is_constant or self.dtype not in NUMPY:
             return None
-        stored: Array = np.frombuffer(self._content, self.dtype).reshape(self.shape)
+        self._copied[0] -= self._count
+        if self._copied[0] < 0:
+            raise ValueError("its tensors share their data more often than a model's do")
+        content = bytes(self._data[self._first : self._first + self._count])
+        stored: Array = np.frombuffer(content, self.dtype).reshape(self.shape)
         if not self.scales:
             return Weights(self.name, stored.astype(np.float64), None, self.dtype)
         shape = [1] * stored.ndim
@@ -100,7 +85,8 @@ def read(path: Path) -> Graph:
         buffers = list(model.tables(MODEL_BUFFERS))
         kinds = [_kind(code) for code in model.tables(MODEL_OPCODES)]
         graph = next(model.tables(MODEL_GRAPHS))
-        tensors = [_Tensor(data, table, buffers) for table in graph.tables(GRAPH_TENSORS)]
+        copied = [SHARED * len(data)]
+        tensors = [_Tensor(data, table, buffers, copied) for table in graph.tables(GRAPH_TENSORS)]
         layers = _layers(graph, kinds, tensors)
         numbers = {layer.tensor: number for number, layer in enumerate(layers)}
         inputs = tuple(tensors[index].quantization for index in graph.numbers(GRAPH_INPUTS))
@@ -120,7 +106,7 @@ def _layers(graph: Table, kinds: list[str], tensors: list[_Tensor]) -> list[Laye
             own = tensors[index]
             if sources and own.shape and own.dtype in NUMPY:
                 origins.watch(index, len(found))
-                weights = tensors[taken[1]].weights() if kind in WEIGHTED and len(taken) > 1 else None
+                weights = tensors[taken[1]].weights if kind in WEIGHTED and len(taken) > 1 else None
                 found.append(
                     Layer(
                         index, own.name, own.name, kind, own.name, sources, own.quantization,
@@ -134,7 +120,7 @@ def _kind(code: Table) -> str:
     number = max(code.number(0, "<b"), code.number(3, "<i"))
     if number == CUSTOM:
         return code.text(1) or "CUSTOM"
-    return NAMES[number] if number < len(NAMES) else f"operator {number}"
+    return NAMES.get(number, f"operator {number}")
 
 
 def watched(path: Path, graph: Graph, extra: list[Layer], folder: Path) -> list[Path]:  # noqa: ARG001

@@ -11,6 +11,7 @@ NO_PREPARED = (
     "give --prepared FILE.npz with what your application made of the golden samples (--golden FOLDER writes them)"
 )
 NO_REFERENCE = "ranges look right; give --reference with the float model of the same runtime to compare every layer"
+NO_RANGES = "no tensor has one fixed range; give --reference with the float model to compare every layer"
 NO_ANSWERS = "the bundle holds no answers, and the model was not run here"
 LONGEST_NAME = 60
 TRY_SCHEMES = {
@@ -38,6 +39,8 @@ def short(name: str) -> str:
 
 
 def decibels(told: Document) -> str:
+    if told.get("shapes"):
+        return "shape {} for {}".format(*told["shapes"])
     if told["max"] is None:
         return "NaN or infinite"
     return "equal" if told["sqnr_db"] is None else f"{told['sqnr_db']:.1f} dB"
@@ -67,11 +70,19 @@ def far_from_source(told: Document) -> Document:
 
 
 def fused_apart(told: Document, device: str) -> Document:
+    if told.get("shapes"):
+        return other_shape("the answers", told, device, 1)
     says = (
         f"{device} answers otherwise than this host ({decibels(told)}), yet no layer differs while it is watched: the "
         "fault is in how the runtime there joins layers, or in a delegate"
     )
     return finding("fusion", None, says, "try another version of the runtime there, or without its delegate", **told)
+
+
+def other_shape(where: str, told: Document, device: str, count: int, **evidence: Any) -> Document:
+    says = f"{device} gives {where} in another shape than this host: {decibels(told)}{more(count)}"
+    tries = "compare the runtimes' versions here and there; give the model inputs of one fixed size"
+    return finding("shape", where, says, tries, device=device, **evidence, **told)
 
 
 def host_and_board(row: Document, told: Document, device: str, count: int) -> Document:
@@ -113,6 +124,15 @@ def zero_point(row: Document, fits: int, share: float | None) -> Document:
     says = f"wrong zero point at {layer(row)}: {row['zero_point']}, and {fits} would fit; {lost}"
     tries = f"convert the model again; its range must be written with zero point {fits}, scale {row['scale']:.6g}"
     return finding("zero-point", row["name"], says, tries, layer=row["number"], fits=fits, share=share)
+
+
+def perhaps_zero_point(row: Document, fits: int) -> Document:
+    says = (
+        f"one end of the range of {layer(row)} is crowded and the other empty: zero point {row['zero_point']}, "
+        f"{fits} would hold more; it may be meant so"
+    )
+    tries = "give --reference with the float model of the same runtime, to see whether values are lost there"
+    return finding("zero-point", row["name"], says, tries, is_fault=False, layer=row["number"], fits=fits)
 
 
 def narrow_range(row: Document, needs: list[float], share: float) -> Document:

@@ -26,15 +26,25 @@ LAST_OF_TFLITE_RUNTIME, LAST_OF_LITERT = 161, 209
 ABSENT_OF_LITERT = {162, 164, *range(167, 176), *range(177, 181), *range(182, 190), *range(191, 195), 196, 197, 199}
 ABSENT_OF_LITERT |= {200, 202, 208}
 NEWEST_KNOWN = (2, 3)
-# Built-in operators that models of the field hold, by their number.
-NAMES = {
-    **{0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE"},
-    **{9: "FULLY_CONNECTED", 14: "LOGISTIC", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU", 21: "RELU6", 22: "RESHAPE"},
-    **{23: "RESIZE_BILINEAR", 25: "SOFTMAX", 28: "TANH", 34: "PAD", 36: "GATHER", 39: "TRANSPOSE", 40: "MEAN"},
-    **{41: "SUB", 42: "DIV", 45: "STRIDED_SLICE", 49: "SPLIT", 53: "CAST", 65: "SLICE", 67: "TRANSPOSE_CONV"},
-    **{74: "SUM", 83: "PACK", 97: "RESIZE_NEAREST_NEIGHBOR", 114: "QUANTIZE", 117: "HARD_SWISH", 126: "BATCH_MATMUL"},
-    **{128: "CUMSUM", 150: "GELU"},
-}
+# Names of the schema's built-in operators by number, but StableHLO's, which came later.
+BUILTIN = """
+    ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
+    FULLY_CONNECTED HASHTABLE_LOOKUP L2_NORMALIZATION L2_POOL_2D LOCAL_RESPONSE_NORMALIZATION LOGISTIC
+    LSH_PROJECTION LSTM MAX_POOL_2D MUL RELU RELU_N1_TO_1 RELU6 RESHAPE RESIZE_BILINEAR RNN SOFTMAX SPACE_TO_DEPTH
+    SVDF TANH CONCAT_EMBEDDINGS SKIP_GRAM CALL CUSTOM EMBEDDING_LOOKUP_SPARSE PAD UNIDIRECTIONAL_SEQUENCE_RNN GATHER
+    BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND TRANSPOSE MEAN SUB DIV SQUEEZE UNIDIRECTIONAL_SEQUENCE_LSTM STRIDED_SLICE
+    BIDIRECTIONAL_SEQUENCE_RNN EXP TOPK_V2 SPLIT LOG_SOFTMAX DELEGATE BIDIRECTIONAL_SEQUENCE_LSTM CAST PRELU MAXIMUM
+    ARG_MAX MINIMUM LESS NEG PADV2 GREATER GREATER_EQUAL LESS_EQUAL SELECT SLICE SIN TRANSPOSE_CONV SPARSE_TO_DENSE
+    TILE EXPAND_DIMS EQUAL NOT_EQUAL LOG SUM SQRT RSQRT SHAPE POW ARG_MIN FAKE_QUANT REDUCE_PROD REDUCE_MAX PACK
+    LOGICAL_OR ONE_HOT LOGICAL_AND LOGICAL_NOT UNPACK REDUCE_MIN FLOOR_DIV REDUCE_ANY SQUARE ZEROS_LIKE FILL
+    FLOOR_MOD RANGE RESIZE_NEAREST_NEIGHBOR LEAKY_RELU SQUARED_DIFFERENCE MIRROR_PAD ABS SPLIT_V UNIQUE CEIL
+    REVERSE_V2 ADD_N GATHER_ND COS WHERE RANK ELU REVERSE_SEQUENCE MATRIX_DIAG QUANTIZE MATRIX_SET_DIAG ROUND
+    HARD_SWISH IF WHILE NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5 SCATTER_ND SELECT_V2 DENSIFY SEGMENT_SUM
+    BATCH_MATMUL PLACEHOLDER CUMSUM CALL_ONCE BROADCAST_TO RFFT2D CONV_3D IMAG REAL COMPLEX_ABS HASHTABLE
+    HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE REDUCE_ALL CONV_3D_TRANSPOSE VAR_HANDLE READ_VARIABLE
+    ASSIGN_VARIABLE BROADCAST_ARGS RANDOM_STANDARD_NORMAL BUCKETIZE RANDOM_UNIFORM MULTINOMIAL GELU
+"""
+NAMES = dict(enumerate(BUILTIN.split()))
 # Custom operators that the interpreter's own resolver registers (tensorflow/lite/core/kernels/register.cc).
 REGISTERED = {"TFLite_Detection_PostProcess", "NumericVerify", "Mfcc", "AudioSpectrogram"}
 
@@ -96,10 +106,14 @@ class Table:
         for at in range(first, first + 4 * count, 4):
             yield Table(self._data, at + self._number("<I", at), self._budget)
 
-    def numbers(self, field: int) -> list[int]:
-        first, count = self.vector(field, 4)
+    def items(self, field: int, form: str) -> list[Any]:
+        """The vector's numbers; form: of one of them, as struct names it."""
+        first, count = self.vector(field, struct.calcsize(f"<{form}"))
         self._spend(count)
-        return [int(value) for value in struct.unpack_from(f"<{count}i", self._data, first)] if count else []
+        return list(struct.unpack_from(f"<{count}{form}", self._data, first)) if count else []
+
+    def numbers(self, field: int) -> list[int]:
+        return self.items(field, "i")
 
     def data(self, field: int) -> bytes:
         first, count = self.vector(field, 1)

@@ -74,6 +74,8 @@ def _worst(row: dict[str, Any]) -> float:
 def _decibels(told: dict[str, Any] | None) -> str:
     if told is None:
         return ""
+    if told.get("shapes"):
+        return "other shape"
     if told["max"] is None:
         return "not finite"
     return "equal" if told["sqnr_db"] is None else f"{told['sqnr_db']:.1f} dB"
