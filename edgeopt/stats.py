@@ -4,6 +4,7 @@ independent; neighbouring latencies are not, so it is the least of the uncertain
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -159,14 +160,20 @@ class Drift:
 
 def drift(blocks: Sequence[Floats]) -> Drift:
     """Whether the second half of one artifact's samples departs from its first. blocks: (n_i,) seconds, in order.
-    The samples are cut into ten consecutive pieces of equal count. The run has drifted when the halves' median piece
+    They are cut into ten consecutive pieces: of equally many blocks (a slow half has fewer samples, not less time), of
+    equally many samples where there are fewer blocks. The run has drifted when the halves' median piece
     medians differ by more than 5 % *and* the pieces are apart by the exact rank-sum test of five against five (U <= 2,
     two-sided level 0.032): the first keeps harmless differences quiet, the second a single disturbance. Needs 80.
     """
     seconds = _times(np.concatenate([np.zeros(0), *blocks]))
     if len(seconds) < 80:
         return Drift(None, None, f"n={len(seconds)}, needs 80")
-    medians = np.array([np.median(piece) for piece in np.array_split(seconds, 10)])
+    if len(blocks) >= 10:
+        edges = np.arange(11) * len(blocks) // 10
+        pieces = [np.concatenate(blocks[first:last]) for first, last in itertools.pairwise(edges)]
+    else:
+        pieces = np.array_split(seconds, 10)
+    medians = np.array([np.median(piece) for piece in pieces])
     ratio = float(np.median(medians[5:]) / np.median(medians[:5]))
     larger = float((np.sign(medians[5:, None] - medians[None, :5]) + 1).sum() / 2)
     apart = min(larger, 25 - larger) <= 2

@@ -178,7 +178,7 @@ RUN_FILE_CASES = [
         '["fp32"]',
         '["fp32", "int"]',
         2,
-        ["line 22: ladder.rungs", 'found "int"', "fp32, fp16, int8, threads, prune", "mean int8?"],
+        ["line 22: ladder.rungs", 'found "int"', "fp32, fp16, int8, npu, threads, prune", "mean int8?"],
     ),
     ('["fp32"]', '["int8"]', 6, ["[ladder] rungs", '["int8"]', "must hold 'fp32'", "add it"]),
     ('"net:load"', '"net.load"', 2, ["model.torch", '"net.load"', '"package.module:factory"']),

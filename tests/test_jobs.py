@@ -206,7 +206,10 @@ def test_only_the_newest_finished_jobs_are_kept_and_a_running_one_always(
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"kind": "dance"}, "unknown job kind 'dance'; known: bench, infer, energy, activate, rollback"),
+        (
+            {"kind": "dance"},
+            "unknown job kind 'dance'; known: bench, infer, operators, energy, load, activate",
+        ),
         ({"kind": 7}, "'kind' must be str"),
         (bench_request([], []), "at least one artifact"),
         (bench_request(["0" * 64], []), "blob 000000000000 is not on the board"),

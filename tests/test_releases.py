@@ -152,7 +152,7 @@ def test_a_model_file_is_no_bundle_and_what_makes_one_is_told(tmp_path: Path, na
     assert "`edgeopt bundle` makes one of a model file" in missing.stderr
 
 
-def test_what_nothing_uses_is_deleted(board: Board, versions: list[bundles.Bundle]) -> None:
+def test_what_nothing_uses_is_deleted_beyond_the_quota(board: Board, versions: list[bundles.Bundle]) -> None:
     for bundle in versions[:4]:
         board.flash(bundle)
     kept = {bundle.release for bundle in versions[1:4]}
@@ -162,6 +162,10 @@ def test_what_nothing_uses_is_deleted(board: Board, versions: list[bundles.Bundl
     assert blobs == {entry.sha256 for bundle in versions[:4] for entry in bundle.manifest.files.values()}  # still young
     for path in (board.root / "store").iterdir():
         os.utime(path, (time.time() - 7200, time.time() - 7200))
+    large = board.root / "store" / ("f" * 64)
+    with large.open("wb") as file:
+        file.truncate(3 << 30)  # takes no room, but counts
+    os.utime(large, (time.time() - 7000, time.time() - 7000))
     left = board.root / "bin" / ".new-left"
     (board.root / ".probe-left").mkdir()
     left.write_bytes(b"x")

@@ -33,6 +33,7 @@ EXAMPLES: dict[str, Any] = {
     "device.transport": "auto",
     "ladder.require_int8": 0.95,
     "ladder.allow_fallback": ["SOFTMAX"],
+    "task.confidence_threshold": 0.6,
     "budget.latency_p50_s": 0.02,
     "budget.latency_p95_s": 0.04,
     "budget.size_bytes": 1_000_000,
