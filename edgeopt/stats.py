@@ -169,7 +169,7 @@ def drift(blocks: Sequence[Floats]) -> Drift:
     if len(seconds) < 80:
         return Drift(None, None, f"n={len(seconds)}, needs 80")
     if len(blocks) >= 10:
-        edges = np.arange(11) * len(blocks) // 10
+        edges = [number * len(blocks) // 10 for number in range(11)]
         pieces = [np.concatenate(blocks[first:last]) for first, last in itertools.pairwise(edges)]
     else:
         pieces = np.array_split(seconds, 10)
