@@ -8,9 +8,13 @@ The map, in processing order:
     compress/              prune and recover (torch)
     lower/, parity         to a runtime's artifact; file name = runtime name; ethosu compiles one for an NPU
     device/, measure       the agent on the board: raw samples; stats turns them into figures with their validity,
-                           slices into scores by class and group; placement says where each operator ran
+                           slices into scores by class and group; conditions says what the board was like, placement
+                           where each operator ran; sustained, load: a long run, many queries
+    meters/, align, power, energy   watts of a sensor or a meter, its clock against the board's, joules
     ladder                 propose, judge, choose; stages runs a recipe's steps through the cache
     trial, pack, optimize  one trial; the chosen candidate as a bundle; the whole climb
     bundle, flash, validate   one file by hash; atomic, reversible; checked on the board
+    diagnose/              where a wrong answer begins
+    evidence, recompute, cost   what a run's figures rest on; all of them again; what they cost
     report/, cli/          what people see
 """
