@@ -86,8 +86,8 @@ class Comparison:
 
     def ratio(self, index: int, against: int) -> stats.Figure:
         """Median latency of one artifact over another's, from their paired blocks."""
-        pooled = 2 * max(1, self.result["renew"])
-        return stats.ratio_of_medians(self.blocks(index), self.blocks(against), pooled)
+        turns = self.result["turns"] * max(1, self.result["renew"])
+        return stats.ratio_of_medians(self.blocks(index), self.blocks(against), turns)
 
     def executed(self, index: int) -> dict[str, Any]:
         executed: dict[str, Any] = self.result["artifacts"][index]["executed"]
@@ -98,10 +98,10 @@ class Comparison:
         return found if found["peak_rss_bytes"] is not None else None
 
     def conditions(self) -> dict[str, Any]:
-        """What the board was like meanwhile (conditions.summary), the marks to be seen, and why it was measured again
-        (`repeated`, None: it was not)."""
-        repeated = self.result.get("repeated")
-        return {"marks": self._marks(), "repeated": repeated, **conditions.summary(self.result["conditions"])}
+        """What the board was like meanwhile (conditions.summary), the marks to be seen, why it was measured again
+        (`repeated`, None: it was not), and the sets of processors that a round's artifacts shared."""
+        found = {"marks": self._marks(), "repeated": self.result.get("repeated")}
+        return {**found, "shared_cpus": self.result["shared_cpus"], **conditions.summary(self.result["conditions"])}
 
     def disturbances(self) -> list[str]:
         """Why this comparison should be repeated: the board throttled, or an artifact's second half drifted."""
@@ -151,6 +151,7 @@ def bench(
             "min_seconds": chosen.min_seconds,
             "cap_seconds": chosen.max_seconds * len(artifacts),
             "rounds": chosen.rounds,
+            "block_seconds": chosen.block_s if len(artifacts) > 1 else chosen.min_seconds,
             "renew": chosen.renew if len(artifacts) > 1 else 0,
             "keep": chosen.keep,
             "power_mode": dict(power_mode or {}),

@@ -45,8 +45,9 @@ class Figure:
 @dataclass(frozen=True)
 class Mode:
     """How long to measure an artifact: until both minima are met, and never longer than `max_seconds`; in how many
-    rounds of A B B A, how many samples of a block to keep (None: all), and after how many rounds to begin with new
-    processes where artifacts are compared (0: never).
+    rounds, how many samples of a block to keep (None: all); where artifacts are compared, after how many rounds to
+    begin with new processes (0: never), and how long a block of A B B A lasts at least: a round has as many turns of
+    these as it has time for, since a neighbour on the host comes and goes within a second.
 
     Twelve rounds give the ratio's order-statistics interval 96 % confidence within one job."""
 
@@ -56,6 +57,7 @@ class Mode:
     rounds: int = 12
     keep: int | None = None
     renew: int = 1
+    block_s: float = 0.025
 
 
 KEPT = 20_000  # samples of a block
@@ -70,7 +72,7 @@ SUSTAINED = "sustained"  # no fixed length: `sustained`
 def sustained(minutes: float, artifacts: int) -> Mode:
     """The mode for a run of `minutes` in all, in which `artifacts` take turns in blocks of five seconds."""
     seconds = minutes * 60 / artifacts
-    return Mode(64, seconds, 1.5 * seconds, max(12, math.ceil(seconds / 10)), 200, 0)
+    return Mode(64, seconds, 1.5 * seconds, max(12, math.ceil(seconds / 10)), 200, 0, seconds)
 
 
 @lru_cache(maxsize=64)
@@ -130,20 +132,20 @@ def summary_to_json(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: value.to_json() if isinstance(value, Figure) else value for key, value in summary.items()}
 
 
-def ratio_of_medians(a_blocks: Sequence[Floats], b_blocks: Sequence[Floats], pooled: int = 2) -> Figure:
-    """median(a) / median(b) from alternating blocks (A B B A, or A B C C B A: blocks 2r and 2r + 1 are round r).
-    Each block is (n_i,) seconds. A round gives the ratio of its pooled medians: a drift in a straight line through the
-    round meets both alike and cancels. pooled: blocks of a side that count as one round, more than two where the same
-    processes ran several, which are not independent then. The value is the median over rounds, with its
-    order-statistics interval, which needs six rounds; with fewer the value stays, the interval is None, `invalid` says
-    so, and no verdict may rest on it. `n` counts rounds. Raises ValueError when the blocks are not whole rounds or one
-    is empty.
+def ratio_of_medians(a_blocks: Sequence[Floats], b_blocks: Sequence[Floats], turns: int = 1) -> Figure:
+    """median(a) / median(b) from alternating blocks (A B B A, or A B C C B A: blocks 2t and 2t + 1 are turn t).
+    Each block is (n_i,) seconds. A turn gives the ratio of its pooled medians: a drift in a straight line through it
+    meets both alike and cancels. turns: so many in a row are a round, whose ratio is their median; the same processes
+    ran them, so they are not independent. The value is the median over rounds, with its order-statistics interval,
+    which needs six rounds; with fewer the value stays, the interval is None, `invalid` says so, and no verdict may rest
+    on it. `n` counts rounds. Raises ValueError when the blocks are not whole turns or one is empty.
     """
     a, b = [_times(block) for block in a_blocks], [_times(block) for block in b_blocks]
     if len(a) != len(b) or len(a) % 2 or not a or not all(map(len, (*a, *b))):
-        raise ValueError(f"{len(a)} and {len(b)} blocks are not whole rounds of A B B A, or one is empty")
-    medians = [np.median(np.concatenate(side[i : i + pooled])) for side in (a, b) for i in range(0, len(side), pooled)]
-    ratios = np.divide(*np.split(np.array(medians), 2))
+        raise ValueError(f"{len(a)} and {len(b)} blocks are not whole turns of A B B A, or one is empty")
+    medians = [np.median(np.concatenate(side[i : i + 2])) for side in (a, b) for i in range(0, len(side), 2)]
+    of_turns = np.divide(*np.split(np.array(medians), 2))
+    ratios = np.array([np.median(of_turns[i : i + turns]) for i in range(0, len(of_turns), turns)])
     rounds, interval = len(ratios), _enclosed(ratios, 0.5)
     invalid = None if interval else f"n={rounds} rounds, needs 6"
     return Figure(float(np.median(ratios)), interval, rounds, invalid=invalid)

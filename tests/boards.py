@@ -81,7 +81,7 @@ def artifact_entry(sha256: str, runtime: str) -> dict[str, Any]:
 def bench_request(blobs: list[str], shards: list[str], **changes: Any) -> dict[str, Any]:
     """A short bench of fake models."""
     artifacts = [artifact_entry(sha, "fake") for sha in blobs]
-    short = {"min_queries": 12, "min_seconds": 0.05, "cap_seconds": 60.0, "rounds": 2, "seed": 0}
+    short = {"min_queries": 12, "min_seconds": 0.05, "cap_seconds": 60.0, "rounds": 2, "block_seconds": 60.0, "seed": 0}
     return {"kind": "bench", "renew": 0, "artifacts": artifacts, "shards": shards, **short, **changes}
 
 

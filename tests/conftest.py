@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,6 +178,30 @@ def ssh_board(tmp_path: Path) -> Iterator[SshBoard]:
     options = [*server.options, "--root", str(root), "--board-python", sys.executable]
     yield SshBoard(server, options, root)
     server.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "alone: measures what a busy machine disturbs; no other worker's test runs beside"
+    )
+    if not hasattr(config, "workerinput"):
+        turns = tempfile.mkdtemp(prefix="edgeopt-turns-")
+        os.environ["EDGEOPT_TEST_TURNS"] = turns
+        config.add_cleanup(lambda: shutil.rmtree(turns, ignore_errors=True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Who waits for the room to be empty keeps the gate, so nobody overtakes."""
+    turns = Path(os.environ["EDGEOPT_TEST_TURNS"])
+    with (turns / "gate").open("w") as gate, (turns / "room").open("w") as room:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

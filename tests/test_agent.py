@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -237,8 +239,34 @@ def test_a_comparison_begins_every_round_with_new_processes(
         time.sleep(0.05)
     _, result = outcome[0]
     assert result["renew"] == renew
-    assert [block["artifact"] for block in result["blocks"]] == [0, 1, 1, 0] * 3
+    assert [block["artifact"] for block in result["blocks"]] == [0, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0]
     assert at_least - 2 <= len(seen) <= at_least  # the first two may have ended before the first look
+
+
+def test_a_round_has_short_turns_on_processors_that_both_artifacts_share(session: Session, root: Path) -> None:
+    shard = session.send(samples())
+    blobs = [session.send(fake_model(invoke_s=delay)) for delay in (0.005, 0.01)]
+    request = bench_request(blobs, [shard], rounds=4, renew=1, min_seconds=4.0, min_queries=64, block_seconds=0.1)
+    thread, outcome = in_background(session, request)
+    job = until(lambda: progress_of(root), "the middle of the job")
+    seen: dict[int, str] = {}
+    while thread.is_alive():
+        for worker in workers_of(job):
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{worker}/status").read_text()
+                seen[worker] = re.findall(r"^Cpus_allowed_list:\s*(\S+)", status, re.MULTILINE)[0]
+        time.sleep(0.05)
+    _, result = outcome[0]
+    assert result["turns"] == 5
+    order = [block["artifact"] for block in result["blocks"]]
+    assert order == ([0, 1, 1, 0] * 5 + [1, 0, 0, 1] * 5) * 2
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        assert result["shared_cpus"] == []
+    else:
+        assert all(len(cpus) == 1 for cpus in result["shared_cpus"])
+        pinned = {where for where in seen.values() if where.isdigit()}  # others: before they had their processor
+        assert pinned == {str(cpus[0]) for cpus in result["shared_cpus"]}
 
 
 @pytest.mark.parametrize(

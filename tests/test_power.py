@@ -117,10 +117,21 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+def valid(tree: Path, *arguments: object) -> Any:
+    """`on_board`, again where the machine's neighbours made readings late, which spoils windows."""
+    for _ in range(3):
+        found = on_board(tree, *arguments)
+        figures = [found["results"][0][name] for name in ("idle_w", "gross_j", "net_j")]
+        if all(figure["invalid"] is None for figure in figures):
+            break
+    return found
+
+
+@pytest.mark.alone
 def test_joules_are_watts_by_time(tmp_path: Path, model: Path) -> None:
     """Units as the kernel has them: a slip of a thousand would be seen."""
     tree, watts = write(tmp_path / "class", {**INA3221, "hwmon/hwmon3/update_interval": 100}), 5.072 * 1.2
-    found = on_board(tree, "power", model, "--random", "--sensor", "hwmon:VDD_IN")
+    found = valid(tree, "power", model, "--random", "--sensor", "hwmon:VDD_IN")
     (result,) = found["results"]
     assert result["idle_w"]["value"] == pytest.approx(watts, rel=1e-6)
     for window in result["windows"]:
@@ -197,14 +208,18 @@ def counting(tmp_path: Path) -> Iterator[tuple[Path, float]]:
     thread.join()
 
 
+@pytest.mark.alone
 def test_a_counter_that_begins_again_gives_its_joules(counting: tuple[Path, float], model: Path) -> None:
     tree, watts = counting
-    found = on_board(tree, "power", model, "--random")
-    (result,) = found["results"]
+    for _ in range(3):  # the thread that counts may be held up, too
+        found = valid(tree, "power", model, "--random")
+        (result,) = found["results"]
+        told = [window["gross_j"] * window["n"] / window["seconds"] for window in result["windows"]]
+        told.append(result["idle_w"]["value"])
+        if told == pytest.approx([watts] * len(told), rel=0.01):
+            break
     assert found["sensor"]["range_j"] == 100.0
-    assert result["idle_w"]["value"] == pytest.approx(watts, rel=0.01)
-    for window in result["windows"]:
-        assert window["gross_j"] == pytest.approx(watts * window["seconds"] / window["n"], rel=0.01)
+    assert told == pytest.approx([watts] * len(told), rel=0.01)
 
 
 def test_a_board_without_a_sensor_says_so(tmp_path: Path, model: Path) -> None:

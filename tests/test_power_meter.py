@@ -56,6 +56,7 @@ def fed(root: Path, kind: str, folder: Path) -> Iterator[list[str]]:
             feeder.wait()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["csv", "serial"])
 def test_joules_by_a_meter(kind: str, tmp_path: Path, model: Path) -> None:
     """A file with a clock of its own and decimal commas; a serial port without times. Both: volts and milliamperes."""

@@ -128,6 +128,22 @@ def test_ratio_is_blind_to_a_drift_in_a_straight_line() -> None:
     assert figure.interval[0] <= 1 <= figure.interval[1]
 
 
+def test_turns_of_the_same_processes_are_one_round_and_a_disturbed_one_is_outvoted() -> None:
+    rng = np.random.default_rng(5)
+    a, b = abba(rng, 36, 0.5)
+    for turn in range(0, 36, 3):
+        a[2 * turn] = a[2 * turn] * 3
+        a[2 * turn + 1] = a[2 * turn + 1] * 3
+    figure = stats.ratio_of_medians(a, b, turns=3)
+    assert figure.n == 12
+    assert figure.interval is not None
+    assert 0.48 < figure.interval[0] <= 0.5 <= figure.interval[1] < 0.55
+    alone = stats.ratio_of_medians(a, b)
+    assert alone.n == 36
+    assert alone.interval is not None
+    assert alone.interval[1] > figure.interval[1]
+
+
 def test_ratio_needs_six_rounds_for_an_interval() -> None:
     figure = stats.ratio_of_medians(*abba(np.random.default_rng(4), 5, 0.5))
     assert figure.interval is None
@@ -137,8 +153,8 @@ def test_ratio_needs_six_rounds_for_an_interval() -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 0), (2, 4), (3, 3)])
-def test_ratio_refuses_half_rounds(a: int, b: int) -> None:
-    with pytest.raises(ValueError, match="whole rounds"):
+def test_ratio_refuses_half_turns(a: int, b: int) -> None:
+    with pytest.raises(ValueError, match="whole turns"):
         stats.ratio_of_medians([np.ones(3)] * a, [np.ones(3)] * b)
 
 

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from typing import Any, Dict, List
 
-from . import store
+from . import facts, store
 from .jobs import Context
 from .power_mode import held
 from .watch import Watch
@@ -19,6 +19,7 @@ RENEWAL_S = 60.0
 LATER_WARM_UP_S = 1.0  # of workers that follow others: the board is warm
 RANDOM_SAMPLES = 16
 MEMORY_QUERIES = 8
+LEAST_OF_A_BLOCK = 2  # queries, where a round has several turns
 
 
 def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dict[str, Any]:
@@ -38,12 +39,13 @@ def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dic
 
 
 def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
-    """Alternating blocks (A B B A; with three A B C C B A), one worker process per artifact.
+    """Alternating blocks (a turn: A B B A; with three A B C C B A), one worker process per artifact.
 
     The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed,
-    `renew`, after how many rounds new workers begin (0: never), `keep`, how many samples of a block stay at most (None:
-    all), and `power_mode` (power_mode.held). The result lists the blocks in the order they ran; samples-<i>.f64 holds
-    (copy_s, invoke_s) pairs of artifact i in that order.
+    `block_seconds`, what a block lasts at least where a round has several turns, `renew`, after how many rounds new
+    workers begin, on the next of `shared_cpus` (0: never, and on any processor), `keep`, how many samples of a block
+    stay at most (None: all), and `power_mode` (power_mode.held). The result lists the blocks in the order they ran;
+    samples-<i>.f64 holds (copy_s, invoke_s) pairs of artifact i in that order.
     """
     artifacts = [artifact_of(context, entry, number) for number, entry in enumerate(field(request, "artifacts", list))]
     shards = [context.blob(sha) for sha in field(request, "shards", list)]
@@ -51,12 +53,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     if not artifacts or not rounds:
         raise RemoteError("bad-request", "a bench needs at least one artifact and one round")
     cap_s = seconds(request, "cap_seconds")
-    block: Dict[str, Any] = {
-        "seconds": seconds(request, "min_seconds") / (2 * rounds),
-        "queries": -(-count(request, "min_queries") // (2 * rounds)),
-        "limit_s": cap_s / (2 * rounds * len(artifacts)),
-        "keep": request.get("keep"),
-    }
+    half_s = seconds(request, "min_seconds") / (2 * rounds)
     random = 0 if shards else RANDOM_SAMPLES
     if random:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
@@ -66,8 +63,16 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(held(context, request.get("power_mode") or {}))
         memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
-        team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed")))
-        renew = affordable(renew, rounds, team.took_s, 2 * rounds * len(artifacts) * block["seconds"])
+        cpus = shared_cpus(max(artifact["threads"] for artifact in artifacts)) if renew else []
+        team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed"), cpus))
+        renew = affordable(renew, rounds, team.took_s, 2 * rounds * len(artifacts) * half_s)
+        turns = max(1, int(half_s / max(seconds(request, "block_seconds"), LEAST_OF_A_BLOCK * team.invoke_s)))
+        block: Dict[str, Any] = {
+            "seconds": half_s / turns,
+            "queries": -(-count(request, "min_queries") // (2 * rounds * turns)),
+            "limit_s": cap_s / (2 * rounds * turns * len(artifacts)),
+            "keep": request.get("keep"),
+        }
         conditions = [watch.look()]
         started, between = time.monotonic(), 0.0
         for number in range(rounds):
@@ -75,8 +80,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
                 context.progress(number, rounds, "starting new processes")
                 team.renew()
                 between += team.took_s
-            there = list(range(len(artifacts)))
-            for index in there + there[::-1]:
+            there = range(len(artifacts))[:: -1 if number % 2 else 1]  # to come first is no advantage
+            for index in [*there, *there[::-1]] * turns:
                 out = os.path.join(context.folder, f"samples-{index}.f64")
                 began = time.monotonic() - started
                 done = team.workers[index].ask("block", out=out, **block)
@@ -107,6 +112,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         "blocks": blocks,
         "conditions": conditions,
         "capped": capped,
+        "turns": turns,
+        "shared_cpus": cpus,
         "renew": renew,
         "cores_allowed": len(os.sched_getaffinity(0)),
     }
@@ -122,16 +129,39 @@ def affordable(renew: int, rounds: int, once_s: float, measuring_s: float) -> in
     return 0
 
 
+def shared_cpus(threads: int) -> List[List[int]]:
+    """Sets of `threads` processors of the fastest kind; none where there is no choice. What happens to one processor,
+    such as a neighbour on its core, then meets all artifacts of a round alike."""
+    allowed = os.sched_getaffinity(0)
+    speeds = {cpu: _speed(cpu) for cpu in allowed}
+    fast = sorted((cpu for cpu in allowed if speeds[cpu] == max(speeds.values())), reverse=True)  # 0 has the interrupts
+    if len(fast) < threads or len(allowed) == threads:
+        return []
+    return [fast[first : first + threads] for first in range(0, len(fast) - threads + 1, threads)]
+
+
+def _speed(cpu: int) -> int:
+    """Big and little cores are told apart by either; 0 where the kernel tells neither."""
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        text = facts.read(f"/sys/devices/system/cpu/cpu{cpu}/{name}")
+        if text is not None:
+            return int(text)
+    return 0
+
+
 class Team:
     """A worker process for each artifact, loaded and warm. What a process happens to be given, such as where its memory
-    lies, moves all of its latencies alike; new ones tell how much."""
+    lies, moves all of its latencies alike; new ones tell how much. cpus: sets of processors to go through."""
 
-    def __init__(self, artifacts: List[Dict[str, Any]], shards: List[str], random: int, seed: int) -> None:
+    def __init__(
+        self, artifacts: List[Dict[str, Any]], shards: List[str], random: int, seed: int, cpus: List[List[int]]
+    ) -> None:
         self._artifacts, self._shards, self._random, self._seed = artifacts, shards, random, seed
+        self._cpus, self._teams = cpus, 0
         self._stack = ExitStack()
         self.workers: List[Worker] = []
         self.loaded: List[Dict[str, Any]] = []  # of the first ones
-        self.took_s = 0.0
+        self.took_s, self.invoke_s = 0.0, 0.0  # to begin; of the slowest one
 
     def __enter__(self) -> Team:
         try:
@@ -149,11 +179,20 @@ class Team:
         began = time.monotonic()
         self._stack.close()
         self.workers = [self._stack.enter_context(Worker(artifact)) for artifact in self._artifacts]
-        loaded = [worker.load(self._shards, random=self._random) for worker in self.workers]
-        for worker in self.workers:
-            worker.ask("warm_up", seed=self._seed, limit_s=LATER_WARM_UP_S if self.loaded else FIRST_WARM_UP_S)
-        self.loaded = self.loaded or loaded
-        self._seed += 1
+        if not self.loaded:
+            self.loaded = [worker.load(self._shards, random=self._random) for worker in self.workers]
+        else:  # at once: of what is loaded first, the memory lies worse
+            for worker in self.workers:
+                worker.tell_load(self._shards, random=self._random)
+            for worker in self.workers:
+                worker.answer("load")
+        if self._cpus:
+            for worker in self.workers:
+                worker.pin(self._cpus[self._teams % len(self._cpus)])
+        limit_s = LATER_WARM_UP_S if self._teams else FIRST_WARM_UP_S
+        warm = [worker.ask("warm_up", seed=self._seed, limit_s=limit_s) for worker in self.workers]
+        self.invoke_s = max(answer["invoke_s"] for answer in warm)
+        self._seed, self._teams = self._seed + 1, self._teams + 1
         self.took_s = time.monotonic() - began
 
 

@@ -9,7 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from . import facts
 from .files import code_path
@@ -37,16 +37,23 @@ class Worker:
 
     def ask(self, op: str, timeout_s: float = SILENCE_S, **parameters: Any) -> Dict[str, Any]:
         """The child's answer. Raises RemoteError for its errors, its death and `timeout_s` of silence."""
+        self.tell(op, **parameters)
+        return self.answer(op, timeout_s)
+
+    def tell(self, op: str, **parameters: Any) -> None:
+        """Ask, and let `answer` wait for what it says: meanwhile others can be asked."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
             stdin.write(json.dumps(dict(parameters, op=op)).encode("utf-8") + b"\n")
             stdin.flush()
-            line = self._read_line(op, timeout_s)
-            while line == b"\n":  # a sign of life
-                line = self._read_line(op, timeout_s)
         except BrokenPipeError:
-            line = b""
+            pass  # it is dead: `answer` tells
+
+    def answer(self, op: str, timeout_s: float = SILENCE_S) -> Dict[str, Any]:
+        line = self._read_line(op, timeout_s)
+        while line == b"\n":  # a sign of life
+            line = self._read_line(op, timeout_s)
         if not line:
             raise RemoteError("runtime", f"the worker died during '{op}': {self._death()}")
         answer = json.loads(line.decode("utf-8"))
@@ -60,7 +67,19 @@ class Worker:
     ) -> Dict[str, Any]:
         """Load the artifact (cold: from the disk, not from the page cache), and the first `most` samples (None: all) or
         so many random ones, already in its layout."""
-        return self.ask("load", artifact=self._artifact, shards=shards, most=most, random=random, cold=cold)
+        self.tell_load(shards, most, random, cold)
+        return self.answer("load")
+
+    def tell_load(self, shards: List[str], most: Optional[int] = None, random: int = 0, cold: bool = False) -> None:
+        self.tell("load", artifact=self._artifact, shards=shards, most=most, random=random, cold=cold)
+
+    def pin(self, cpus: Sequence[int]) -> None:
+        """Let it work on these processors only, with all the threads that it has by now."""
+        for thread in os.listdir(f"/proc/{self._process.pid}/task"):
+            try:
+                os.sched_setaffinity(int(thread), cpus)
+            except ProcessLookupError:
+                pass  # it has ended
 
     def _read_line(self, op: str, timeout_s: float) -> bytes:
         assert self._process.stdout is not None

@@ -344,7 +344,7 @@ def _drop_bar(final: dict[str, Any], floor: Any, metric: str) -> dict[str, Any] 
     }
 
 
-APART = ("marks", "series", "power_mode")  # of the conditions: shown elsewhere, or only in run.json
+APART = ("marks", "series", "power_mode", "shared_cpus")  # of the conditions: shown elsewhere, or only in run.json
 
 
 def _conditions(trial: dict[str, Any]) -> dict[str, Any]:
