@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 
 from . import store
 from .jobs import Context
-from .power_mode import held
+from .power_mode import Caps, held
 from .watch import Watch
 from .wire import RemoteError, count, field, is_plain_name, seconds
 from .worker import FIRST_WARM_UP_S, Worker
@@ -34,6 +34,7 @@ def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dic
         "threads": field(entry, "threads", int),
         "preprocess": field(entry, "preprocess", list),
         "options": field(entry, "options", dict),
+        "frequency_max_hz": entry.get("frequency_max_hz"),
     }
 
 
@@ -42,8 +43,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
 
     The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed,
     `renew`, after how many rounds new workers begin (0: never), `keep`, how many samples of a block stay at most (None:
-    all), and `power_mode` (power_mode.held). The result lists the blocks in the order they ran; samples-<i>.f64 holds
-    (copy_s, invoke_s) pairs of artifact i in that order.
+    all), and `power_mode` (power_mode.held); an artifact with a `frequency_max_hz` works under that cap. The result
+    lists the blocks in the order they ran; samples-<i>.f64 holds (copy_s, invoke_s) pairs of artifact i in that order.
     """
     artifacts = [artifact_of(context, entry, number) for number, entry in enumerate(field(request, "artifacts", list))]
     shards = [context.blob(sha) for sha in field(request, "shards", list)]
@@ -64,10 +65,11 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     blocks: List[Dict[str, Any]] = []
     capped = False
     with ExitStack() as stack:
-        stack.enter_context(held(context, request.get("power_mode") or {}))
-        memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
-        team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed")))
+        caps = stack.enter_context(held(context, request.get("power_mode") or {}, caps_of(artifacts)))
+        memory = [_memory_of(artifact, shards, random, caps) for artifact in artifacts]
+        team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed"), caps))
         renew = affordable(renew, rounds, team.took_s, 2 * rounds * len(artifacts) * block["seconds"])
+        caps.set(None)
         conditions = [watch.look()]
         started, between = time.monotonic(), 0.0
         for number in range(rounds):
@@ -84,6 +86,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
                 blocks.append(
                     {"artifact": index, "round": number, "n": done["n"], "began_s": began, "seconds": done["seconds"]}
                 )
+            caps.set(None)
             conditions.append(watch.look())
             context.progress(number + 1, rounds, "measuring latency")
             if time.monotonic() - started - between > cap_s and number + 1 < rounds:
@@ -98,6 +101,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             executed=executed[i],
             memory={key: value for key, value in memory[i].items() if key != "load_cold_s"},
             load_cold_s=memory[i]["load_cold_s"],
+            frequency_max_hz=caps.kept.get(artifacts[i]["frequency_max_hz"]),
             samples=context.output(f"samples-{i}.f64"),
         )
         for i in range(len(artifacts))
@@ -110,6 +114,10 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         "renew": renew,
         "cores_allowed": len(os.sched_getaffinity(0)),
     }
+
+
+def caps_of(artifacts: List[Dict[str, Any]]) -> List[float]:
+    return [artifact["frequency_max_hz"] for artifact in artifacts if artifact["frequency_max_hz"]]
 
 
 def affordable(renew: int, rounds: int, once_s: float, measuring_s: float) -> int:
@@ -126,7 +134,8 @@ class Team:
     """A worker process for each artifact, loaded and warm. What a process happens to be given, such as where its memory
     lies, moves all of its latencies alike; new ones tell how much."""
 
-    def __init__(self, artifacts: List[Dict[str, Any]], shards: List[str], random: int, seed: int) -> None:
+    def __init__(self, artifacts: List[Dict[str, Any]], shards: List[str], random: int, seed: int, caps: Caps) -> None:
+        self._caps = caps
         self._artifacts, self._shards, self._random, self._seed = artifacts, shards, random, seed
         self._stack = ExitStack()
         self.workers: List[Worker] = []
@@ -148,7 +157,7 @@ class Team:
         """End the workers there are; begin with others, which meet the inputs in another order."""
         began = time.monotonic()
         self._stack.close()
-        self.workers = [self._stack.enter_context(Worker(artifact)) for artifact in self._artifacts]
+        self.workers = [self._stack.enter_context(Worker(artifact, self._caps)) for artifact in self._artifacts]
         loaded = [worker.load(self._shards, random=self._random) for worker in self.workers]
         for worker in self.workers:
             worker.ask("warm_up", seed=self._seed, limit_s=LATER_WARM_UP_S if self.loaded else FIRST_WARM_UP_S)
@@ -157,8 +166,8 @@ class Team:
         self.took_s = time.monotonic() - began
 
 
-def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int) -> Dict[str, Any]:
-    with Worker(artifact) as worker:
+def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int, caps: Caps) -> Dict[str, Any]:
+    with Worker(artifact, caps) as worker:
         loaded = worker.load(shards[:1], most=1, random=min(random, 1), cold=True)
         return dict(worker.ask("memory", count=MEMORY_QUERIES), load_cold_s=loaded["load_s"])
 
