@@ -22,7 +22,7 @@ from conftest import run_cli
 from model_files import conv_onnx
 
 from edgeopt import bundle as bundles
-from edgeopt import energy, ladder, lower, onboard, optimize, plan, power, recompute, sensing, stats
+from edgeopt import energy, ladder, lower, measure, onboard, optimize, plan, power, recompute, sensing, stats
 from edgeopt.cache import Cache
 from edgeopt.device import open_transport, parse_address
 from edgeopt.device.session import Placement, Session
@@ -142,8 +142,11 @@ def run(made: plan.Plan, tree: Tree, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of less than 10 s count, as this sensor has no noise that they would have to even out."""
+    """Windows of less than 10 s count, as this sensor has no noise that they would have to even out; and a busy machine
+    may read it late."""
     monkeypatch.setattr(energy, "SHORTEST_WINDOW_S", 1.0)
+    monkeypatch.setattr(energy, "MOST_LOST", 0.5)
+    monkeypatch.setattr(measure, "COOL_DOWN_S", 0.0)
     monkeypatch.setattr(power, "OVERHEAD_ROUNDS", 1)
     monkeypatch.setitem(stats.MODES, "rapid", stats.Mode(64, 1.0, renew=0))
 
