@@ -20,7 +20,8 @@ Steps = list[list[dict[str, Any]]]
 class Artifact:
     """paths: the first is loaded, the others are found beside it. preprocess: a list of steps per input.
 
-    options: the runtime's own settings (edgeopt_agent.runtimes), such as {"precision": "f32"}.
+    options: the runtime's own settings (edgeopt_agent.runtimes), such as {"precision": "f32"}. frequency_max_hz: the
+    cap of the CPUs' clock under which it is to be measured; None: as the board is.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Artifact:
     threads: int
     preprocess: Steps
     options: dict[str, Any]
+    frequency_max_hz: float | None = None
 
     @classmethod
     def of_files(
@@ -57,7 +59,9 @@ class Artifact:
 
     def entry(self) -> dict[str, Any]:
         """How a job request names it."""
+        capped = {} if self.frequency_max_hz is None else {"frequency_max_hz": self.frequency_max_hz}
         return {
+            **capped,
             "file": self.file,
             "files": {path.name: sha256 for path, sha256 in zip(self.paths, self.hashes, strict=True)},
             "runtime": self.runtime,

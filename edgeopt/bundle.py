@@ -40,13 +40,17 @@ class FileEntry(Section):
 
 
 class ArtifactEntry(Section):
-    """preprocess: a list of steps per input (edgeopt_agent.preprocess); options: the runtime's own settings."""
+    """preprocess: a list of steps per input (edgeopt_agent.preprocess); options: the runtime's own settings.
+
+    frequency_max_hz: the cap of the CPUs' clock with which it met its budgets; nobody sets it but the board's owner.
+    """
 
     file: FileName
     runtime: FileName
     threads: Annotated[int, Field(ge=1)]
     preprocess: list[list[dict[str, Any]]]
     options: dict[str, str] = Field(default_factory=dict)
+    frequency_max_hz: float | None = None
 
 
 class Health(Section):

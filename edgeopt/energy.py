@@ -240,10 +240,7 @@ def per_inference(
     how = readings.sensor.how
     told, joules, each_s, watts, errors = [], [], [], [], []
     for window in runs:
-        found = energy(readings, window, most_w)
-        short = window.seconds < SHORTEST_WINDOW_S or not window.n
-        few = f"{window.n} inferences in {window.seconds:.3g} s, needs {SHORTEST_WINDOW_S:g} s" if short else None
-        problem = found.invalid or few
+        found, problem = _of_window(readings, window, most_w)
         each = found.value / window.n if problem is None and found.value is not None else None
         told.append(
             {"began_s": window.began_s, "seconds": window.seconds, "n": window.n, "gross_j": each, "invalid": problem}
@@ -252,7 +249,7 @@ def per_inference(
             joules.append(each)
             each_s.append(window.seconds / window.n)
             watts.append(found.value / window.seconds)
-            errors.append((found.interval[1] - found.value) / found.value if found.interval else 0.0)
+            errors.append(_clock_error(found))
     idle = _idle_power(readings, idles, most_w)
     if len(joules) < LEAST_WINDOWS:
         why = next((one["invalid"] for one in told if one["invalid"]), "no windows")
@@ -268,6 +265,48 @@ def per_inference(
     work = _middle(np.array(watts), blur * float(np.mean(watts)), how)
     gross_j = _middle(gross, blur * gross.mean(), how)
     return {"gross_j": gross_j, "net_j": net, "work_w": work, "idle_w": idle, "windows": told}
+
+
+def ratio(
+    readings: Readings, own: Sequence[Window], other: Sequence[Window], quantity: str, most_w: float = MOST_W
+) -> Figure:
+    """Gross joules of an inference ("energy_j"), or watts at work ("power_w"), of one artifact over those of another.
+
+    own, other: windows that took turns, so the k-th of both lie side by side and a drift meets them alike. The median
+    over these pairs, with Student's interval of their mean, wider by what may belong to the neighbours of a window, and
+    `n`, how many count. Without a value where fewer than LEAST_WINDOWS pairs are valid.
+    """
+    how, problems = readings.sensor.how, []
+    ratios, blurs = [], []
+    for pair in zip(own, other, strict=True):
+        sides, blur = [], 0.0
+        for window in pair:
+            found, problem = _of_window(readings, window, most_w)
+            if found.value is None or problem:
+                problems.append(problem)
+                continue
+            sides.append(found.value / (window.n if quantity == "energy_j" else window.seconds))
+            blur += _end_s(readings) / window.seconds + _clock_error(found)
+        if len(sides) == len(pair):
+            ratios.append(sides[0] / sides[1])
+            blurs.append(blur)
+    if len(ratios) < LEAST_WINDOWS:
+        why = f": {problems[0]}" if problems else ""
+        return Figure(None, None, len(ratios), how, f"{len(ratios)} valid pairs of windows, needs {LEAST_WINDOWS}{why}")
+    return _middle(np.array(ratios), max(blurs) * float(np.mean(ratios)), how)
+
+
+def _of_window(readings: Readings, window: Window, most_w: float) -> tuple[Figure, str | None]:
+    """(its joules, why they do not count)."""
+    found = energy(readings, window, most_w)
+    short = window.seconds < SHORTEST_WINDOW_S or not window.n
+    few = f"{window.n} inferences in {window.seconds:.3g} s, needs {SHORTEST_WINDOW_S:g} s" if short else None
+    return found, found.invalid or few
+
+
+def _clock_error(found: Figure) -> float:
+    """What the clock's error makes of a window's joules, as a share of them."""
+    return (found.interval[1] - found.value) / found.value if found.interval and found.value else 0.0
 
 
 def _end_s(readings: Readings) -> float:

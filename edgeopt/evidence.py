@@ -2,6 +2,7 @@
 
 samples/<trial>.npz         a whole job's latencies: `seconds`, `copy_s`, `block` and `started` of the candidate, and of
                             each rival as <rival>.seconds and so on; `job`: what else the board said of the job, as JSON
+samples/<trial>.energy.npz  where energy was measured, a whole job's readings: `power`, `overhead`, and `job` as above
 samples/<trial>.selection.npz, samples/final.npz    per sample: scores, decisions, errors of the outputs (`Scored`)
 """
 
@@ -16,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from . import cost, slices, stats
+from . import cost, power, slices, stats
 from .errors import IntegrityError
 from .measure import Comparison
+from .plan import OF_ENERGY
 from .stats import Figure
 from .task import Array, Samples
 
@@ -248,3 +250,39 @@ def ratios(comparison: Comparison, sizes: Sequence[int], index: int, against: in
         "size_bytes": Figure(sizes[index] / sizes[against], None, 1),
         "peak_memory_bytes": memory,
     }
+
+
+# A job's energy
+
+
+def write_energy(path: Path, run: power.Run, names: Sequence[str], most_w: float) -> None:
+    """names: of the job's artifacts, in order; most_w: more than this no reading can be."""
+    arrays: dict[str, Any] = {"power": np.stack([run.readings.times_s, run.readings.values], axis=1)}
+    arrays["overhead"] = np.zeros(0) if run.overhead_s is None else run.overhead_s
+    job = {"names": list(names), "most_w": most_w, "result": run.result}
+    arrays["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
+    np.savez_compressed(path, **arrays)
+
+
+def read_energy(path: Path) -> tuple[power.Run, list[str], float]:
+    """(the readings; names of the artifacts, the candidate last; most_w). Raises IntegrityError, FileNotFoundError."""
+    arrays = read_arrays(path)
+    try:
+        job = json.loads(arrays["job"].tobytes())
+        overhead = np.stack([np.zeros(len(arrays["overhead"])), arrays["overhead"]], axis=1)
+        return power.Run.of(job["result"], arrays["power"], overhead), job["names"], job["most_w"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise IntegrityError(f"{path}: not the whole job's readings, as this edgeopt keeps them ({error!r})") from error
+
+
+def of_energy(run: power.Run, names: Sequence[str], most_w: float) -> dict[str, Any]:
+    """As of_job, of joules and watts: the candidate's own, and its ratios to the first and to the one before it."""
+    index = len(names) - 1
+    found = run.per_inference(index, most_w)
+    told = {"sensor": run.told(), "sampler_overhead": run.overhead(), "marks": run.disturbances()}
+    capped = run.result["frequency_max_hz"][index]
+    sides = {
+        key: {name: dict(run.ratio(index, other, name, most_w).to_json(), against=names[other]) for name in OF_ENERGY}
+        for key, other in (("ratios", 0), ("step", max(0, index - 1)))
+    }
+    return {"energy": {**told, "frequency_max_hz": capped, **found}, **sides}

@@ -22,7 +22,8 @@ def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     facts = session.facts()
     measure.require_runtime(facts, bundle.manifest.artifact.runtime, session.address, python)
     before = session.status(verify=True)["current"]
-    done = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
+    done: dict[str, Any] = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
+    done["frequency_max_hz"] = bundle.manifest.artifact.frequency_max_hz  # nothing sets it: its owner must know
     if before is not None and before["release"] == bundle.release and before["whole"]:
         return {**done, "already": True, "activation": None, "health": None}
     with tempfile.TemporaryDirectory(prefix="edgeopt-flash-") as folder:

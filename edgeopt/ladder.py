@@ -6,22 +6,31 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .plan import BUDGETS, Lower, Plan, Prune, Step, Threads
+from .plan import BUDGETS, OF_ENERGY, Frequency, Lower, Plan, Prune, Step, Threads
 from .stats import Figure
 
 # What a rung may bring of each objective, before it is measured: float16 weights are half of the size, int8 ones a
 # quarter; of the MACs that pruning takes away, latency loses about half (Torch-Pruning's ResNet-50: 2.04x fewer MACs,
-# 1.35x faster); threads beyond the first share about two thirds of the work.
-FP16_GAIN = {"latency_p50_s": 0.0, "size_bytes": 0.5, "peak_memory_bytes": 0.0}
-COMPUTE_GAIN = {"latency_p50_s": 0.3, "size_bytes": 0.5, "peak_memory_bytes": 0.2}
-THREADED_SHARE = {"latency_p50_s": 0.65, "size_bytes": 0.0, "peak_memory_bytes": 0.0}
-INT8_GAIN = {"latency_p50_s": 0.4, "size_bytes": 0.7, "peak_memory_bytes": 0.4}
-NPU_GAIN = {"latency_p50_s": 0.5, "size_bytes": 0.1, "peak_memory_bytes": 0.0}
-PRUNED_SHARE = {"latency_p50_s": 0.5, "size_bytes": 1.0, "peak_memory_bytes": 0.5}
+# 1.35x faster); threads beyond the first share about two thirds of the work. Joules go with the time, as watts at work
+# change little; more threads draw more of them meanwhile, and a lower clock draws fewer for longer.
+FP16_GAIN = {"latency_p50_s": 0.0, "size_bytes": 0.5, "peak_memory_bytes": 0.0, "energy_j": 0.0, "power_w": 0.0}
+COMPUTE_GAIN = {"latency_p50_s": 0.3, "size_bytes": 0.5, "peak_memory_bytes": 0.2, "energy_j": 0.3, "power_w": 0.0}
+THREADED_SHARE = {"latency_p50_s": 0.65, "size_bytes": 0.0, "peak_memory_bytes": 0.0, "energy_j": 0.2, "power_w": 0.0}
+INT8_GAIN = {"latency_p50_s": 0.4, "size_bytes": 0.7, "peak_memory_bytes": 0.4, "energy_j": 0.4, "power_w": 0.0}
+NPU_GAIN = {"latency_p50_s": 0.5, "size_bytes": 0.1, "peak_memory_bytes": 0.0, "energy_j": 0.5, "power_w": 0.3}
+PRUNED_SHARE = {"latency_p50_s": 0.5, "size_bytes": 1.0, "peak_memory_bytes": 0.5, "energy_j": 0.5, "power_w": 0.0}
+SPARED_SHARE = {"energy_j": 0.2, "power_w": 0.5}  # of the threads or the clock that are taken away
 # Two processes of one artifact differ by about this much in median latency, whatever the interval within a job says.
 MARGIN = 0.02
 FAITHFUL = 0.99  # of decisions as the source model's: an int8 scheme that keeps so many needs no other
-WORDS = {"latency_p50_s": "median latency", "size_bytes": "file size", "peak_memory_bytes": "peak memory"}
+WORDS = {
+    "latency_p50_s": "median latency",
+    "size_bytes": "file size",
+    "peak_memory_bytes": "peak memory",
+    "energy_j": "energy of one inference",
+    "power_w": "power at work",
+}
+FIGURES = {"energy_j": "gross_j", "power_w": "work_w"}  # of a trial's energy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +93,7 @@ def propose(plan: Plan, trials: Sequence[Trial]) -> Recipe | Stop:
 def _candidates(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
     """Recipes in the ladder's order, each with the gain that it may bring (None: it is not for the gain's sake)."""
     yield Recipe("fp32", "fp32", (Lower(plan.runtime, "fp32"),)), None
-    for rung, recipes in (("fp16", _fp16), ("int8", _int8), ("npu", _npu), ("threads", _threads), ("prune", _prune)):
+    for rung, recipes in RECIPES.items():
         if rung in plan.rungs:
             yield from recipes(plan, trials)
 
@@ -123,8 +132,47 @@ def _threads(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, floa
         yield Recipe(name, "threads", (lowering, Threads(count))), gain
         done = _of(trials, name)
         if done is not None and done.verdict != "kept":
-            return
+            break
         fewer = count if done is not None else fewer
+    yield from _spared_threads(plan, trials, lowering)
+
+
+def _spared_threads(plan: Plan, trials: Sequence[Trial], lowering: Lower) -> Iterator[tuple[Recipe, float | None]]:
+    """The plan's own number of threads may draw more watts than is allowed; fewer draw less."""
+    last, before = _of(trials, lowering.scheme) or trials[0], plan.threads
+    for count in plan.fewer_threads:
+        if not _spares(plan, trials, last):
+            return
+        name = f"{lowering.scheme}-{count}threads"
+        yield Recipe(name, "threads", (lowering, Threads(count))), _spared(plan, count / before)
+        if (done := _of(trials, name)) is not None:
+            last, before = done, count
+
+
+def _frequency(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
+    """What is best so far under a lower clock."""
+    last = best = incumbent([trial for trial in trials if trial.recipe.rung != "frequency"])
+    before = plan.clocks_hz[0] if plan.clocks_hz else 0.0
+    for cap_hz in plan.clocks_hz[1:]:
+        if not _spares(plan, trials, last):
+            return
+        name = f"{best.recipe.name}-{cap_hz / 1e6:.0f}MHz"
+        yield Recipe(name, "frequency", (*best.recipe.steps, Frequency(cap_hz))), _spared(plan, cap_hz / before)
+        if (done := _of(trials, name)) is not None:
+            last, before = done, cap_hz
+
+
+def _spares(plan: Plan, trials: Sequence[Trial], last: Trial) -> bool:
+    """Whether to try what costs time and spares watts: these are asked for, and the last step left time to lose."""
+    if any(name.startswith("latency") for name in _broken(plan, last)):
+        return False
+    is_better = plan.objective in OF_ENERGY and last.verdict in ("kept", "baseline")
+    return is_better or any(name in OF_ENERGY for name in _broken(plan, incumbent(trials)))
+
+
+def _spared(plan: Plan, share: float) -> float:
+    """The gain that running with this share of the threads or the clock promises."""
+    return (1 - share) * SPARED_SHARE.get(plan.objective, 0.0)
 
 
 def _prune(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
@@ -145,6 +193,16 @@ def _prune(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float 
             return  # more pruning loses more
         if done is not None and done.verdict == "kept":
             removed = prune.ratio
+
+
+RECIPES = {
+    "fp16": _fp16,
+    "int8": _int8,
+    "npu": _npu,
+    "threads": _threads,
+    "prune": _prune,
+    "frequency": _frequency,
+}
 
 
 def _lowering(plan: Plan, trials: Sequence[Trial]) -> Lower:
@@ -174,21 +232,29 @@ def incumbent(trials: Sequence[Trial]) -> Trial:
 
 def broken_budgets(plan: Plan, trial: Trial) -> list[str]:
     """Every budget that the trial misses, in words; a quantity that was not measured is missed."""
-    broken = []
+    return list(_broken(plan, trial).values())
+
+
+def _broken(plan: Plan, trial: Trial) -> dict[str, str]:
+    """broken_budgets by name."""
+    broken = {}
     for name in BUDGETS:
         if name in plan.budgets:
             value = trial.values.get(name)
             if value is None:
-                broken.append(f"{name} was not measured, the budget is {plan.budgets[name]:g}")
+                figure = (trial.record.get("energy") or {}).get(FIGURES.get(name)) or {}
+                why = f" ({figure['invalid']})" if figure.get("invalid") else ""
+                broken[name] = f"{name} was not measured{why}, the budget is {plan.budgets[name]:g}"
             elif value > plan.budgets[name]:
-                broken.append(f"{name} {value:.6g} over the budget of {plan.budgets[name]:g}")
+                broken[name] = f"{name} {value:.6g} over the budget of {plan.budgets[name]:g}"
     return broken
 
 
 def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
     """The trial with its verdict and the reason. It is kept if its score holds the floor and either the objective gains
-    or it is the first to meet every budget; or if its score is better and the objective is no worse. Among the schemes
-    of int8 the one closest to the source model wins, unless it is shown to be worse in the objective."""
+    or it is the first to meet every budget; or if its score is better and the objective is no worse. None is kept that
+    breaks a budget where the best so far meets all. Among the schemes of int8 the one closest to the source model wins,
+    unless it is shown to be worse in the objective."""
     if trial.verdict == "failed":
         return trial
     if not trials:
@@ -203,7 +269,11 @@ def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
     margin = MARGIN if step.interval else 0.0
     holds = trial.drop <= plan.floor_drop
     score = _score_words(plan, trial, holds)
-    mended = bool(broken_budgets(plan, best)) and not broken_budgets(plan, trial)
+    broken, of_best = broken_budgets(plan, trial), broken_budgets(plan, best)
+    if broken and not of_best:
+        lost = f"{against} meets every budget, it does not: {', '.join(broken)}"
+        return dataclasses.replace(trial, verdict="rejected", reason=f"{lost}; {change}")
+    mended = bool(of_best) and not broken
     if holds and high < 1 - margin:
         return dataclasses.replace(trial, verdict="kept", reason=f"{change}, and {score}")
     if holds and mended:

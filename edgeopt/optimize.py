@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decode, evidence, ladder, lower, measure, stages
+from . import decode, evidence, ladder, lower, measure, onboard, stages
 from . import plan as plans
 from .cache import Cache
 from .device.session import Session
@@ -46,7 +46,7 @@ def optimize(
     session, python = connect()
     with session:
         facts = session.facts()
-        plan = plans.on_board(plan, facts, session.address)
+        plan = onboard.settle(plan, facts, session.address)
         measure.require_runtime(facts, plan.runtime, session.address, python)
         bench = stages.open_workbench(plan, splits, cache, say, remeasure)
         return _into(out, bench, session, facts)
@@ -87,7 +87,7 @@ def _climb(run: Run) -> dict[str, Any]:
             dict(trial.record, name=trial.recipe.name, verdict=trial.verdict, reason=trial.reason) for trial in trials
         ],
         "stop": stop,
-        "notes": _notes(plan),
+        "notes": list(plan.notes),
         "chosen": chosen.recipe.name if chosen else None,
         "final": final,
         "bundle": None,
@@ -135,16 +135,29 @@ def sentence(document: dict[str, Any], missed: str) -> str:
         else f"{chosen['name']} is {1 / ratios['latency_p50_s']['value']:.2f} times as fast as {baseline} and "
         f"{1 / ratios['size_bytes']['value']:.2f} times smaller"
     )
+    gain += _clock_words(chosen) + _energy_words(chosen, baseline)
     drop = units.drop(final["drop"], str(final["metric"]), final["drop_interval"])
     return f"On {place}, {gain}; its drop on {final['n']} held-out samples is {drop}: {final['reason']}."
 
 
-def _notes(plan: Plan) -> list[str]:
-    """Demands that nothing here can judge: they are said, not dropped."""
-    watts = plan.profile.power.budget_w
-    if watts is None:
-        return []
-    return [f"the profile's power budget of {watts:g} W was not judged here; `edgeopt power` with the bundle judges it"]
+def _clock_words(chosen: dict[str, Any]) -> str:
+    cap = chosen["artifact"]["frequency_max_hz"]
+    return f", with the CPUs' clock capped at {units.quantity(cap, 'hz')}" if cap else ""
+
+
+def _energy_words(chosen: dict[str, Any], baseline: str) -> str:
+    """Joules and watts, where they were measured, and beside the baseline's."""
+    energy = chosen["energy"]
+    if energy is None:
+        return ""
+    gross, net, watts = (
+        units.figure(dict(energy[key], interval=None), unit)
+        for key, unit in (("gross_j", "j"), ("net_j", "j"), ("work_w", "w"))
+    )
+    ratio = chosen["ratios"]["energy_j"]
+    own = chosen["name"] == baseline or ratio["value"] is None
+    beside = "" if own else f", {units.number(ratio['value'], 2)} times that of {baseline}"
+    return f"; an inference takes {gross} gross{beside}, {net} net, at {watts}"
 
 
 def _missed(plan: Plan, trials: Sequence[Trial]) -> str:

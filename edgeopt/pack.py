@@ -52,6 +52,7 @@ def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
                 "threads": artifact.threads,
                 "preprocess": artifact.preprocess,
                 "options": artifact.options,
+                "frequency_max_hz": artifact.frequency_max_hz,
             },
             "files": {name: _entry(data) for name, data in {**files, "health.npz": health_blob}.items()},
             "health": {

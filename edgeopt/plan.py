@@ -15,6 +15,7 @@ from .config import load_toml, nearest, show
 from .errors import ConfigError, MissingDependency, PlanError
 from .profile import DeviceProfile
 from .runfile import RUNGS, RunFile
+from .sensing import Sensing, choose
 from .task import Split
 
 # What each budget makes the ladder improve; the first one given decides. A ratio of medians serves both latencies.
@@ -23,8 +24,11 @@ OBJECTIVE_OF = {
     "latency_p95_s": "latency_p50_s",
     "size_bytes": "size_bytes",
     "peak_memory_bytes": "peak_memory_bytes",
+    "energy_j": "energy_j",
+    "power_w": "power_w",
 }
 BUDGETS = tuple(OBJECTIVE_OF)
+OF_ENERGY = ("energy_j", "power_w")
 NPUS = ("ethos-u65-256", "ethos-u65-512")  # that artifacts can be compiled for (lower.ethosu)
 
 
@@ -74,7 +78,15 @@ class Npu:
     kind: str = "npu"
 
 
-Step = Prune | Recover | Lower | Threads | Npu
+@dataclasses.dataclass(frozen=True)
+class Frequency:
+    """Run with the CPUs' clock capped: the same artifact, slower and with fewer watts."""
+
+    frequency_max_hz: float
+    kind: str = "frequency"
+
+
+Step = Prune | Recover | Lower | Threads | Npu | Frequency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +125,15 @@ class Plan:
     mode: str
     threads: int
     more_threads: tuple[int, ...]  # what the rung 'threads' tries
+    fewer_threads: tuple[int, ...]  # what it tries for the sake of watts and joules
     seed: int
     prunes: tuple[tuple[Prune, Recover], ...]
     npu: Npu | None = None  # what the rung 'npu' compiles for
     require_int8: float | None = None  # of the multiply-accumulates of an int8 artifact, as the board executes it
     allow_fallback: tuple[str, ...] = ()  # operators that may stay on the processor where an NPU is used
+    energy: Sensing | None = None  # how joules and watts are measured; None: they are not
+    clocks_hz: tuple[float, ...] = ()  # the board's highest, then the caps that the rung 'frequency' tries
+    notes: tuple[str, ...] = ()  # demands that nothing can judge on this board
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -144,6 +160,8 @@ class Plan:
             "rungs": list(self.rungs),
             **({"require_int8": self.require_int8} if self.require_int8 is not None else {}),
             **({"allow_fallback": list(self.allow_fallback)} if self.allow_fallback else {}),
+            **({"energy": dataclasses.asdict(self.energy)} if self.energy else {}),
+            **({"clocks_hz": list(self.clocks_hz)} if self.clocks_hz else {}),
             "metric": self.run_file.task.metric or self.run_file.task.object,
         }
 
@@ -180,8 +198,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
             "add it"
         )
     if board.cpu.cores is not None:
-        _require_cores(ladder.threads, board.cpu.cores.value, f"profile '{board.id}'")
-    objective = next((OBJECTIVE_OF[name] for name in BUDGETS if name in budgets), "latency_p50_s")
+        require_cores(ladder.threads, board.cpu.cores.value, f"profile '{board.id}'")
     prune = run_file.prune
     rungs = tuple(rung for rung in RUNGS if rung in ladder.rungs)
     if "prune" in rungs and run_file.model.source != "torch":
@@ -189,6 +206,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
     npu = _npu(run_file, board, runtime) if "npu" in rungs else None
     if npu is None:
         rungs = tuple(rung for rung in rungs if rung != "npu")
+    rungs = without_frequency(run_file, budgets, rungs)
     recover = Recover(prune.epochs, prune.learning_rate, prune.batch, ladder.seed)
     return Plan(
         name=run_file.name,
@@ -196,7 +214,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         folder=folder,
         profile=board,
         budgets=budgets,
-        objective=objective,
+        objective=objective_of(run_file, budgets),
         rungs=rungs,
         runtime=runtime,
         schemes=abilities[runtime].schemes,
@@ -205,11 +223,13 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         mode=ladder.mode,
         threads=ladder.threads,
         more_threads=_more_threads(ladder.threads, board),
+        fewer_threads=_fewer_threads(ladder.threads),
         seed=ladder.seed,
         prunes=tuple((Prune(ratio, prune.round_to), recover) for ratio in prune.ratios),
         npu=npu,
         require_int8=ladder.require_int8,
         allow_fallback=ladder.allow_fallback,
+        energy=_sensing(run_file, budgets),
     )
 
 
@@ -230,14 +250,7 @@ def require_packages(plan: Plan, abilities: Abilities) -> None:
             )
 
 
-def on_board(plan: Plan, facts: Mapping[str, Any], address: str) -> Plan:
-    """The plan as far as the board (edgeopt_agent.facts) can follow it. Raises PlanError where it cannot at all."""
-    cores = facts["cores_allowed"]
-    _require_cores(plan.threads, cores, address)
-    return dataclasses.replace(plan, more_threads=tuple(count for count in plan.more_threads if count <= cores))
-
-
-def _require_cores(threads: int, cores: int, where: str) -> None:
+def require_cores(threads: int, cores: int, where: str) -> None:
     if threads > cores:
         raise PlanError(f"[ladder] threads = {threads}, but {where} has {cores} cores; lower threads")
 
@@ -291,6 +304,42 @@ def _npu(run_file: RunFile, board: DeviceProfile, runtime: str) -> Npu | None:
     return found
 
 
+def without_frequency(run_file: RunFile, budgets: Mapping[str, float], rungs: tuple[str, ...]) -> tuple[str, ...]:
+    """A cap only costs time, so it is for watts and joules: without a budget for them, by name it is an error."""
+    if any(name in budgets for name in OF_ENERGY):
+        return rungs
+    if "frequency" in rungs and "rungs" in run_file.ladder.model_fields_set:
+        raise PlanError(
+            "[ladder] rungs holds 'frequency', which trades time for watts and joules, but no budget of them is to be "
+            "judged; set [budget] power_w or energy_j, or leave 'frequency' out"
+        )
+    return tuple(rung for rung in rungs if rung != "frequency")
+
+
+def objective_of(run_file: RunFile, budgets: Mapping[str, float]) -> str:
+    """What the first budget asks for; the profile's watts are a limit, below which less is not better."""
+    asked = (name for name in BUDGETS if name in budgets and (name != "power_w" or run_file.budget.power_w is not None))
+    return next((OBJECTIVE_OF[name] for name in asked), "latency_p50_s")
+
+
+def _sensing(run_file: RunFile, budgets: Mapping[str, float]) -> Sensing | None:
+    """How energy is measured, where a budget or [energy] measure asks for it."""
+    section = run_file.energy
+    if not section.measure and not any(name in budgets for name in OF_ENERGY):
+        return None
+    wanted = choose(section.sensor)
+    return Sensing(wanted["kind"], wanted["rail"], section.windows, section.window_s, section.whole_board)
+
+
+def _fewer_threads(most: int) -> tuple[int, ...]:
+    """Half as many each time, down to one."""
+    found = []
+    while most > 1:
+        most //= 2
+        found.append(most)
+    return tuple(found)
+
+
 def _more_threads(least: int, board: DeviceProfile) -> tuple[int, ...]:
     """Numbers of threads worth a try: the fast cores of a big.LITTLE processor, and all cores; else powers of two."""
     cpu = board.cpu
@@ -321,7 +370,8 @@ def _budgets(run_file: RunFile, board: DeviceProfile) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in BUDGETS:
         own = getattr(run_file.budget, name)
-        given = own if own is not None else getattr(board.budget, name)
+        theirs = board.power.budget_w if name == "power_w" else getattr(board.budget, name)
+        given = own if own is not None else theirs
         if given is not None:
             found[name] = given
     if found.get("latency_p95_s", math.inf) < found.get("latency_p50_s", 0.0):

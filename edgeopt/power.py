@@ -17,6 +17,9 @@ from .device.session import Session
 from .energy import Readings, Sensor, Window
 from .errors import ConfigError
 from .profile import DeviceProfile
+from .sensing import choose as choose
+from .sensing import fitting as fitting
+from .sensing import unseen as unseen
 from .task import Array
 
 OVERHEAD_ROUNDS = 6  # off, on, on, off: the least that gives the ratio of medians an interval
@@ -42,16 +45,20 @@ class Run:
     def read(cls, folder: Path) -> Run:
         """From the raw samples that `sample` kept. Raises OSError."""
         result = json.loads((folder / "energy.json").read_text())
+        overhead = np.fromfile(folder / "samples-overhead.f64") if result["overhead"] else np.zeros(0)
+        return cls.of(result, np.fromfile(folder / "power.f64").reshape(-1, 2), overhead.reshape(-1, 2))
+
+    @classmethod
+    def of(cls, result: dict[str, Any], rows: Array, overhead: Array) -> Run:
+        """rows: (seconds, figure) of each reading; overhead: (copy_s, invoke_s) of the blocks with and without the
+        sampler, (0, 2) where there were none."""
         marks = [(mark["artifact"], Window(mark["began_s"], mark["ended_s"], mark["n"])) for mark in result["marks"]]
-        rows = np.fromfile(folder / "power.f64").reshape(-1, 2)
         if result["meter"] is not None:
             return _of_meter(result, rows, marks)
         sensor = Sensor.of(result["sensor"])
         problem = energy.units_disagree(result["products"], sensor.named())
         readings = Readings(sensor, rows[:, 0], rows[:, 1], problem=problem)
-        blocks = folder / "samples-overhead.f64"
-        overhead = np.fromfile(blocks).reshape(-1, 2)[:, 1] if result["overhead"] else None
-        return cls(result, readings, marks, overhead)
+        return cls(result, readings, marks, overhead[:, 1] if result["overhead"] else None)
 
     def disturbances(self) -> list[str]:
         """What slowed the board or used it meanwhile, in words."""
@@ -67,6 +74,16 @@ class Run:
     def per_inference(self, index: int, most_w: float = energy.MOST_W) -> dict[str, Any]:
         """energy.per_inference of one artifact, its figures as run.json keeps them."""
         return stats.summary_to_json(energy.per_inference(self.readings, self.windows(index), self.idles(), most_w))
+
+    def ratio(self, index: int, against: int, quantity: str, most_w: float = energy.MOST_W) -> stats.Figure:
+        """energy.ratio of two artifacts by their windows, which took turns."""
+        return energy.ratio(self.readings, self.windows(index), self.windows(against), quantity, most_w)
+
+    def told(self) -> dict[str, Any]:
+        """What read the watts, as run.json keeps it."""
+        known = self.result["sensor"]
+        kept = {key: known[key] for key in ("kind", "rail", "period_s")}
+        return {**kept, "how": self.readings.sensor.how, "failures": self.result["failures"]}
 
     def overhead(self) -> dict[str, Any] | None:
         """Median latency with the sampler over that without, from alternating blocks; None: a meter costs nothing."""
@@ -99,19 +116,6 @@ class Demand:
     words: str
     unit: str
     of_profile: bool = False
-
-
-PARTS = ("rapl", "pmic")  # sensors that see the processor, or the rails behind one chip, never the whole board
-INPUT_RAILS = ("VDD_IN",)  # of hwmon, before all others; any other label may be a rail of one block
-
-
-def unseen(kind: str, rail: str, whole_board: bool) -> str:
-    """Why a sensor may see less than the board, in words; empty: it sees all. whole_board: the user says so of it."""
-    if kind in PARTS:
-        return "the sensor sees a part of the board only"
-    if kind == "hwmon" and rail not in INPUT_RAILS and not whole_board:
-        return f"whether {kind}:{rail} feeds the whole board is not known; if it does, say so with --whole-board"
-    return ""
 
 
 def require_rail(wanted: Mapping[str, str | None], whole_board: bool) -> None:
@@ -156,19 +160,6 @@ def window_s(
     return energy.shortest_window_s(Sensor.of(named[0])) if len(named) == 1 else energy.SHORTEST_WINDOW_S
 
 
-def fitting(sensors: Sequence[dict[str, Any]], wanted: dict[str, str | None]) -> list[dict[str, Any]]:
-    """Of a board's sensors (its facts) those that `choose` named."""
-    return [told for told in sensors if all(wanted[key] in (None, told[key]) for key in ("kind", "rail"))]
-
-
-def choose(text: str | None) -> dict[str, str | None]:
-    """--sensor KIND:RAIL, KIND or nothing, as the agent takes it. Raises ConfigError."""
-    kind, _, rail = (text or "").partition(":")
-    if text is not None and not kind:
-        raise ConfigError(f"--sensor {text}: allowed is KIND:RAIL as `edgeopt power --list` shows them, or KIND")
-    return {"kind": kind or None, "rail": rail or None}
-
-
 def sample(
     session: Session,
     artifacts: Sequence[Artifact],
@@ -181,10 +172,12 @@ def sample(
     seed: int,
     meter: Metering | None = None,
     power_mode: Mapping[str, Any] | None = None,
+    overhead_rounds: int = OVERHEAD_ROUNDS,
 ) -> Run:
     """Run the artifacts in windows and keep what the sensor says, or the meter, raw, in `folder`.
 
-    inputs: shards of real samples; none: random tensors. meter: started. power_mode: as in measure.bench. Raises
+    inputs: shards of real samples; none: random tensors. meter: started. power_mode: as in measure.bench.
+    overhead_rounds: of blocks with and without the sampler, for what it costs; 0: not asked. Raises
     AgentFailure ("no-sensor"), DeviceUnreachable, and ConfigError where the meter's file cannot be read.
     """
     for artifact in artifacts:
@@ -200,7 +193,7 @@ def sample(
             "windows": windows,
             "window_seconds": window_s,
             "idle_seconds": idle_s,
-            "overhead_rounds": OVERHEAD_ROUNDS,
+            "overhead_rounds": overhead_rounds,
             "seed": seed,
             "power_mode": dict(power_mode or {}),
         }

@@ -160,6 +160,7 @@ class Budget(Section):
     )
     size_bytes: Count | None = Field(default=None, description="Size of the model's file, at most.")
     peak_memory_bytes: Count | None = Field(default=None, description="Peak memory above the bare runtime, at most.")
+    energy_j: Positive | None = Field(default=None, description="Gross joules of one inference, at most.")
 
     def conflicts(self) -> Iterator[Conflict]:
         p50, p95 = self.latency_p50_s, self.latency_p95_s

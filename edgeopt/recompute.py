@@ -71,8 +71,12 @@ def _job(
     names, comparison = evidence.read_job(_inside(folder, trial["samples"]))
     sizes = [trials[name]["artifact"]["size_bytes"] for name in names]
     found = evidence.of_job(comparison, names, sizes)
+    if trial.get("energy") is not None:
+        again = evidence.of_energy(*evidence.read_energy(_inside(folder, trial["energy"]["samples"])))
+        kept = {**again["energy"], "samples": trial["energy"]["samples"]}
+        found |= {"energy": kept, **{key: found[key] | again[key] for key in ("ratios", "step")}}
     found["step"] = found["step"][plan["objective"]]
-    return {f"{place}.{key}": found[key] for key in OF_JOB}
+    return {f"{place}.{key}": found[key] for key in (*OF_JOB, "energy") if key in found}
 
 
 def _score(place: str, trial: Mapping[str, Any], plan: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from .config import Allowed, Choices, Conflict, Section, show
 from .profile import Budget
 from .task import CLASS_METRICS
 
-RUNGS = ("fp32", "fp16", "int8", "npu", "threads", "prune")
+RUNGS = ("fp32", "fp16", "int8", "npu", "threads", "prune", "frequency")
+LEAST_WINDOW_S = 10.0  # of energy: MEASURING
 
 Text = Annotated[str, Field(min_length=1), Allowed("text, not empty")]
 Spec = Annotated[
@@ -29,6 +30,9 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Values = Annotated[dict[str, Any], Allowed("text, numbers, true, false, and lists and tables of these")]
+SensorName = Annotated[
+    str, Field(pattern=r"^[a-z_]+(:.+)?$"), Allowed("KIND:RAIL as `edgeopt power --list` shows them, or KIND")
+]
 Prepare = Annotated[dict[str, Any], Allowed("a table with the keys of the kind of data that is named")]
 Steps = Annotated[
     dict[str, Annotated[tuple[dict[str, Any], ...], Field(strict=False)]],
@@ -182,6 +186,30 @@ class LadderSection(Section):
     seed: Seed = Field(default=0, description="Seed of training, and of the samples that are timed and their order.")
 
 
+class Demands(Budget):
+    """The profile's and what only a run demands: the profile has its own in [power]."""
+
+    power_w: Positive | None = Field(
+        default=None,
+        description="Watts at work, at most; default: the profile's [power] budget_w, if it can be seen.",
+    )
+
+
+class EnergySection(Section):
+    measure: bool = Field(default=False, description="Measure joules and watts without a budget for them, too.")
+    sensor: SensorName | None = Field(default=None, description="The power sensor; default: the board's only one.")
+    whole_board: bool = Field(default=False, description="The hwmon rail that sensor names feeds the whole board.")
+    windows: Annotated[int, Field(ge=3)] = Field(default=3, description="Windows of each artifact in a comparison.")
+    window_s: Annotated[float, Field(ge=LEAST_WINDOW_S, le=600)] | None = Field(
+        default=None, description="Length of a window, at least; default: 10, or as its sensor needs."
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.whole_board and not (self.sensor or "").startswith("hwmon:"):
+            mend = 'name the rail: sensor = "hwmon:RAIL"'
+            yield Conflict(("whole_board", "sensor"), "a rail that is not named", "a rail of hwmon", mend)
+
+
 class PruneSection(Section):
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)] = Field(
         default=(0.3,), description="Shares of channels to remove, mildest first; one that drops too far is the last."
@@ -210,11 +238,12 @@ class RunFile(Section):
     task: TaskSection = Field(description="The data, and how a sample is prepared and scored.")
     splits: SplitsSection = Field(description="Three disjoint parts of the data; no group is in two of them.")
     device: DeviceSection = Field(description="The board.")
-    budget: Budget = Field(
-        default=Budget(),
+    budget: Demands = Field(
+        default=Demands(),
         description="Demands; each replaces the profile's own. The ladder improves the first of these that is given, "
-        "else latency_p50_s.",
+        "else latency_p50_s; the profile's watts are a limit only.",
     )
+    energy: EnergySection = Field(default_factory=EnergySection, description="How joules and watts are measured.")
     ladder: LadderSection = Field(description="What may be tried, and how well it must do.")
     prune: PruneSection = Field(default_factory=PruneSection, description="Structured pruning and its recovery.")
 

@@ -25,7 +25,7 @@ from .errors import ConfigError, ModelError
 from .ladder import Recipe
 from .lower import ethosu
 from .measure import Comparison
-from .plan import Lower, Npu, Plan, Prune, Recover, Threads
+from .plan import Frequency, Lower, Npu, Plan, Prune, Recover, Threads
 from .runfile import ModelSection
 from .task import Array, Samples, TaskObject, check_labels, check_outputs, plain_arrays, read_npz, samples_of, split
 
@@ -223,6 +223,8 @@ def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]
     paths = [folder / file for file in notes["files"]]
     count = threads.count if isinstance(threads, Threads) else bench.plan.threads
     made = Artifact.of_files(paths, lowering.runtime, count, preprocess_steps, notes["options"], recipe.name)
+    if isinstance(cap := steps.get("frequency"), Frequency):
+        made = dataclasses.replace(made, frequency_max_hz=cap.frequency_max_hz)
     return made, notes
 
 
@@ -291,11 +293,9 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
 
 def measured(bench: Workbench, session: Session, facts: dict[str, Any], artifacts: Sequence[Artifact]) -> Comparison:
     """A whole paired comparison on this board; it is stored as a whole and never mixed with another."""
-    selection = bench.splits["selection"]
-    rows = np.random.default_rng(bench.plan.seed).permutation(len(selection))[: measure.LATENCY_SAMPLES]
-    shards = measure.shards(dataclasses.replace(selection.take(rows), labels=None))
+    shards = timed(bench)
     inputs = {
-        **_board_key(session, facts, artifacts),
+        **board_key(session, facts, artifacts),
         "inputs": [hashlib.sha256(data).hexdigest() for data in shards],
         "mode": dataclasses.asdict(stats.MODES[bench.plan.mode]),
         "seed": bench.plan.seed,
@@ -313,13 +313,21 @@ def measured(bench: Workbench, session: Session, facts: dict[str, Any], artifact
     return Comparison.read(bench.cache.stage(stage, inputs, build))
 
 
+def timed(bench: Workbench) -> list[bytes]:
+    """Shards of the selection's samples that are timed."""
+    selection = bench.splits["selection"]
+    rows = np.random.default_rng(bench.plan.seed).permutation(len(selection))[: measure.LATENCY_SAMPLES]
+    return measure.shards(dataclasses.replace(selection.take(rows), labels=None))
+
+
 def board_outputs(
     bench: Workbench, session: Session, facts: dict[str, Any], artifact: Artifact, name: str
 ) -> tuple[Array, ...]:
     """What the artifact answers on the board for a split, each output (n, ...). Raises ModelError for NaN."""
+    artifact = dataclasses.replace(artifact, frequency_max_hz=None)  # no clock changes an answer
     shards = measure.shards(dataclasses.replace(bench.splits[name], labels=None))
     inputs = {
-        **_board_key(session, facts, [artifact]),
+        **board_key(session, facts, [artifact]),
         "inputs": [hashlib.sha256(data).hexdigest() for data in shards],
         "code": source_of("edgeopt/measure.py"),
     }
@@ -363,7 +371,7 @@ def _samples(plan: Plan, cache: Cache, say: Say) -> Samples:
     return samples_of(read_npz(folder / "arrays.npz"), task.inputs, task.labels, task.groups, f"'{spec}'")
 
 
-def _board_key(session: Session, facts: dict[str, Any], artifacts: Sequence[Artifact]) -> dict[str, Any]:
+def board_key(session: Session, facts: dict[str, Any], artifacts: Sequence[Artifact]) -> dict[str, Any]:
     return {
         "board": measure.board_identity(facts, artifacts[0].runtime),
         "agent": session.hello["agent_sha256"],

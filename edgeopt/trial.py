@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from . import evidence, ladder, measure, placement, stages
+from . import evidence, ladder, measure, placement, power, stages
 from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ModelError, PlanError
 from .ladder import Recipe, Trial
 from .measure import Comparison
 from .plan import Lower, Plan
+from .sampled import sampled
 from .stages import Workbench
 from .stats import Figure
 from .task import CLASS_METRICS, Array
@@ -59,12 +60,18 @@ def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
     if trials:
         rivals = list(dict.fromkeys([trials[0].recipe.name, ladder.incumbent(trials).recipe.name, recipe.name]))
     together = [run.artifacts[name] for name in rivals]
-    comparison = stages.measured(run.bench, run.session, run.facts, together)
+    try:
+        comparison = stages.measured(run.bench, run.session, run.facts, together)
+        readings = sampled(run.bench, run.session, run.facts, together)
+    except AgentFailure as error:
+        if together[-1].frequency_max_hz is None or error.kind != "bad-request":
+            raise
+        return _failed(recipe, str(error))  # the board does not keep this cap
     if why := _other_precision(together[-1], comparison.executed(len(together) - 1)):
         return _failed(recipe, why)
     if why := _fell_back(run, recipe, together[-1], comparison.executed(len(together) - 1)):
         return _failed(recipe, why)
-    return _trial(run, recipe, notes, comparison, together)
+    return _trial(run, recipe, notes, comparison, readings, together)
 
 
 def _other_precision(artifact: Artifact, executed: dict[str, Any]) -> str | None:
@@ -110,22 +117,28 @@ def _record(recipe: Recipe) -> dict[str, Any]:
 
 
 def _trial(
-    run: Run, recipe: Recipe, notes: dict[str, Any], comparison: Comparison, together: Sequence[Artifact]
+    run: Run,
+    recipe: Recipe,
+    notes: dict[str, Any],
+    comparison: Comparison,
+    readings: power.Run | None,
+    together: Sequence[Artifact],
 ) -> Trial:
     """together: baseline, best so far, candidate (the last), as far as they differ."""
-    artifact, plan, index = together[-1], run.plan, len(together) - 1
+    artifact, plan = together[-1], run.plan
     score = _score(run, recipe.name)
     names, sizes = [own.name for own in together], [own.size_bytes for own in together]
     found = evidence.of_job(comparison, names, sizes)
-    latency, memory = found["latency"], found["memory"]
+    metered = _energy(run, names, readings)
+    found |= {key: found[key] | metered[key] for key in ("ratios", "step")}
+    latency, memory, energy = found["latency"], found["memory"], metered["energy"]
     values = {
         "latency_p50_s": latency["p50_s"]["value"],
         "latency_p95_s": latency["p95_s"]["value"],
         "size_bytes": float(artifact.size_bytes),
         "peak_memory_bytes": memory["above_runtime_bytes"] if memory else None,
+        **{name: energy[key]["value"] if energy else None for name, key in ladder.FIGURES.items()},
     }
-    before = max(0, index - 1)
-    ratios, step = (evidence.ratios(comparison, sizes, index, other) for other in (0, before))
     samples = f"samples/{artifact.name}.npz"
     evidence.write_job(run.scratch / samples, comparison, names)
     record = {
@@ -133,7 +146,7 @@ def _trial(
         "artifact": _keep_artifact(run, artifact),
         "score": score,
         **found,
-        "energy": None,
+        "energy": energy,
         "step": found["step"][plan.objective],
         "samples": samples,
         "notes": notes.get("notes", {}) | {"compress": notes.get("compress")},
@@ -141,13 +154,29 @@ def _trial(
     return Trial(
         recipe,
         values,
-        ratios[plan.objective],
-        step[plan.objective],
+        _figure(found["ratios"][plan.objective]),
+        _figure(found["step"][plan.objective]),
         score["value"],
         score["drop"],
         score["agreement"],
         record,
     )
+
+
+def _energy(run: Run, names: Sequence[str], readings: power.Run | None) -> dict[str, Any]:
+    """As evidence.of_energy, with the file of the raw readings; nothing of what was not measured."""
+    if readings is None:
+        return {"energy": None, "ratios": {}, "step": {}}
+    samples, most_w = f"samples/{names[-1]}.energy.npz", power.most_w(run.plan.profile)
+    evidence.write_energy(run.scratch / samples, readings, names, most_w)
+    found = evidence.of_energy(readings, names, most_w)
+    return found | {"energy": found["energy"] | {"samples": samples}}
+
+
+def _figure(told: dict[str, Any]) -> Figure:
+    """Of its form in run.json."""
+    ends = told["interval"]
+    return Figure(told["value"], (ends[0], ends[1]) if ends else None, told["n"], told["how"], told["invalid"])
 
 
 def _score(run: Run, name: str) -> dict[str, Any]:
@@ -173,6 +202,7 @@ def _keep_artifact(run: Run, artifact: Artifact) -> dict[str, Any]:
         "size_bytes": artifact.size_bytes,
         "runtime": artifact.runtime,
         "threads": artifact.threads,
+        "frequency_max_hz": artifact.frequency_max_hz,
         "files": artifact.entry()["files"],
         "options": artifact.options,
     }

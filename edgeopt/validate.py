@@ -21,6 +21,7 @@ from .device.session import Session
 from .errors import AgentFailure, ConfigError, IntegrityError
 from .evidence import Score, Scored, judged
 from .flash import describe
+from .plan import OF_ENERGY
 from .task import Array, Samples
 
 
@@ -144,7 +145,7 @@ def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = 
         "name": bundle.manifest.name,
         "verdict": verdict,
         "reference": reference_of(bundle),
-        "reasons": [*broken, *unknown, f"score: {final['reason']}"],
+        "reasons": [*broken, *unknown, f"score: {final['reason']}", *_unjudged(bundle)],
         "final": dict(final, metric=metric),
         "latency": latency,
         "memory": memory,
@@ -173,6 +174,15 @@ def _require_current(session: Session, bundle: Bundle) -> None:
         raise AgentFailure(f"{session.address}: the current release is damaged: {current['problem']}", kind="integrity")
 
 
+def _unjudged(bundle: Bundle) -> list[str]:
+    """Demands that nothing here can judge: they are said, not dropped."""
+    options = {"energy_j": "--budget-j", "power_w": "--budget-w"}
+    budgets = {name: value for name, value in bundle.manifest.budgets.items() if name in OF_ENERGY}
+    asked = " ".join(f"{options[name]} {value:g}" for name, value in budgets.items())
+    names = " and ".join(budgets)
+    return [f"not judged here: {names}; `edgeopt power {bundle.path} {asked}` judges it"] if budgets else []
+
+
 def _over_budget(
     bundle: Bundle, latency: dict[str, Any], memory: dict[str, Any] | None, size_bytes: int
 ) -> tuple[list[str], list[str]]:
@@ -186,6 +196,8 @@ def _over_budget(
     over, unknown = [], []
     for name, budget in bundle.manifest.budgets.items():
         value = found.get(name)
+        if name in OF_ENERGY:
+            continue
         if value is None:
             unknown.append(f"{name} could not be measured, and the budget is {budget:g}")
         elif value > budget:

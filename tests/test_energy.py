@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edgeopt.energy import LEAST_WINDOWS, Readings, Sensor, Window, energy, per_inference
+from edgeopt.energy import LEAST_WINDOWS, Readings, Sensor, Window, energy, per_inference, ratio
 
 POWER = Sensor("hwmon", "VDD_IN", "power_w", 0.1, 1e-3)
 COUNTER = Sensor("rapl", "package-0", "energy_j", 0.001, 61e-6, range_j=262143.328850)
@@ -171,3 +171,45 @@ def test_windows_that_do_not_count_are_told() -> None:
     assert found["gross_j"].value is None
     assert found["gross_j"].invalid.startswith("2 valid windows, needs 3: a reading of -3 W")
     assert [window["invalid"] is None for window in found["windows"]] == [False, True, True, False]
+
+
+def turns(own_w: float, other_w: float, sensor: Sensor = POWER) -> tuple[Readings, list[Window], list[Window]]:
+    """Windows of two artifacts, A B B A A B, that draw these watts; 100 and 80 inferences a second."""
+    order = [0, 1, 1, 0, 0, 1]
+    windows = [Window(10.0 + 12 * k, 21.0 + 12 * k, 1100 if who == 0 else 880) for k, who in enumerate(order)]
+    times = np.arange(0.0, 90.0, 0.05)
+    watts = np.full(times.shape, IDLE_W)
+    for window, who in zip(windows, order, strict=True):
+        watts[(times >= window.began_s) & (times <= window.ended_s)] = (own_w, other_w)[who]
+    split = [[w for w, who in zip(windows, order, strict=True) if who == side] for side in (0, 1)]
+    return Readings(sensor, times, watts), split[0], split[1]
+
+
+def test_a_ratio_of_joules_and_of_watts() -> None:
+    readings, own, other = turns(3.0, 6.0)
+    watts, joules = (ratio(readings, own, other, quantity) for quantity in ("power_w", "energy_j"))
+    assert watts.value == pytest.approx(0.5, rel=0.01)
+    assert joules.value == pytest.approx(0.5 * 80 / 100, rel=0.01)
+    for found, truth in ((watts, 0.5), (joules, 0.4)):
+        assert found.interval is not None
+        assert found.interval[0] <= truth <= found.interval[1]
+        assert found.interval[1] - found.interval[0] < 0.1 * truth
+        assert (found.n, found.invalid) == (3, None)
+
+
+def test_a_drift_of_the_board_meets_both_of_a_ratio() -> None:
+    """Watts that rise by a third over the run move the joules of both, and the ratio little."""
+    readings, own, other = turns(3.0, 3.0)
+    readings = dataclasses.replace(readings, values=readings.values * np.linspace(1.0, 4 / 3, len(readings.values)))
+    found = ratio(readings, own, other, "power_w")
+    assert found.value == pytest.approx(1.0, abs=0.06)
+    assert found.interval is not None
+    assert found.interval[0] <= 1 <= found.interval[1]
+
+
+def test_too_few_pairs_give_no_ratio() -> None:
+    readings, own, other = turns(3.0, 6.0)
+    lost = dataclasses.replace(readings, values=np.where(readings.times_s > 60, np.nan, readings.values))
+    found = ratio(lost, own, other, "energy_j")
+    assert (found.value, found.interval) == (None, None)
+    assert "2 valid pairs of windows, needs 3: " in str(found.invalid)

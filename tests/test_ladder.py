@@ -45,9 +45,11 @@ def trial(
     drop: float = 0.0,
     size: float = 1e5,
     agreement: float = 1.0,
+    watts: float | None = None,
 ) -> Trial:
     """ratio: to the baseline; step: to the best so far; both with a narrow interval."""
     values = {"latency_p50_s": ratio * 1e-3, "latency_p95_s": None, "size_bytes": size, "peak_memory_bytes": None}
+    values |= {"energy_j": None if watts is None else watts * ratio * 1e-3, "power_w": watts}
 
     def figure(value: float) -> Figure:
         return Figure(value, (value * (1 - PRECISE), value * (1 + PRECISE)), 12)
@@ -290,3 +292,104 @@ def test_an_invalid_ratio_decides_nothing(tmp_path: Path) -> None:
     judged = ladder.judge(made, unsure, first)
     assert judged.verdict == "rejected"
     assert judged.reason == "no verdict can rest on its median latency: n=3 rounds, needs 6"
+
+
+CLOCKS = (1.5e9, 1.2e9, 9e8, 6e8)
+
+
+def capped(tmp_path: Path, **changes: object) -> Plan:
+    return make_plan(tmp_path, **{"rungs": ("fp32", "frequency"), "clocks_hz": CLOCKS, **changes})
+
+
+def test_clocks_are_capped_until_the_power_budget_is_met(tmp_path: Path) -> None:
+    made = capped(tmp_path, budgets={"latency_p50_s": 2e-3, "power_w": 4.0})
+    found = [{"ratio": 1, "step": 1, "watts": 6.0}, {"ratio": 1.2, "step": 1.2, "watts": 4.5}]
+    trials, why = climb(made, [*found, {"ratio": 1.6, "step": 1.6, "watts": 3.5}])
+    assert [(t.recipe.name, t.verdict) for t in trials] == [
+        ("fp32", "baseline"),
+        ("fp32-1200MHz", "rejected"),
+        ("fp32-900MHz", "kept"),
+    ]
+    assert trials[2].reason.startswith("it meets every budget, fp32 does not")
+    assert [step.kind for step in trials[2].recipe.steps] == ["lower", "frequency"]
+    assert why == "no rung is left to try"
+    chosen = ladder.choose(made, trials)
+    assert chosen is not None
+    assert chosen.recipe.name == "fp32-900MHz"
+
+
+def test_no_lower_clock_after_one_that_was_too_slow(tmp_path: Path) -> None:
+    made = capped(tmp_path, budgets={"latency_p50_s": 1.1e-3, "power_w": 4.0})
+    found = [{"ratio": 1, "step": 1, "watts": 6.0}, {"ratio": 1.2, "step": 1.2, "watts": 4.5}]
+    trials, _ = climb(made, found)
+    assert [t.recipe.name for t in trials] == ["fp32", "fp32-1200MHz"]
+    assert ladder.choose(made, trials) is None
+
+
+def test_no_cap_where_the_watts_are_allowed(tmp_path: Path) -> None:
+    trials, _ = climb(capped(tmp_path, budgets={"power_w": 7.0}), [{"ratio": 1, "step": 1, "watts": 6.0}])
+    assert [t.recipe.name for t in trials] == ["fp32"]
+
+
+def test_joules_are_improved_as_long_as_a_lower_clock_brings_some(tmp_path: Path) -> None:
+    made = capped(tmp_path, budgets={"energy_j": 1.0}, objective="energy_j", min_gain=0.01)
+    found = [{"ratio": 1, "step": step, "watts": 6.0} for step in (1, 0.9, 1.05)]
+    trials, _ = climb(made, found)
+    assert [(t.recipe.name, t.verdict) for t in trials][1:] == [("fp32-1200MHz", "kept"), ("fp32-900MHz", "rejected")]
+    assert "energy of one inference is 0.900 times" in trials[1].reason
+
+
+def test_fewer_threads_meet_the_power_budget_and_pruning_keeps_them(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, rungs=("fp32", "int8", "threads", "prune"), threads=4, fewer_threads=(2, 1))
+    made = dataclasses.replace(made, budgets={"power_w": 5.0}, more_threads=(), objective="latency_p50_s", min_gain=0.0)
+    found = [{"ratio": 1, "step": 1, "watts": 8.0}, {"ratio": 0.5, "step": 0.5, "watts": 8.0}]
+    found += [{"ratio": 0.7, "step": 1.4, "watts": 6.0}, {"ratio": 1.1, "step": 2.2, "watts": 4.0}]
+    trials, _ = climb(made, [*found, *[{"ratio": 0.9, "step": 0.8, "watts": 4.0}] * 2])
+    assert [(t.recipe.name, t.verdict) for t in trials][2:4] == [
+        ("int8-2threads", "rejected"),
+        ("int8-1threads", "kept"),
+    ]
+    assert [step.count for step in trials[4].recipe.steps if step.kind == "threads"] == [1]
+
+
+def test_what_breaks_a_budget_that_is_met_is_not_kept(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, rungs=("fp32", "threads"), more_threads=(2,), budgets={"power_w": 5.0})
+    trials, _ = climb(made, [{"ratio": 1, "step": 1, "watts": 4.0}, {"ratio": 0.5, "step": 0.5, "watts": 6.0}])
+    assert trials[1].verdict == "rejected"
+    assert trials[1].reason.startswith("fp32 meets every budget, it does not: power_w 6 over the budget of 5")
+
+
+def test_watts_without_a_figure_say_why(tmp_path: Path) -> None:
+    made = capped(tmp_path, budgets={"power_w": 5.0})
+    one = trial(Recipe("fp32", "fp32", ()), ratio=1, step=1)
+    one.record["energy"] = {"work_w": {"value": None, "invalid": "2 valid windows, needs 3"}}
+    words = "power_w was not measured (2 valid windows, needs 3), the budget is 5"
+    assert ladder.broken_budgets(made, one) == [words]
+
+
+measured = st.tuples(ratios, ratios, st.floats(0.5, 10.0))
+budgets = st.fixed_dictionaries({}, optional={"latency_p50_s": st.floats(1e-4, 3e-3), "power_w": st.floats(1.0, 9.0)})
+
+
+@given(
+    data=st.lists(measured, min_size=4, max_size=4),
+    asked=budgets,
+    objective=st.sampled_from(["latency_p50_s", "power_w"]),
+)
+def test_whatever_clocks_cost(
+    tmp_path_factory: pytest.TempPathFactory, data: list[tuple[float, ...]], asked: dict[str, float], objective: str
+) -> None:
+    """Caps go down, none is tried that nobody asked for, none below one that was too slow; the chosen meets all."""
+    made = capped(tmp_path_factory.mktemp("plan"), budgets=asked, objective=objective)
+    trials, _ = climb(made, [{"ratio": r, "step": s, "watts": watts} for r, s, watts in data])
+    caps = [step.frequency_max_hz for t in trials for step in t.recipe.steps if step.kind == "frequency"]
+    assert caps == sorted(set(caps), reverse=True)
+    for index, t in enumerate(trials[1:], start=1):
+        before = trials[:index]
+        missed = ladder.broken_budgets(made, ladder.incumbent(before))
+        assert objective == "power_w" or any("power_w" in words for words in missed)
+        assert t.recipe.steps[:-1] == trials[0].recipe.steps
+        for slower in before:
+            assert not any("latency" in words for words in ladder.broken_budgets(made, slower))
+    chosen = ladder.choose(made, trials)
+    assert chosen is None or not ladder.broken_budgets(made, chosen)

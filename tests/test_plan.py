@@ -13,7 +13,7 @@ import pytest
 from conftest import EXAMPLE, run_cli
 from test_bad_input import PROFILE, RUN_FILE, edit
 
-from edgeopt import config, plan
+from edgeopt import config, onboard, plan
 from edgeopt.errors import MissingDependency, PlanError
 from edgeopt.lower import abilities
 from edgeopt.plan import Prune, Recover
@@ -127,7 +127,7 @@ def test_more_threads_are_the_fast_cores_then_all(tmp_path: Path) -> None:
     edit(tmp_path / "bench.toml", '"x86_64"', f'"x86_64"\n{cores}')
     chosen = plan.load(tmp_path, abilities())
     assert chosen.more_threads == (4, 8)
-    assert plan.on_board(chosen, {"cores_allowed": 6}, "ssh://pi").more_threads == (4,)
+    assert onboard.settle(chosen, {"cores_allowed": 6}, "ssh://pi").more_threads == (4,)
 
 
 def test_threads_within_the_cores_of_profile_and_board(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_threads_within_the_cores_of_profile_and_board(tmp_path: Path) -> None:
     edit(tmp_path / "bench.toml", '"x86_64"', '"x86_64"\ncores = { value = 4, source = "https://example.org" }')
     edit(tmp_path / "edgeopt.toml", "[ladder]", "[ladder]\nthreads = 4")
     four = plan.load(tmp_path, abilities())
-    assert plan.on_board(four, {"cores_allowed": 4}, "ssh://pi").more_threads == ()
+    assert onboard.settle(four, {"cores_allowed": 4}, "ssh://pi").more_threads == ()
     with pytest.raises(PlanError, match="threads = 4, but ssh://pi has 3 cores; lower threads"):
-        plan.on_board(four, {"cores_allowed": 3}, "ssh://pi")
+        onboard.settle(four, {"cores_allowed": 3}, "ssh://pi")
     edit(tmp_path / "edgeopt.toml", "threads = 4", "threads = 5")
     with pytest.raises(PlanError, match="threads = 5, but profile 'bench' has 4 cores"):
         plan.load(tmp_path, abilities())

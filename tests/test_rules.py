@@ -21,7 +21,7 @@ from edgeopt.cli import COMMANDS, cli
 # From what people touch down to what nothing may depend on; a module imports its own layer and those below.
 LAYERS = (
     {"cli", "__main__"},
-    {"optimize", "pack", "trial", "stages", "decode", "ladder", "tools"},
+    {"optimize", "pack", "trial", "sampled", "stages", "decode", "ladder", "tools"},
     {"flash", "validate", "evidence", "recompute", "diagnose", "placement", "power", "sustained", "load", "measure"}
     | {"report", "setup", "probe", "scaffold"},
     {"meters"},
@@ -29,10 +29,10 @@ LAYERS = (
     {"parity", "artifact"},
     {"align"},
     {"energy", "cost"},
-    {"stats", "conditions", "slices", "cache", "trace", "meter_lines"},
+    {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
     {"plan"},
     {"runfile"},
-    {"distributions"},
+    {"distributions", "sensing"},
     {"profile", "model", "onnx_model", "task", "tasks", "config", "formats"},
     {"errors"},
 )

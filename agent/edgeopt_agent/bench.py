@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 
 from . import facts, store
 from .jobs import Context
-from .power_mode import held
+from .power_mode import Caps, held
 from .watch import Watch
 from .wire import RemoteError, count, field, is_plain_name, seconds
 from .worker import FIRST_WARM_UP_S, Worker
@@ -35,6 +35,7 @@ def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dic
         "threads": field(entry, "threads", int),
         "preprocess": field(entry, "preprocess", list),
         "options": field(entry, "options", dict),
+        "frequency_max_hz": entry.get("frequency_max_hz"),
     }
 
 
@@ -44,7 +45,8 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     The request has artifacts, shards (none: random tensors), min_queries, min_seconds, cap_seconds, rounds, seed,
     `block_seconds`, what a block lasts at least where a round has several turns, `renew`, after how many rounds new
     workers begin, on the next of `shared_cpus` (0: never, and on any processor), `keep`, how many samples of a block
-    stay at most (None: all), and `power_mode` (power_mode.held). The result lists the blocks in the order they ran;
+    stay at most (None: all), and `power_mode` (power_mode.held); an artifact with a `frequency_max_hz` works under that
+    cap, and a round has one turn then: a clock needs time to change. The result lists the blocks in the order they ran;
     samples-<i>.f64 holds (copy_s, invoke_s) pairs of artifact i in that order.
     """
     artifacts = [artifact_of(context, entry, number) for number, entry in enumerate(field(request, "artifacts", list))]
@@ -61,18 +63,20 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     blocks: List[Dict[str, Any]] = []
     capped = False
     with ExitStack() as stack:
-        stack.enter_context(held(context, request.get("power_mode") or {}))
-        memory = [_memory_of(artifact, shards, random) for artifact in artifacts]
+        caps = stack.enter_context(held(context, request.get("power_mode") or {}, caps_of(artifacts)))
+        memory = [_memory_of(artifact, shards, random, caps) for artifact in artifacts]
         cpus = shared_cpus(max(artifact["threads"] for artifact in artifacts)) if renew else []
-        team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed"), cpus))
+        team = stack.enter_context(Team(artifacts, shards, random, count(request, "seed"), caps, cpus))
         renew = affordable(renew, rounds, team.took_s, 2 * rounds * len(artifacts) * half_s)
-        turns = max(1, int(half_s / max(seconds(request, "block_seconds"), LEAST_OF_A_BLOCK * team.invoke_s)))
+        block_s = half_s if caps_of(artifacts) else seconds(request, "block_seconds")
+        turns = max(1, int(half_s / max(block_s, LEAST_OF_A_BLOCK * team.invoke_s)))
         block: Dict[str, Any] = {
             "seconds": half_s / turns,
             "queries": -(-count(request, "min_queries") // (2 * rounds * turns)),
             "limit_s": cap_s / (2 * rounds * turns * len(artifacts)),
             "keep": request.get("keep"),
         }
+        caps.set(None)
         conditions = [watch.look()]
         started, between = time.monotonic(), 0.0
         for number in range(rounds):
@@ -89,6 +93,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
                 blocks.append(
                     {"artifact": index, "round": number, "n": done["n"], "began_s": began, "seconds": done["seconds"]}
                 )
+            caps.set(None)
             conditions.append(watch.look())
             context.progress(number + 1, rounds, "measuring latency")
             if time.monotonic() - started - between > cap_s and number + 1 < rounds:
@@ -103,6 +108,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             executed=executed[i],
             memory={key: value for key, value in memory[i].items() if key != "load_cold_s"},
             load_cold_s=memory[i]["load_cold_s"],
+            frequency_max_hz=caps.kept.get(artifacts[i]["frequency_max_hz"]),
             samples=context.output(f"samples-{i}.f64"),
         )
         for i in range(len(artifacts))
@@ -117,6 +123,10 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         "renew": renew,
         "cores_allowed": len(os.sched_getaffinity(0)),
     }
+
+
+def caps_of(artifacts: List[Dict[str, Any]]) -> List[float]:
+    return [artifact["frequency_max_hz"] for artifact in artifacts if artifact["frequency_max_hz"]]
 
 
 def affordable(renew: int, rounds: int, once_s: float, measuring_s: float) -> int:
@@ -154,8 +164,15 @@ class Team:
     lies, moves all of its latencies alike; new ones tell how much. cpus: sets of processors to go through."""
 
     def __init__(
-        self, artifacts: List[Dict[str, Any]], shards: List[str], random: int, seed: int, cpus: List[List[int]]
+        self,
+        artifacts: List[Dict[str, Any]],
+        shards: List[str],
+        random: int,
+        seed: int,
+        caps: Caps,
+        cpus: List[List[int]],
     ) -> None:
+        self._caps = caps
         self._artifacts, self._shards, self._random, self._seed = artifacts, shards, random, seed
         self._cpus, self._teams = cpus, 0
         self._stack = ExitStack()
@@ -178,7 +195,7 @@ class Team:
         """End the workers there are; begin with others, which meet the inputs in another order."""
         began = time.monotonic()
         self._stack.close()
-        self.workers = [self._stack.enter_context(Worker(artifact)) for artifact in self._artifacts]
+        self.workers = [self._stack.enter_context(Worker(artifact, self._caps)) for artifact in self._artifacts]
         if not self.loaded:
             self.loaded = [worker.load(self._shards, random=self._random) for worker in self.workers]
         else:  # at once: of what is loaded first, the memory lies worse
@@ -196,8 +213,8 @@ class Team:
         self.took_s = time.monotonic() - began
 
 
-def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int) -> Dict[str, Any]:
-    with Worker(artifact) as worker:
+def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int, caps: Caps) -> Dict[str, Any]:
+    with Worker(artifact, caps) as worker:
         loaded = worker.load(shards[:1], most=1, random=min(random, 1), cold=True)
         return dict(worker.ask("memory", count=MEMORY_QUERIES), load_cold_s=loaded["load_s"])
 

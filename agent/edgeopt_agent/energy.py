@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, Dict, List, Optional
 
 from . import power
-from .bench import RANDOM_SAMPLES, artifact_of
+from .bench import RANDOM_SAMPLES, artifact_of, caps_of
 from .jobs import Context
 from .power_mode import held
 from .watch import Watch
@@ -118,12 +118,13 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     marks: List[Dict[str, Any]] = []
     clocks = [_clocks()]
     with ExitStack() as stack:
-        stack.enter_context(held(context, request.get("power_mode") or {}))
+        caps = stack.enter_context(held(context, request.get("power_mode") or {}, caps_of(artifacts)))
         conditions = [watch.look()]
-        workers = [stack.enter_context(Worker(artifact)) for artifact in artifacts]
+        workers = [stack.enter_context(Worker(artifact, caps)) for artifact in artifacts]
         for worker in workers:
             worker.load(shards, random=random)
             worker.ask("warm_up", seed=count(request, "seed"))
+        caps.set(None)  # the idle board is as its owner holds it
         path = os.path.join(context.folder, "power.f64")
         sampler = stack.enter_context(Sampler(sensor, path)) if sensor else None
         total = 2 + windows * len(workers)
@@ -133,6 +134,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             for index in order if number % 2 == 0 else order[::-1]:
                 done = _working(context, sampler, workers[index], window_s, len(marks), total)
                 marks.append({"artifact": index, **done})
+            caps.set(None)
             conditions.append(watch.look())
         marks.append(_idle(context, sampler, idle_s, len(marks), total))
         overhead: List[Dict[str, Any]] = []
@@ -152,6 +154,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         "overhead": overhead,
         "overhead_samples": context.output("samples-overhead.f64") if overhead else None,
         "executed": executed,
+        "frequency_max_hz": [caps.kept.get(artifact["frequency_max_hz"]) for artifact in artifacts],
         "conditions": conditions,
         "cores_allowed": len(os.sched_getaffinity(0)),
     }

@@ -85,7 +85,7 @@ def identity() -> Dict[str, Optional[str]]:
 
 def collect() -> Dict[str, Any]:
     """The board's identity and abilities; what cannot be read is None."""
-    from . import power, runtimes  # not at every start
+    from . import power, power_mode, runtimes  # not at every start
 
     cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
     memory = parse_meminfo(read("/proc/meminfo") or "")
@@ -102,6 +102,7 @@ def collect() -> Dict[str, Any]:
         "memory_bytes": memory.get("MemTotal"),
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "frequency_control": power_mode.control(),
         "runtimes": {name: runtimes.load(name).available() for name in runtimes.names()},
         "sensors": [sensor.describe() for sensor in power.find()],
     }

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .facts import read
 from .files import code_path, read_json, write_json
@@ -30,19 +30,41 @@ LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.power_
 GIVE_BACK_S = 30.0
 
 
+class Caps:
+    """Frequency caps that change within a job: `set` one (Hz), or None, which is how the job holds the board."""
+
+    def __init__(self, settings: Dict[float, List[Tuple[str, str]]]) -> None:
+        usual = {path: read(path) or "" for own in settings.values() for path, _ in own}
+        self._settings: Dict[Optional[float], List[Tuple[str, str]]] = {None: list(usual.items())}
+        for cap_hz, own in settings.items():  # never above what the board is held at anyhow
+            self._settings[cap_hz] = [(path, str(min(int(value), int(usual[path])))) for path, value in own]
+        self._now: Optional[float] = None
+        self.kept: Dict[Optional[float], float] = {}  # the highest cap that the board told after each was set, Hz
+
+    def set(self, cap_hz: Optional[float]) -> None:
+        if cap_hz != self._now:
+            for path, value in self._settings[cap_hz]:
+                _write(path, value)
+            self._now = cap_hz
+            self.kept[cap_hz] = 1000.0 * max(int(read(path) or 0) for path, _ in self._settings[cap_hz])
+
+
 @contextmanager
-def held(context: Context, wanted: Dict[str, Any]) -> Iterator[None]:
+def held(context: Context, wanted: Dict[str, Any], caps: Iterable[float] = ()) -> Iterator[Caps]:
     """Set `wanted` ({"governor": name or None, "frequency_max_hz": number or None}) on every CPU meanwhile; a cap above
-    what some CPUs can is their own highest. What could not be given back is told as an event.
+    what some CPUs can is their own highest. What could not be given back is told as an event. caps: all that `Caps.set`
+    will be asked for.
 
     Raises RemoteError('bad-request') when this board, or this user there, cannot.
     """
     settings = _settings(wanted)
-    if not settings:
-        yield
+    capped = {cap_hz: _settings({"frequency_max_hz": cap_hz}) for cap_hz in caps}
+    if not settings and not capped:
+        yield Caps({})
         return
     record = os.path.join(context.root, RECORD)
-    before = [(path, read(path) or "") for path, _ in settings]
+    changed = dict.fromkeys(path for own in (settings, *capped.values()) for path, _ in own)
+    before = [(path, read(path) or "") for path in changed]
     write_json(record, {"boot_id": read("/proc/sys/kernel/random/boot_id"), "settings": before})
     guardian = subprocess.Popen(
         [sys.executable, "-c", LAUNCH, code_path(), record],
@@ -57,7 +79,7 @@ def held(context: Context, wanted: Dict[str, Any]) -> Iterator[None]:
             raise RemoteError("crash", "the process that would give the power mode back does not start")
         for path, value in settings:
             _write(path, value)
-        yield
+        yield Caps(capped)
     finally:
         guardian.stdin.close()
         try:
@@ -102,6 +124,25 @@ def _give_back(record: str) -> None:
                 print(error, file=sys.stderr)
                 return
     os.unlink(record)
+
+
+def control() -> Optional[Dict[str, Any]]:
+    """Between which clocks (Hz) this board can be capped, in which steps where it tells them, and whether this user
+    may; None where it has no frequency control."""
+    policies = sorted(glob.glob(POLICIES))
+    if not policies:
+        return None
+
+    def khz(name: str) -> List[int]:
+        return [int(word) for policy in policies for word in (read(f"{policy}/{name}") or "").split() if word.isdigit()]
+
+    lows, highs = khz("cpuinfo_min_freq"), khz("scaling_max_freq")
+    return {
+        "min_hz": 1000.0 * max(lows, default=0),
+        "max_hz": 1000.0 * max(highs, default=0),
+        "steps_hz": [1000.0 * step for step in sorted(set(khz("scaling_available_frequencies")))],
+        "settable": all(os.access(f"{policy}/scaling_max_freq", os.W_OK) for policy in policies),
+    }
 
 
 def _settings(wanted: Dict[str, Any]) -> List[Tuple[str, str]]:

@@ -9,11 +9,14 @@ import signal
 import struct
 import subprocess
 import sys
-from typing import Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 from . import facts
 from .files import code_path
 from .wire import RemoteError
+
+if TYPE_CHECKING:
+    from .power_mode import Caps
 
 SAMPLE = struct.Struct("<dd")  # copy_s, invoke_s of one query
 FIRST_WARM_UP_S = 10.0
@@ -23,10 +26,12 @@ LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.runner
 
 
 class Worker:
-    """The parent's side. `artifact` is {"path", "runtime", "threads", "preprocess": steps per input, "options"}."""
+    """The parent's side. `artifact` is {"path", "runtime", "threads", "preprocess": steps per input, "options"}; with
+    `caps`, whatever is asked of it is done under its own "frequency_max_hz"."""
 
-    def __init__(self, artifact: Dict[str, Any]) -> None:
+    def __init__(self, artifact: Dict[str, Any], caps: Optional[Caps] = None) -> None:
         self._artifact = artifact
+        self._caps = caps
         self._buffer = b""
         self._oom_kills = facts.oom_kills()
         self._process = subprocess.Popen(
@@ -42,6 +47,8 @@ class Worker:
 
     def tell(self, op: str, **parameters: Any) -> None:
         """Ask, and let `answer` wait for what it says: meanwhile others can be asked."""
+        if self._caps is not None:
+            self._caps.set(self._artifact["frequency_max_hz"])
         stdin = self._process.stdin
         assert stdin is not None
         try:

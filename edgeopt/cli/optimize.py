@@ -52,7 +52,8 @@ def optimize(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Try fp32, fp16, int8, threads and pruning for RUN_FILE (an edgeopt.toml or its folder; default: here).
+    """Try fp32, fp16, int8, threads, pruning and, for watts and joules, capped clocks for RUN_FILE (an edgeopt.toml or
+    its folder; default: here).
 
     Writes runs/<name>/: what was measured, a report, and the best as a bundle.
 

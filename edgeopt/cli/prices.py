@@ -15,7 +15,7 @@ _OPTIONS = (
     click.option(
         "--energy-price",
         type=POSITIVE,
-        help="Price of a kilowatt-hour; else [cost] of the profile. Runs hold no energy yet: its cost says so.",
+        help="Price of a kilowatt-hour; else [cost] of the profile.",
     ),
     click.option("--runs-per-day", type=POSITIVE, help="Default: [cost] of the profile, else without a pause."),
     click.option("--currency", help="What the prices are in: EUR."),

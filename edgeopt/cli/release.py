@@ -187,9 +187,14 @@ def _show_flash(done: dict[str, Any], boards: Boards, of: int) -> None:
     title, place = _titled(done["name"], done["release"]), boards.named(done)
     if done["already"]:
         click.echo(f"{title} is current on {place} already; nothing was changed")
-        return
-    click.echo(f"{title} is current on {place}")
-    click.echo(f"health check: {_health(done['health'], of)}")
+    else:
+        click.echo(f"{title} is current on {place}")
+        click.echo(f"health check: {_health(done['health'], of)}")
+    if cap := done["frequency_max_hz"]:
+        from ..report import units
+
+        clock = units.quantity(cap, "hz")
+        click.echo(f"it met its budgets with the CPUs' clock capped at {clock}: only the board's owner sets that")
 
 
 def _back(done: dict[str, Any], place: str = "") -> str:

@@ -109,10 +109,11 @@ def detail(trial: dict[str, Any]) -> dict[str, Any]:
     executed, artifact = trial.get("executed") or {}, trial.get("artifact") or {}
     notes = trial.get("notes") or {}
     threads = executed.get("threads") or artifact.get("threads")
-    parity = notes.get("parity")
+    parity, cap = notes.get("parity"), artifact.get("frequency_max_hz")
     return {
         "name": units.text(trial.get("name") or "?", NAME_LIMIT),
         "threads": units.count(threads) if threads else "not told",
+        "clock": f", clock at most {units.quantity(cap, 'hz')}" if cap else "",
         "precision": _precision(executed, artifact.get("options") or {}),
         "macs": _macs(executed.get("macs"), notes.get("int8_mac_share")),
         "parity": [_stage(stage) for stage in parity or [] if isinstance(stage, dict)],
@@ -128,7 +129,7 @@ def detail_words(trial: dict[str, Any]) -> str:
     if not trial.get("executed"):
         return ""
     said = detail(trial)
-    threads = f"{said['threads']} thread{'' if said['threads'] == '1' else 's'}"
+    threads = f"{said['threads']} thread{'' if said['threads'] == '1' else 's'}{said['clock']}"
     precision = f"float parts in {said['precision']}" if said["precision"] != "not told" else ""
     macs = f"MACs {said['macs']}" if said["macs"] != "not told" else ""
     parity = "; ".join(f"{stage['stage']} {stage['short']}" for stage in said["parity"])

@@ -15,10 +15,26 @@ import numpy as np
 
 from edgeopt.cost import Prices, per_1000_runs
 from edgeopt.report import accounts, breakdown, units
-from edgeopt.report.terminal import NAME_LIMIT, STATES, budgeted, budgeted_value, chosen_trial, demands, part, row
+from edgeopt.report.terminal import (
+    NAME_LIMIT,
+    STATES,
+    budgeted,
+    budgeted_value,
+    chosen_trial,
+    demands,
+    has_energy,
+    part,
+    row,
+)
 
 CURVE_POINTS = 161
 BESIDE = {"pre_s": "pre-processing", "post_s": "post-processing", "copy_s": "copies"}
+ENERGY = {
+    "energy": ("gross_j", "j"),
+    "energy above idle": ("net_j", "j"),
+    "power at work": ("work_w", "w"),
+    "power when idle": ("idle_w", "w"),
+}
 PERCENTILES = (
     ("p50_s", "p50"),
     ("p90_s", "p90"),
@@ -68,7 +84,7 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     pareto = _pareto(trials, plan, metric, chosen)
     curves = _curves(trials, plan, run_dir, chosen)
     latency = [_latency_row(trial) for trial in trials]
-    apart = [*BESIDE.values(), "energy"]
+    apart = [*BESIDE.values(), *ENERGY]
     beside = [name for name in apart if any(line["beside"][name] != units.NOT_MEASURED for line in latency)]
     return {
         "name": units.text(run.get("name") or "run", 80),
@@ -77,6 +93,7 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "verdict": run.get("verdict") if run.get("verdict") in STATES else "undecided",
         "sentence": units.text(run.get("sentence") or "No verdict was written.", 600),
         "board_name": units.text(part(run, "board").get("model") or part(plan, "profile").get("name") or "no board"),
+        "metered": has_energy(trials),
         "tiles": tiles(run, chosen, metric),
         "demands": demands(run, chosen, metric),
         "notes": [units.text(note, 600) for note in run.get("notes") or []],
@@ -89,7 +106,7 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "charts": {"pareto": pareto, "curves": curves},
         "latency": latency,
         "beside": beside,
-        "unmeasured": [name for name in apart if name not in beside],
+        "unmeasured": [name for name in (*BESIDE.values(), "energy") if name not in beside],
         "percentiles": [name for _, name in PERCENTILES],
         "final": _final(run, metric),
         "board": _pairs(part(run, "board")),
@@ -102,7 +119,7 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
 
 
 def tiles(run: dict[str, Any], chosen: dict[str, Any] | None, metric: str) -> list[dict[str, str]]:
-    """The four figures that matter of the chosen artifact: label, value, note."""
+    """The figures that matter of the chosen artifact, the energy where it was measured: label, value, note."""
     if chosen is None:
         return []
     ratios, final = part(chosen, "ratios"), part(run, "final")
@@ -119,6 +136,7 @@ def tiles(run: dict[str, Any], chosen: dict[str, Any] | None, metric: str) -> li
         tile("latency_p50_s", "Median latency", "faster", "slower"),
         tile("size_bytes", "File size", "smaller", "larger"),
         tile("peak_memory_bytes", "Peak memory", "less", "more"),
+        *([tile("energy_j", "Energy of one inference", "less", "more")] if chosen.get("energy") else []),
         {
             "label": "Drop on final data",
             "value": units.drop(final.get("drop"), metric),
@@ -268,7 +286,7 @@ def _samples(trial: dict[str, Any], run_dir: Path) -> np.ndarray[Any, np.dtype[n
 
 
 def _latency_row(trial: dict[str, Any]) -> dict[str, Any]:
-    latency = part(trial, "latency")
+    latency, energy = part(trial, "latency"), part(trial, "energy")
     return {
         "name": units.text(trial.get("name") or "?", NAME_LIMIT),
         "n": units.count(latency.get("n")),
@@ -276,7 +294,7 @@ def _latency_row(trial: dict[str, Any]) -> dict[str, Any]:
         "load": units.quantity(trial.get("load_s"), "s"),
         "first": units.quantity(trial.get("first_inference_s"), "s"),
         "beside": {name: units.figure(latency.get(key), "s") for key, name in BESIDE.items()}
-        | {"energy": units.by_key("energy", trial.get("energy"))},
+        | {name: units.figure(energy.get(key), unit) for name, (key, unit) in ENERGY.items()},
     }
 
 

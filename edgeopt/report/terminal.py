@@ -15,6 +15,10 @@ from edgeopt.report import accounts, breakdown, units
 
 NAME_LIMIT = 40
 WIDE = 130
+COLUMNS = {
+    **{"latency": "latency p50", "latency_ratio": "× fp32", "size": "size", "drop": "drop"},
+    **{"energy": "energy", "power": "at work"},
+}
 SHOWN = 2  # worst classes, groups, confusions on one screen
 SHOWN_IN_FULL = 20
 SHORT = 24
@@ -29,6 +33,8 @@ BUDGET_FIELDS = {
     "latency_p95_s": ("latency", "p95_s"),
     "size_bytes": ("artifact", "size_bytes"),
     "peak_memory_bytes": ("memory", "above_runtime_bytes"),
+    "energy_j": ("energy", "gross_j"),
+    "power_w": ("energy", "work_w"),
 }
 
 
@@ -105,10 +111,18 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
         "floor": f"a drop of at most {units.drop(plan['floor_drop'], metric)} below the source model",
         "rungs": f"{', '.join(plan['rungs'])} on {plan['runtime']}, {_threads(plan['threads'])}",
         "stops": f"when every budget is met and a rung promises less than {units.share(ladder['min_gain'])}",
-        "measures": f"mode {plan['mode']}, seed {plan['seed']}",
+        "measures": f"mode {plan['mode']}, seed {plan['seed']}{_energy_words(plan)}",
     }
     console.print(_grid([(Text(name, "bold"), Text(units.text(line, 600))) for name, line in lines.items()]))
     console.print(Text("Nothing has been checked but the run file and the profile: neither data, model nor board."))
+
+
+def _energy_words(plan: dict[str, Any]) -> str:
+    energy = part(plan, "energy")
+    if not energy:
+        return ""
+    sensor = ":".join(word for word in (energy["kind"], energy["rail"]) if word) or "the board's power sensor"
+    return f"; energy by {sensor}, {energy['windows']} windows an artifact"
 
 
 def _threads(count: int) -> str:
@@ -133,7 +147,7 @@ def chosen_trial(run: dict[str, Any]) -> dict[str, Any] | None:
 
 def row(trial: dict[str, Any], chosen: bool, metric: str) -> dict[str, Any]:
     """One rung of the ladder in words."""
-    score, ratios = part(trial, "score"), part(trial, "ratios")
+    score, ratios, energy = part(trial, "score"), part(trial, "ratios"), part(trial, "energy")
     metric = str(score.get("metric") or metric)
     return {
         "name": units.text(trial.get("name") or "?", NAME_LIMIT),
@@ -146,14 +160,29 @@ def row(trial: dict[str, Any], chosen: bool, metric: str) -> dict[str, Any]:
         "size_ratio": units.ratio(ratios.get("size_bytes")),
         "memory": units.quantity(part(trial, "memory").get("above_runtime_bytes"), "bytes"),
         "memory_ratio": units.ratio(ratios.get("peak_memory_bytes")),
+        "energy": units.figure(energy.get("gross_j"), "j"),
+        "energy_ratio": units.ratio(ratios.get("energy_j")),
+        "energy_net": units.figure(energy.get("net_j"), "j"),
+        "power": units.figure(energy.get("work_w"), "w"),
         "score": units.score(score.get("value"), metric, score.get("interval")),
         "drop": units.drop(score.get("drop"), metric),
         "agreement": units.share(score.get("agreement")),
         "n": units.count(score.get("n")),
         "reason": units.text(trial.get("reason") or "no reason was written", 600),
-        "marks": [units.text(mark) for mark in part(trial, "conditions").get("marks") or []],
+        "marks": [units.text(mark) for mark in all_marks(trial)],
         "detail": breakdown.detail_words(trial),
     }
+
+
+def all_marks(trial: dict[str, Any]) -> list[str]:
+    """What must be known beside its figures: of the latencies' job, and of the energy's where that was another."""
+    own = [str(mark) for mark in part(trial, "conditions").get("marks") or []]
+    energy = [f"energy: {mark}" for mark in part(trial, "energy").get("marks") or []]
+    return own + energy
+
+
+def has_energy(trials: Sequence[dict[str, Any]]) -> bool:
+    return any(part(trial, "energy") for trial in trials)
 
 
 def demands(run: dict[str, Any], chosen: dict[str, Any] | None, metric: str) -> list[dict[str, str]]:
@@ -204,13 +233,15 @@ def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=wide)
     table.add_column("artifact", overflow="fold")
     table.add_column("verdict", no_wrap=True)
-    for name in ("latency p50", "× fp32", "size", "drop"):
-        table.add_column(name, justify="right")
+    metered = any(said["power"] != units.NOT_MEASURED for said in rows)
+    keys = ("latency", "latency_ratio", *(("energy", "power") if metered else ()), "size", "drop")
+    for key in keys:
+        table.add_column(COLUMNS[key], justify="right")
     if wide:
         table.add_column("reason", ratio=1)
     for said in rows:
         titled = Text(("▸ " if said["chosen"] else "  ") + said["name"], style="bold" if said["chosen"] else "")
-        cells = [_short(said[key]) for key in ("latency", "latency_ratio", "size", "drop")]
+        cells = [_short(said[key]) for key in keys]
         judged = Text(said["verdict"], style=COLOURS.get(said["verdict"], ""))
         table.add_row(titled, judged, *map(Text, cells), *([_reason(said, full)] if wide else []))
     return table

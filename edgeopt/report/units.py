@@ -32,6 +32,8 @@ _NAMES = {
     "latency_p95_s": "95th-percentile latency",
     "size_bytes": "file size",
     "peak_memory_bytes": "peak memory above the runtime",
+    "energy_j": "energy of one inference",
+    "power_w": "power at work",
     "floor_drop": "largest drop allowed",
     "min_gain": "least gain worth a rung",
 }
@@ -194,7 +196,7 @@ def label(key: object) -> str:
 
 
 def step(given: Mapping[str, Any]) -> str:
-    """One step of a recipe: "prune 30 %", "recover 3 epochs", "tflite int8"."""
+    """One step of a recipe: "prune 30 %", "recover 3 epochs", "tflite int8", "clock at most 1.20 GHz"."""
     kind = given.get("kind")
     if kind == "prune" and known(given.get("ratio")):
         return f"prune {number(100 * given['ratio'], 0)} %"
@@ -202,6 +204,8 @@ def step(given: Mapping[str, Any]) -> str:
         return f"recover {given['epochs']} epoch{'' if given['epochs'] == 1 else 's'}"
     if kind == "lower":
         return text(f"{given.get('runtime', '')} {given.get('scheme', '')}", 60).strip()
+    if kind == "frequency":
+        return f"clock at most {quantity(given.get('frequency_max_hz'), 'hz')}"
     if kind == "npu":
         return text(given.get("configuration", ""), 60)
     return text(kind, 60)

@@ -38,6 +38,10 @@ EXAMPLES: dict[str, Any] = {
     "budget.latency_p95_s": 0.04,
     "budget.size_bytes": 1_000_000,
     "budget.peak_memory_bytes": 50_000_000,
+    "budget.energy_j": 0.05,
+    "budget.power_w": 5.0,
+    "energy.sensor": "hwmon:VDD_IN",
+    "energy.window_s": 10.0,
 }
 # One of several that exclude one another: only the chosen one is shown.
 EXCLUSIVE = {"model": ("torch", "onnx"), "task": ("arrays", "object", "images", "audio", "text")}
@@ -94,7 +98,7 @@ def _line(key: config.Key, name: str, values: Mapping[str, Any], demand: Any, bo
     if key.key == "ladder.runtime":
         default = board.runtimes[0]
     if key.key == "ladder.rungs":
-        left = {"prune"} if UNTRAINABLE in values else set()
+        left = {"frequency"} | ({"prune"} if UNTRAINABLE in values else set())
         default = [rung for rung in RUNGS if rung not in (left if npu_of(board) else left | {"npu"})]
     shown = toml(default) if default is not None else key.default
     return _commented(f"#{name} = {shown}", key.description)
