@@ -13,7 +13,8 @@ from .errors import AgentFailure, EdgeoptError
 
 
 def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
-    """Make the bundle's release current on the board: {"activation", "health", "release", "name", "already"}.
+    """Make the bundle's release current on the board: {"activation", "health", "release", "name", "verdict" of the
+    bundle, "already"}.
 
     Every blob is checked before the first is sent; the runtime, and what it can take, before anything is. Raises
     IntegrityError, ModelError, AgentFailure (no-space, read-only, missing-runtime, health, …), DeviceUnreachable.
@@ -22,7 +23,8 @@ def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     facts = session.facts()
     measure.require_runtime(facts, bundle.manifest.artifact.runtime, session.address, python)
     before = session.status(verify=True)["current"]
-    done = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
+    verdict = bundle.manifest.verdict
+    done = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address, "verdict": verdict}
     if before is not None and before["release"] == bundle.release and before["whole"]:
         return {**done, "already": True, "activation": None, "health": None}
     with tempfile.TemporaryDirectory(prefix="edgeopt-flash-") as folder:
