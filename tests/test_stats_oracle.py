@@ -68,8 +68,8 @@ def test_equal_groups_have_the_cluster_robust_interval(seed: int, groups: int, s
 
 
 def test_unequal_groups_have_an_error_that_is_not_too_small() -> None:
-    """The variance of the mean is known here. The jackknife (what MacKinnon, Nielsen and Webb 2023 call CV3) is not below
-    it on average; the usual cluster-robust one (CV1) is, which is why it is not the one that is used."""
+    """The variance of the mean is known here. The jackknife (what MacKinnon, Nielsen and Webb 2023 call CV3) is not
+    below it on average; the usual cluster-robust one (CV1) is, which is why it is not the one that is used."""
     rng, sizes = np.random.default_rng(0), np.array((8, 17, 36, 76, 160))
     labels, true = np.repeat(np.arange(5), sizes), float(((sizes / sizes.sum()) ** 2).sum())
     own, usual = [], []
