@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 from pydantic_core import ErrorDetails as PydanticError
 
 from edgeopt.errors import ConfigError
+from edgeopt.toml_lines import line_numbers, line_of
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -195,12 +196,12 @@ def _problems(error: ValidationError, schema: type[BaseModel], lines: Mapping[st
 
 
 def _translate(detail: PydanticError, place: _Place, lines: Mapping[str, int]) -> Iterator[Problem]:
-    line = _line_of(place.key, lines)
+    line = line_of(place.key, lines)
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, ConflictError):
         for conflict in cause.conflicts:
             keys = [f"{place.key}.{key}".lstrip(".") for key in conflict.keys]
-            yield Problem(" and ".join(keys), _line_of(keys[0], lines), conflict.found, conflict.allowed, conflict.mend)
+            yield Problem(" and ".join(keys), line_of(keys[0], lines), conflict.found, conflict.allowed, conflict.mend)
     elif detail["type"] == "extra_forbidden":
         names = list(_fields(place.table)) if place.table else []
         mend = nearest(place.name, names) or "remove it or rename it"
@@ -241,34 +242,6 @@ def _locate(schema: type[BaseModel], loc: Sequence[str | int]) -> _Place:
         else:
             break
     return place
-
-
-def _line_of(key: str, lines: Mapping[str, int]) -> int | None:
-    while key and key not in lines:
-        key = key[: max(key.rfind("."), key.rfind("["), 0)]
-    return lines.get(key)
-
-
-def line_numbers(text: str) -> dict[str, int]:
-    """Dotted key -> line (from 1) of its first mention; a key within a text of several lines may fool it."""
-    lines: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    table = ""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if header := re.match(r"\s*(\[\[?)\s*([\w.\-\"' ]+?)\s*\]", line):
-            table = _plain(header[2])
-            if header[1] == "[[":
-                lines.setdefault(table, number)
-                counts[table] = counts.get(table, -1) + 1
-                table = f"{table}[{counts[table]}]"
-            lines.setdefault(table, number)
-        elif key := re.match(r"\s*([\w.\-\"' ]+?)\s*=", line):
-            lines.setdefault(f"{table}.{_plain(key[1])}".lstrip("."), number)
-    return lines
-
-
-def _plain(dotted: str) -> str:
-    return ".".join(part.strip(" \"'") for part in dotted.split("."))
 
 
 def _quoted(key: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from edgeopt import slices, stats
+from edgeopt import intervals, slices, stats
 from edgeopt.report import terminal
 
 HOSTILE = '<script>window.hacked=1</script><img src=x onerror="window.hacked=1">"]}\';\u202e\x1b[31m[bold]</script>'
@@ -67,7 +67,7 @@ def _trial(name: str, rung: str, steps: list[dict[str, Any]], median_s: float, s
 
 
 def _score(value: float, agreement: float) -> dict[str, Any]:
-    interval = list(stats.wilson(round(value * 512), 512))
+    interval = list(intervals.wilson(round(value * 512), 512))
     measured = {"metric": "top1", "value": value, "interval": interval, "n": 512}
     return measured | {"drop": 0.874 - value, "agreement": agreement, "reference": 0.874}
 

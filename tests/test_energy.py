@@ -213,3 +213,28 @@ def test_too_few_pairs_give_no_ratio() -> None:
     found = ratio(lost, own, other, "energy_j")
     assert (found.value, found.interval) == (None, None)
     assert "2 valid pairs of windows, needs 3: " in str(found.invalid)
+
+
+def test_the_figure_is_the_median_of_windows_and_its_interval_their_spread() -> None:
+    """Windows of 3, 3 and 9 W: the median is 3 W, the mean 5 W."""
+    steady = trace(POWER, BUSY)
+    drawn = np.full(steady.times_s.shape, 1.0)
+    for window, watts in zip(BUSY, (3.0, 3.0, 9.0), strict=True):
+        drawn[(steady.times_s > window.began_s - 0.5) & (steady.times_s < window.ended_s + 0.5)] = watts
+    found = per_inference(dataclasses.replace(steady, values=drawn), BUSY, IDLE)
+    for key, value in (("work_w", 3.0), ("gross_j", 0.03), ("net_j", 0.02)):
+        assert found[key].value == pytest.approx(value, rel=0.01)
+        low, high = found[key].interval
+        assert low < 0 < 3 * value < high  # three windows that differ so much say little
+    assert [window["gross_j"] for window in found["windows"]] == pytest.approx([0.03, 0.03, 0.09], rel=0.01)
+
+
+@pytest.mark.parametrize(("seconds", "counts"), [(9.9, False), (10.0, True)])
+def test_a_window_of_less_than_10_s_does_not_count(seconds: float, counts: bool) -> None:
+    fast = dataclasses.replace(POWER, interval_s=0.05)
+    windows = [Window(10.0, 10.0 + seconds, 1000), *BUSY[1:]]
+    found = per_inference(trace(fast, windows), windows, IDLE)
+    assert (found["windows"][0]["invalid"] is None) == counts
+    assert (found["gross_j"].value is not None) == counts
+    if not counts:
+        assert found["windows"][0]["invalid"] == "1000 inferences in 9.9 s, needs 10 s"

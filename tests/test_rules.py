@@ -32,8 +32,8 @@ LAYERS = (
     {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
     {"plan"},
     {"runfile"},
-    {"distributions", "sensing"},
-    {"profile", "model", "onnx_model", "task", "tasks", "config", "formats"},
+    {"distributions", "sensing", "intervals"},
+    {"profile", "model", "onnx_model", "task", "tasks", "config", "toml_lines", "formats"},
     {"errors"},
 )
 HEAVY = {

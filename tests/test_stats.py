@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
-from edgeopt import stats
+from edgeopt import intervals, stats
 from edgeopt.distributions import group_t
 from edgeopt.stats import Figure
 
@@ -43,7 +43,7 @@ def test_minimum_of_no_percentile(percentile: float) -> None:
 
 @given(st.integers(min_value=1, max_value=4000), st.floats(min_value=0.02, max_value=0.98))
 def test_ranks_enclose_the_quantile_and_no_narrower_ones_do(n: int, p: float) -> None:
-    ranks = stats.rank_interval(n, p)
+    ranks = intervals.rank_interval(n, p)
     below = oracle.binom(n, p)
     if ranks is None:
         assert below.cdf(0) > 0.025 or below.sf(n - 1) > 0.025
@@ -89,6 +89,21 @@ def test_summary_says_why() -> None:
     assert summary["duration_s"] == pytest.approx(0.14)
     assert stats.summarize(np.full(40, 0.002), "quick")["p90_s"].invalid == "n=40, needs 64"
     assert stats.summarize(np.zeros(0), "quick")["mean_s"].invalid == "n=0, needs 1"
+
+
+def test_every_figure_of_a_summary_by_hand() -> None:
+    """700 latencies, 1 to 700 ms: enough for a p99."""
+    found = stats.summarize(np.random.default_rng(0).permutation(np.arange(1, 701) / 1000), "normal")
+    expected = {"p50_s": 0.3505, "p90_s": 0.6301, "p95_s": 0.66505, "p99_s": 0.69301, "mean_s": 0.3505, "min_s": 0.001}
+    assert {key: found[key].value for key in expected} == pytest.approx(expected)
+    for percent in (50, 90, 95):
+        low, high = oracle.binom.ppf([0.025, 0.975], 700, percent / 100)
+        assert found[f"p{percent}_s"].interval == pytest.approx((low / 1000, (high + 1) / 1000))
+
+
+def test_a_thousand_samples_at_72_percent_are_sure_to_2_8_points() -> None:
+    low, high = intervals.wilson(720, 1000)
+    assert (high - low) / 2 == pytest.approx(0.028, abs=0.0005)
 
 
 @pytest.mark.parametrize("bad", [[0.1, float("nan")], [0.1, 0.0], [0.1, -1.0], [[0.1]]])
@@ -186,23 +201,23 @@ def test_student_t(freedom: int) -> None:
 def test_wilson(case: tuple[int, int]) -> None:
     correct, n = case
     expected = oracle.binomtest(correct, n).proportion_ci(method="wilson")
-    assert stats.wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert intervals.wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 @given(COUNTS, COUNTS)
 def test_mcnemar_p(worse: int, better: int) -> None:
     expected = oracle.binomtest(worse, worse + better).pvalue if worse + better else 1.0
-    assert stats.mcnemar_p(worse, better) == pytest.approx(expected, abs=1e-9)
+    assert intervals.mcnemar_p(worse, better) == pytest.approx(expected, abs=1e-9)
 
 
 @given(COUNTS, COUNTS, st.integers(min_value=0, max_value=2000))
 def test_interval_excludes_zero_exactly_when_mcnemar_rejects(worse: int, better: int, same: int) -> None:
     n = worse + better + same + 1
-    low, high = stats.mcnemar_interval(worse, better, n)
+    low, high = intervals.mcnemar_interval(worse, better, n)
     assert -1 <= low <= (worse - better) / n <= high <= 1
     assert low < high
-    assert (low > 0 or high < 0) == (stats.mcnemar_p(worse, better) <= 0.05)
-    mirrored = stats.mcnemar_interval(better, worse, n)
+    assert (low > 0 or high < 0) == (intervals.mcnemar_p(worse, better) <= 0.05)
+    mirrored = intervals.mcnemar_interval(better, worse, n)
     assert mirrored == pytest.approx((-high, -low), abs=1e-9)
 
 
@@ -216,7 +231,7 @@ def test_mcnemar_interval_keeps_its_level(n: int, worse: float, better: float) -
     for b in range(n // 5):
         rest = oracle.binom.pmf(b, n, worse) * oracle.binom.pmf(np.arange(n // 5), n - b, better / (1 - worse))
         for c in np.flatnonzero(rest > 1e-7):
-            low, high = stats.mcnemar_interval(b, int(c), n)
+            low, high = intervals.mcnemar_interval(b, int(c), n)
             covered += float(rest[c]) if low - 1e-12 <= worse - better <= high + 1e-12 else 0.0
     assert covered > 0.9499
 
@@ -254,8 +269,8 @@ def test_other_scores_keep_their_level() -> None:
         assert result["test"] == ("paired t" if n == 12 else "paired bootstrap")
 
 
-def share_that_holds(truth: float, intervals: Iterable[stats.Interval | None]) -> float:
-    held = [interval is not None and interval[0] <= truth <= interval[1] for interval in intervals]
+def share_that_holds(truth: float, found: Iterable[intervals.Interval | None]) -> float:
+    held = [interval is not None and interval[0] <= truth <= interval[1] for interval in found]
     return float(np.mean(held))
 
 
@@ -263,14 +278,14 @@ def test_heavy_tails_keep_their_level() -> None:
     """Bootstrap percentiles held 92 % of these; tests/bench/coverage.py has all settings, 10,000 times each."""
     rng = np.random.default_rng(10)
     draws = rng.standard_t(3, (700, 40))
-    assert 0.94 <= share_that_holds(0, (stats.mean_interval(own, None) for own in draws)) <= 0.975
+    assert 0.94 <= share_that_holds(0, (intervals.mean_interval(own, None) for own in draws)) <= 0.975
 
 
 def test_bootstrap_is_student_where_that_is_right() -> None:
     for n in (50, 400):
         values = np.random.default_rng(n).normal(3, 1, n)
         expected = oracle.ttest_1samp(values, 0).confidence_interval(0.95)
-        found = stats.mean_interval(values, None)
+        found = intervals.mean_interval(values, None)
         assert found is not None
         assert found[1] - found[0] == pytest.approx(expected.high - expected.low, rel=0.06)
         assert sum(found) / 2 == pytest.approx(values.mean())
@@ -279,9 +294,9 @@ def test_bootstrap_is_student_where_that_is_right() -> None:
 def test_one_value_among_equals_has_a_finite_interval() -> None:
     values = np.zeros(60)
     values[7] = 0.5
-    low, high = stats.mean_interval(values, None) or (math.nan, math.nan)
+    low, high = intervals.mean_interval(values, None) or (math.nan, math.nan)
     assert low < values.mean() < high < 0.5
-    assert stats.mean_interval(np.full(60, 0.25), None) == (0.25, 0.25)
+    assert intervals.mean_interval(np.full(60, 0.25), None) == (0.25, 0.25)
 
 
 UNEQUAL = {5: (8, 17, 36, 76, 160), 8: (8, 12, 19, 29, 44, 68, 104, 160)}
@@ -296,7 +311,7 @@ def test_groups_of_unequal_size_keep_their_level(groups: int, within: float) -> 
     labels = np.repeat(np.arange(groups), sizes)
     draws = rng.normal(size=(3000, groups)).repeat(sizes, axis=1)
     draws += within * rng.normal(size=draws.shape)
-    assert 0.938 <= share_that_holds(0, (stats.mean_interval(own, labels) for own in draws)) <= 0.965
+    assert 0.938 <= share_that_holds(0, (intervals.mean_interval(own, labels) for own in draws)) <= 0.965
 
 
 @given(st.integers(min_value=2, max_value=40), st.integers(min_value=1, max_value=100))
@@ -389,10 +404,10 @@ def test_paired_drop_refuses(reference: Any, candidate: Any, groups: Any, said: 
 def test_score_intervals() -> None:
     rng = np.random.default_rng(9)
     right = (rng.random(512) < 0.87).astype(float)
-    assert stats.score(right).interval == stats.wilson(int(right.sum()), 512)
+    assert stats.score(right).interval == intervals.wilson(int(right.sum()), 512)
     labels = np.repeat(np.arange(4), 128)
     low, high = stats.score(right, labels).interval or (math.nan, math.nan)
-    plain = stats.wilson(int(right.sum()), 512)
+    plain = intervals.wilson(int(right.sum()), 512)
     assert 0 <= low <= plain[0] < plain[1] <= high <= 1
     graded = rng.random(300)
     interval = stats.score(graded).interval

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..device.session import Session
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+UNDECIDED = "; marked: undecided, its accuracy is not shown to hold the floor"
 
 
 @click.command(short_help="Make a bundle's release current on a board.")
@@ -45,10 +46,10 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
             session, python = where.open(display, opened.manifest.root, opened.manifest.python)
             with session:
                 done = dict(job.flash(session, opened, python), board=where.board(session))
-        name = _titled(done["name"], done["release"])
+        name, marked = _titled(done["name"], done["release"]), UNDECIDED if done["verdict"] == "undecided" else ""
         if done["already"]:
-            return Done(done, "pass", f"{name} was current already")
-        return Done(done, "pass", f"{name} is current; {_health(done['health'], opened.manifest.health.of)}")
+            return Done(done, "pass", f"{name} was current already{marked}")
+        return Done(done, "pass", f"{name} is current; {_health(done['health'], opened.manifest.health.of)}{marked}")
 
     return on_each(boards, work, lambda done: _show_flash(done, boards, opened.manifest.health.of), as_json)
 
@@ -185,10 +186,11 @@ def _titled(name: str | None, release: str) -> str:
 
 def _show_flash(done: dict[str, Any], boards: Boards, of: int) -> None:
     title, place = _titled(done["name"], done["release"]), boards.named(done)
+    marked = UNDECIDED if done["verdict"] == "undecided" else ""
     if done["already"]:
-        click.echo(f"{title} is current on {place} already; nothing was changed")
+        click.echo(f"{title} is current on {place} already; nothing was changed{marked}")
     else:
-        click.echo(f"{title} is current on {place}")
+        click.echo(f"{title} is current on {place}{marked}")
         click.echo(f"health check: {_health(done['health'], of)}")
     if cap := done["frequency_max_hz"]:
         from ..report import units

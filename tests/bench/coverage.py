@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt import distributions, stats
+from edgeopt import distributions, intervals, stats
 
 LOW, HIGH = 0.94, 0.96
 DROPS = (0.0, 0.005, 0.02)
-Draw = Callable[[np.random.Generator], tuple[stats.Interval | None, bool | None]]
+Draw = Callable[[np.random.Generator], tuple[intervals.Interval | None, bool | None]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def share_settings() -> Iterator[Setting]:
 def _exact_wilson(n: int, share: float) -> float:
     logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
     mass = [math.exp(log + k * math.log(share) + (n - k) * math.log(1 - share)) for k, log in enumerate(logs)]
-    return sum(mass[k] for k in range(n + 1) if stats.wilson(k, n)[0] <= share <= stats.wilson(k, n)[1])
+    return sum(mass[k] for k in range(n + 1) if intervals.wilson(k, n)[0] <= share <= intervals.wilson(k, n)[1])
 
 
 def percentile_settings() -> Iterator[Setting]:
@@ -112,7 +112,7 @@ def percentile_settings() -> Iterator[Setting]:
 
 
 def _exact_ranks(n: int, percentile: float) -> float:
-    ranks = stats.rank_interval(n, percentile / 100)
+    ranks = intervals.rank_interval(n, percentile / 100)
     assert ranks is not None
     first, cumulative = distributions.binomial_cdf(n, percentile / 100)
     below = np.concatenate([np.zeros(first), cumulative, np.ones(n)])
@@ -145,8 +145,8 @@ def binary_settings() -> Iterator[Setting]:
 
                 def draw(rng: np.random.Generator, n: int = n, drop: float = drop, better: float = better) -> Any:
                     worse, gained, _ = rng.multinomial(n, [drop + better, better, 1 - drop - 2 * better])
-                    rejects = stats.mcnemar_p(int(worse), int(gained)) <= 0.05 if drop == 0 else None
-                    return stats.mcnemar_interval(int(worse), int(gained), n), rejects
+                    rejects = intervals.mcnemar_p(int(worse), int(gained)) <= 0.05 if drop == 0 else None
+                    return intervals.mcnemar_interval(int(worse), int(gained), n), rejects
 
                 what = f"drop {drop:g}, better {better:g}"
                 yield Setting("paired, McNemar and Tango", f"n={n}", what, drop, draw)
@@ -284,9 +284,9 @@ def main() -> None:
     options = parser.parse_args()
     # The same functions, remembered: counts of disagreements repeat, and so do the resamples of one seed. Coverage does
     # not depend on how many there are (Hall, Annals of Statistics 14, 1986: 1453-1462).
-    stats.mcnemar_interval = functools.lru_cache(maxsize=None)(stats.mcnemar_interval)
-    resamples, stats.RESAMPLES = stats._resamples, 199
-    stats._resamples = functools.lru_cache(maxsize=2)(lambda n, seed: list(resamples(n, seed)))
+    intervals.mcnemar_interval = functools.lru_cache(maxsize=None)(intervals.mcnemar_interval)
+    resamples, intervals.RESAMPLES = intervals._resamples, 199
+    intervals._resamples = functools.lru_cache(maxsize=2)(lambda n, seed: list(resamples(n, seed)))
     rows = []
     for name in options.only:
         settings = list(FAMILIES[name]())
