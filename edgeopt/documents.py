@@ -115,6 +115,7 @@ def _measured(about: Mapping[str, Any], folder: Path) -> Document:
 def _estimated(about: Mapping[str, Any], folder: Path) -> Document:
     """As _measured, where nothing measures power: the latency is measured, the watts are the profile's."""
     comparison, profile = Comparison.read(folder), DeviceProfile.model_validate(about["profile"])
+    profile._id = about["profile_id"]  # its file's name, which is no part of its text
     name = f"profile {profile.id}"
     return {
         "sensor": {"kind": "none", "rail": name, "how": "estimated", "period_s": None, "failures": {}},

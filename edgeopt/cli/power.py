@@ -230,7 +230,8 @@ def _measure(
                 "most_w": job.most_w(profile),
                 "demands": [dataclasses.asdict(demand) for demand in demands],
                 "whole_board": whole_board,
-                "profile": estimated.model_dump(mode="json") if estimated else None,
+                "profile": estimated.model_dump(mode="json", by_alias=True) if estimated else None,
+                "profile_id": estimated.id if estimated else None,
                 "random_inputs": not shards,
             }
         )
