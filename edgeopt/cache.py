@@ -115,7 +115,7 @@ class Cache:
                 used["packages"] = versions(trace.packages())
 
             folder = self._build(name, inputs, key, traced_build)
-            _write_whole(record, json.dumps({"stage": key, **used}, indent=1))
+            write_whole(record, json.dumps({"stage": key, **used}, indent=1))
             return folder
 
     @contextlib.contextmanager
@@ -207,7 +207,7 @@ def _hash_or_none(path: Path) -> str | None:
         return None
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     _made(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(handle, "w") as file:

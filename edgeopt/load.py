@@ -51,30 +51,43 @@ def measured(
     chosen = sorted({1, *streams})
     limit_s = measure.SLACK_S + 3 * seconds * (len(chosen) + len(rates or SHARES))
     job, result = session.run({**common, "streams": chosen, "rates": [], "repeats": 0}, limit_s)
-    by_streams = [_streams(session, job, one, folder) for one in result["streams"]]
-    offered = list(rates) or [share * by_streams[0]["per_second"] for share in SHARES]
+    for one in result["streams"]:
+        for entry, name in zip(one["samples"], _names(one), strict=True):
+            (folder / name).write_bytes(session.fetch(job, entry))
+    offered = list(rates) or [share * _per_second(result["streams"][0]) for share in SHARES]
     job, second = session.run({**common, "streams": [], "rates": offered, "repeats": 0}, limit_s)
-    arrivals = [_arrivals(session, job, one, number, folder) for number, one in enumerate(second["rates"])]
-    done = [result, second]
-    slow, corners = None, None
+    for number, one in enumerate(second["rates"]):
+        (folder / f"arrivals-{number}.f64").write_bytes(session.fetch(job, one["samples"]))
+    done, corners = [result, second], None
     if inputs:
         plain = not any(artifact.preprocess)
         names, made, real = corner_inputs(inputs, plain)
         shards = [*common["shards"], *(session.send(data, "corner inputs") for data in measure.shards(made))]
         both = {**common, "shards": shards, "streams": [], "rates": [], "repeats": REPEATS}
         job, third = session.run(both, limit_s)
-        each = _fetched(session, job, third["each"]["samples"], folder, "each.f64")
-        slow, corners = _slow(each, real, third["each"]["repeats"]), _corners(each, real, names)
+        (folder / "each.f64").write_bytes(session.fetch(job, third["each"]["samples"]))
+        corners = {"names": names, "real": real}
         done.append(third)
-    series = [reading for one in done for reading in one["conditions"]]
-    (folder / "load.json").write_text(json.dumps(done))
+    (folder / "load.json").write_text(json.dumps({"jobs": done, "corners": corners}))
+    return figures(folder)
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """As `measured`, from the raw samples that it kept. Raises OSError."""
+    kept = json.loads((folder / "load.json").read_text())
+    by_streams, by_rates = kept["jobs"][:2]
+    slow, corners = None, None
+    if told := kept["corners"]:
+        each, repeats = _rows(folder, "each.f64"), kept["jobs"][2]["each"]["repeats"]
+        slow, corners = _slow(each, told["real"], repeats), _corners(each, told["real"], told["names"])
+    series = [reading for one in kept["jobs"] for reading in one["conditions"]]
     marks = conditions.slowed(series) + conditions.background(series) + conditions.changed(series)
     return {
-        "streams": by_streams,
-        "arrivals": arrivals,
+        "streams": [_streams(one, folder) for one in by_streams["streams"]],
+        "arrivals": [_arrivals(one, _rows(folder, f"arrivals-{i}.f64")) for i, one in enumerate(by_rates["rates"])],
         "slow_inputs": slow,
         "corner_inputs": corners,
-        "executed": second["executed"],
+        "executed": by_rates["executed"],
         "conditions": {"marks": marks, **conditions.summary(series)},
     }
 
@@ -103,18 +116,23 @@ def _subnormal(sample: Array) -> Array:
     return small
 
 
-def _streams(session: Session, job: str, found: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Queries a second of all streams together, and the latency of one query meanwhile."""
-    names = [f"streams-{found['streams']}-{index}.f64" for index in range(found["streams"])]
-    raw = [_fetched(session, job, entry, folder, name) for entry, name in zip(found["samples"], names, strict=True)]
-    invoke = np.concatenate([rows[:, 1] for rows in raw])
-    per_second = sum(block["queries"] / block["seconds"] for block in found["blocks"])
-    return {"streams": found["streams"], "per_second": per_second, "latency": _figures(invoke)}
+def _names(found: Mapping[str, Any]) -> list[str]:
+    return [f"streams-{found['streams']}-{index}.f64" for index in range(found["streams"])]
 
 
-def _arrivals(session: Session, job: str, found: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
+def _per_second(found: Mapping[str, Any]) -> float:
+    """Queries a second of all streams together."""
+    return float(sum(block["queries"] / block["seconds"] for block in found["blocks"]))
+
+
+def _streams(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Queries a second, and the latency of one query meanwhile."""
+    invoke = np.concatenate([_rows(folder, name)[:, 1] for name in _names(found)])
+    return {"streams": found["streams"], "per_second": _per_second(found), "latency": _figures(invoke)}
+
+
+def _arrivals(found: Mapping[str, Any], raw: Array) -> dict[str, Any]:
     """Latency from a query's arrival to its answer: waiting for those before it, and for the process to wake up."""
-    raw = _fetched(session, job, found["samples"], folder, f"arrivals-{number}.f64")
     waited, served = raw[:, 0], raw[:, 1]
     late = found["offered"] - found["served"]
     busy = float(served.sum() / found["seconds"])
@@ -169,6 +187,5 @@ def _figures(seconds: Array, why: str | None = None) -> dict[str, Any]:
     return {name: (none if why else figure).to_json() for name, figure in found.items()}
 
 
-def _fetched(session: Session, job: str, entry: dict[str, Any], folder: Path, name: str) -> Array:
-    (folder / name).write_bytes(session.fetch(job, entry))
+def _rows(folder: Path, name: str) -> Array:
     return np.fromfile(folder / name).reshape(-1, 2)

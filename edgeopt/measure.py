@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,7 +181,7 @@ def settled(
     found = bench(session, artifacts, inputs, mode, seed, folder, power_mode=power_mode)
     if disturbed := found.disturbances():
         say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {COOL_DOWN_S:.0f} s"})
-        time.sleep(COOL_DOWN_S)
+        session.pause(COOL_DOWN_S)
         found = bench(session, artifacts, inputs, mode, seed, folder, power_mode=power_mode)
         found.result["repeated"] = disturbed[0]
         (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": found.result}))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import evidence
+from . import documents, evidence, kept
 from .cache import key_of, sha256_file
 from .errors import IntegrityError
 
@@ -26,6 +27,36 @@ def recompute(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             if not _same(stored, found):
                 differences.append({"figure": where, "stored": stored, "again": found})
     return {"figures": count, "differences": differences, "missing": missing, "again": again}
+
+
+def of_kept(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what `recompute` says, the document) of a folder that --keep made; a file of samples that is not as it was
+    measured is a difference, too. Raises ConfigError, IntegrityError."""
+    record, document = kept.read(folder)
+    differing, missing, again = [], [], {}
+    for name, before in (record.get("files") or {}).items():
+        try:
+            now = sha256_file(_inside(folder, f"samples/{name}"))
+        except OSError:
+            missing.append(f"{folder / 'samples' / name}: not there")
+            continue
+        if now != before:
+            differing.append({"figure": f"samples/{name}, SHA-256", "stored": before, "again": now})
+    try:
+        again = json.loads(json.dumps(documents.OF[record["command"]](record["about"], folder / "samples")))
+    except IntegrityError as error:
+        missing.append(str(error))
+    except FileNotFoundError as error:
+        missing.append(f"{error.filename}: not there")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:  # files are anybody's to edit
+        missing.append(f"{folder}: its samples and {kept.RECORD} are not as edgeopt writes them ({error!r})")
+    count = 0
+    for place, value in again.items():
+        for where, stored, found in _leaves(place, document.get(place), value):
+            count += 1
+            if not _same(stored, found):
+                differing.append({"figure": where, "stored": stored, "again": found})
+    return {"figures": count, "differences": differing, "missing": missing, "again": again}, document
 
 
 def _again(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from .evidence import Score, Scored, judged
 from .flash import describe
 from .plan import OF_ENERGY
 from .task import Array, Samples
+
+SCORED = "scored.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +109,9 @@ def mode_for(bundle: Bundle, asked: str | None) -> str:
     return asked or ("quick" if needs_p95 else "rapid")
 
 
-def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = None) -> dict[str, Any]:
-    """Measure the board's current release with the bundle's evaluation pack: {"verdict", "reasons", "final", …}.
+def validate(session: Session, bundle: Bundle, mode: str, samples: Path, score: Score | None = None) -> dict[str, Any]:
+    """Measure the board's current release with the bundle's evaluation pack; what `figures` needs beside the raw
+    samples, which are written into `samples`.
 
     `score` replaces the pack's metric (tasks that score in Python). Raises AgentFailure when another release is
     current, ConfigError, IntegrityError, DeviceUnreachable.
@@ -129,24 +132,43 @@ def validate(session: Session, bundle: Bundle, mode: str, score: Score | None = 
         inputs = dataclasses.replace(pack.samples, labels=None)
         outputs = measure.outputs(session, artifact, measure.shards(inputs))
         some = measure.shards(inputs.take(np.arange(min(len(inputs), measure.LATENCY_SAMPLES))))
-        comparison = measure.bench(session, [artifact], some, mode, 0, Path(folder))
+        measure.bench(session, [artifact], some, mode, 0, samples)
     numbers, lost = _numbers(outputs)
-    classify = metric in ("top1", "top5")
-    scored = Scored.of(numbers, pack.source, pack.samples, score, classify)
-    final = judged(scored, pack.floor_drop, pack.classes, pack.confidence_threshold)
-    latency, memory = comparison.latency(0), comparison.memory(0)
-    broken, unknown = _over_budget(bundle, latency, memory, artifact.size_bytes)
-    if lost:
-        broken.append(f"{lost} of {len(inputs)} samples gave NaN or infinite outputs, which count as 0 here")
-    verdict = "fail" if broken else "undecided" if unknown and final["verdict"] == "pass" else final["verdict"]
+    Scored.of(numbers, pack.source, pack.samples, score, metric in ("top1", "top5")).write(samples / SCORED)
     return {
         "device": session.address,
         "release": bundle.release,
         "name": bundle.manifest.name,
-        "verdict": verdict,
         "reference": reference_of(bundle),
-        "reasons": [*broken, *unknown, f"score: {final['reason']}", *_unjudged(bundle)],
-        "final": dict(final, metric=metric),
+        "bundle": str(bundle.path),
+        "budgets": dict(bundle.manifest.budgets),
+        "size_bytes": artifact.size_bytes,
+        "metric": metric,
+        "classes": list(pack.classes),
+        "floor_drop": pack.floor_drop,
+        "confidence_threshold": pack.confidence_threshold,
+        "lost": lost,
+    }
+
+
+def figures(about: Mapping[str, Any], samples: Path) -> dict[str, Any]:
+    """{"verdict", "reasons", "final", …} of what `validate` noted and wrote. Raises OSError, IntegrityError."""
+    scored, comparison = Scored.read(samples / SCORED), measure.Comparison.read(samples)
+    final = judged(scored, about["floor_drop"], about["classes"], about["confidence_threshold"])
+    latency, memory = comparison.latency(0), comparison.memory(0)
+    broken, unknown = _over_budget(about["budgets"], latency, memory, about["size_bytes"])
+    if about["lost"]:
+        total = len(scored.own)
+        broken.append(f"{about['lost']} of {total} samples gave NaN or infinite outputs, which count as 0 here")
+    verdict = "fail" if broken else "undecided" if unknown and final["verdict"] == "pass" else final["verdict"]
+    return {
+        "device": about["device"],
+        "release": about["release"],
+        "name": about["name"],
+        "verdict": verdict,
+        "reference": about["reference"],
+        "reasons": [*broken, *unknown, f"score: {final['reason']}", *_unjudged(about)],
+        "final": dict(final, metric=about["metric"]),
         "latency": latency,
         "memory": memory,
         "conditions": {"marks": comparison.conditions()["marks"]},
@@ -174,17 +196,17 @@ def _require_current(session: Session, bundle: Bundle) -> None:
         raise AgentFailure(f"{session.address}: the current release is damaged: {current['problem']}", kind="integrity")
 
 
-def _unjudged(bundle: Bundle) -> list[str]:
+def _unjudged(about: Mapping[str, Any]) -> list[str]:
     """Demands that nothing here can judge: they are said, not dropped."""
     options = {"energy_j": "--budget-j", "power_w": "--budget-w"}
-    budgets = {name: value for name, value in bundle.manifest.budgets.items() if name in OF_ENERGY}
+    budgets = {name: value for name, value in about["budgets"].items() if name in OF_ENERGY}
     asked = " ".join(f"{options[name]} {value:g}" for name, value in budgets.items())
     names = " and ".join(budgets)
-    return [f"not judged here: {names}; `edgeopt power {bundle.path} {asked}` judges it"] if budgets else []
+    return [f"not judged here: {names}; `edgeopt power {about['bundle']} {asked}` judges it"] if budgets else []
 
 
 def _over_budget(
-    bundle: Bundle, latency: dict[str, Any], memory: dict[str, Any] | None, size_bytes: int
+    budgets: Mapping[str, float], latency: dict[str, Any], memory: dict[str, Any] | None, size_bytes: int
 ) -> tuple[list[str], list[str]]:
     """In words: (budgets that are missed, budgets whose quantity could not be measured)."""
     found = {
@@ -194,7 +216,7 @@ def _over_budget(
         "peak_memory_bytes": memory["above_runtime_bytes"] if memory else None,
     }
     over, unknown = [], []
-    for name, budget in bundle.manifest.budgets.items():
+    for name, budget in budgets.items():
         value = found.get(name)
         if name in OF_ENERGY:
             continue

@@ -23,7 +23,7 @@ LAYERS = (
     {"cli", "__main__"},
     {"optimize", "pack", "trial", "sampled", "stages", "decode", "ladder", "tools"},
     {"flash", "validate", "evidence", "recompute", "diagnose", "placement", "power", "sustained", "load", "measure"}
-    | {"report", "setup", "probe", "scaffold"},
+    | {"report", "setup", "probe", "scaffold", "kept", "documents"},
     {"meters"},
     {"bundle", "compress", "lower", "device"},
     {"parity", "artifact"},

@@ -21,11 +21,11 @@ from .common import (
     verdict_code,
 )
 from .display import Display
+from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
-    from ..measure import Comparison
 
 
 def input_options(command: Any) -> Any:
@@ -47,7 +47,7 @@ def input_options(command: Any) -> Any:
 
 
 def _options(command: Any) -> Any:
-    return mode_options(power_mode_options(input_options(placement_options(json_option(command)))))
+    return mode_options(power_mode_options(input_options(placement_options(keep_options(json_option(command))))))
 
 
 def placement_options(command: Any) -> Any:
@@ -94,7 +94,7 @@ def _settings(_context: click.Context, _option: click.Parameter, texts: tuple[st
     "--operators", is_flag=True, help="Also where each operator ran, in what and how long, in a run of its own."
 )
 @_options
-def bench(model: Path, boards: Boards, as_json: bool, **how: Any) -> int:
+def bench(model: Path, boards: Boards, keep: Keep, as_json: bool, **how: Any) -> int:
     """Latency and peak memory of MODEL on a board: a bundle, a .tflite, an OpenVINO .xml with its .bin, or an .onnx.
 
     \b
@@ -108,7 +108,10 @@ def bench(model: Path, boards: Boards, as_json: bool, **how: Any) -> int:
     from ..report import units
 
     def work(where: Where) -> Done:
-        document = _measure([model], where, **how)
+        if keep.stop:
+            document = stopped(keep.of(where, boards), where, place([model]))
+            return Done(document, "stopped", stop_words(document))
+        document = _measure([model], where, keep.of(where, boards), **how)
         (result,) = document["results"]
         p50 = units.quantity(result["latency"]["p50_s"]["value"], "s")
         verdict = document.get("verdict")
@@ -124,14 +127,17 @@ def bench(model: Path, boards: Boards, as_json: bool, **how: Any) -> int:
 @click.argument("second", type=click.Path(path_type=Path))
 @device_options
 @_options
-def compare(first: Path, second: Path, where: Where, as_json: bool, **how: Any) -> int:
+def compare(first: Path, second: Path, where: Where, keep: Keep, as_json: bool, **how: Any) -> int:
     """Compare FIRST and SECOND (bundles or model files) in one job, in alternating blocks: A B B A.
 
     \b
     Example:
       edgeopt compare fp32.tflite int8.tflite --random --device ssh://pi@raspberrypi --profile raspberry-pi-4
     """
-    document = _measure([first, second], where, **how)
+    if keep.stop:
+        document = stopped(keep, where, place([first, second]))
+    else:
+        document = _measure([first, second], where, keep, **how)
     print_json(document) if as_json else _show(document)
     return 0
 
@@ -139,6 +145,7 @@ def compare(first: Path, second: Path, where: Where, as_json: bool, **how: Any) 
 def _measure(
     paths: list[Path],
     where: Where,
+    keep: Keep,
     inputs: Path | None,
     use_random: bool,
     mode: str,
@@ -155,42 +162,45 @@ def _measure(
     from .. import measure, placement, stats
 
     subject = f"{', '.join(path.name for path in paths)} on {where.device}"
-    with tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text, Display(subject) as display:
-        folder = Path(text)
-        artifacts, shards = load(paths, inputs, use_random, threads, folder, where, settings)
+    expected_s = 60 * minutes if mode == stats.SUSTAINED else stats.MODES[mode].min_seconds * len(paths)
+    asked = {"models": [str(path) for path in paths], "mode": mode, "seed": seed, "no_repeat": no_repeat}
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text,
+        Display(subject) as display,
+        keeping(keep, "compare" if len(paths) == 2 else "bench", asked, expected_s, display) as kept,
+    ):
+        artifacts, shards = load(paths, inputs, use_random, threads, Path(text), where, settings)
         demand = placement.Demand(require_int8, allow_fallback)
         session, python = where.open(display, *place(paths))
         with session:
+            if kept.journal:
+                session.keep(kept.journal)
             facts = session.facts()
             for path, artifact in zip(paths, artifacts, strict=True):
                 measure.require_runtime(facts, artifact.runtime, session.address, python)
                 artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
             ran = [placement.checked(session, one, shards, demand, operators) for one in artifacts]
+            given = (session, artifacts, shards, mode, seed, kept.samples)
             if no_repeat or mode == stats.SUSTAINED:
-                comparison = measure.bench(session, artifacts, shards, mode, seed, folder, minutes, power_mode)
+                measure.bench(*given, minutes, power_mode)
             else:
-                comparison = measure.settled(session, artifacts, shards, mode, seed, folder, display.event, power_mode)
-        board = {**facts, **where.board(session)}
-        document = _document(session.address, board, artifacts, comparison, not shards)
-        for result, found in zip(document["results"], ran, strict=True):
-            own = found["operators"] if found and operators else None
-            result["operators"] = own
-            result["conversions"] = None if own is None else placement.conversions(own)
-        return document if mode != stats.SUSTAINED else _sustained(document, comparison, _budgets(paths, where))
+                measure.settled(*given, display.event, power_mode)
+            board = {**facts, **where.board(session)}
+        return kept.document(
+            {
+                "device": session.address,
+                "board": board,
+                "artifacts": [_told(artifact) for artifact in artifacts],
+                "operators": [found["operators"] if found and operators else None for found in ran],
+                "budgets": _budgets(paths, where),
+                "random_inputs": not shards,
+            }
+        )
 
 
-def _sustained(document: dict[str, Any], comparison: Comparison, budgets: dict[str, float]) -> dict[str, Any]:
-    """The document with the curves, the ranking at the end, and the verdict where there is a budget for one model."""
-    from .. import sustained
-
-    for index, result in enumerate(document["results"]):
-        result["sustained"] = sustained.summary(comparison, index)
-    if "ratio" in document:
-        for part in ("start", "end"):
-            document[f"ratio_{part}"] = sustained.ratio(comparison, 1, 0, part).to_json()
-        return document
-    verdict, reasons = sustained.verdict(document["results"][0]["sustained"], budgets)
-    return {**document, "verdict": verdict, "reasons": reasons}
+def _told(artifact: Artifact) -> dict[str, Any]:
+    names = ("name", "runtime", "size_bytes", "sha256")
+    return {name: getattr(artifact, name) for name in names}
 
 
 def _budgets(paths: list[Path], where: Where) -> dict[str, float]:
@@ -264,35 +274,10 @@ def _artifact(
     return dataclasses.replace(made, options={**made.options, **settings}), validate.health_inputs(opened)
 
 
-def _document(
-    address: str, facts: dict[str, Any], artifacts: list[Artifact], comparison: Comparison, is_random: bool
-) -> dict[str, Any]:
-    results = []
-    for index, artifact in enumerate(artifacts):
-        marks = comparison.conditions()["marks"] + (["random inputs"] if is_random else [])
-        results.append(
-            {
-                "name": artifact.name,
-                "runtime": artifact.runtime,
-                "size_bytes": artifact.size_bytes,
-                "sha256": artifact.sha256,
-                "latency": comparison.latency(index),
-                "load_cold_s": comparison.result["artifacts"][index]["load_cold_s"],
-                "load_s": comparison.result["artifacts"][index]["load_s"],
-                "first_inference_s": comparison.result["artifacts"][index]["first_inference_s"],
-                "memory": comparison.memory(index),
-                "executed": comparison.executed(index),
-                "marks": marks,
-            }
-        )
-    mode = comparison.result["conditions"][0]["power_mode"]
-    document: dict[str, Any] = {"device": address, "board": facts, "power_mode": mode, "results": results}
-    if len(artifacts) == 2:
-        document["ratio"] = comparison.ratio(1, 0).to_json()
-    return document
-
-
 def _show(document: dict[str, Any]) -> None:
+    if "stopped" in document:
+        click.echo(stop_words(document))
+        return
     from rich.console import Console
 
     from ..report import measured

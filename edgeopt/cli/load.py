@@ -13,6 +13,7 @@ from .bench import input_options, place
 from .bench import load as load_inputs
 from .common import Where, device_options, json_option, power_mode_options, print_json
 from .display import Display
+from .keep import Keep, keep_options, keeping, stop_words, stopped
 
 MOST_STREAMS = 64
 
@@ -38,6 +39,7 @@ MOST_STREAMS = 64
 @device_options
 @power_mode_options
 @input_options
+@keep_options
 @json_option
 def load(
     model: Path,
@@ -50,6 +52,7 @@ def load(
     use_random: bool,
     threads: int | None,
     seed: int,
+    keep: Keep,
     as_json: bool,
 ) -> int:
     """MODEL (a bundle or a model file) under load: how many queries a second, how late the answers come when queries
@@ -64,24 +67,31 @@ def load(
 
     if len(set(rates)) < len(rates) or len(set(streams)) < len(streams):
         raise ConfigError("--rate and --streams: each value once")
+    if keep.stop:
+        ended = stopped(keep, where, place([model]))
+        print_json(ended) if as_json else click.echo(stop_words(ended))
+        return 0
+    asked = {"model": str(model), "streams": list(streams), "rates": list(rates), "seconds": seconds, "seed": seed}
+    expected_s = 3 * seconds * ((len(streams) or 2) + (len(rates) or 2))
     with (
         tempfile.TemporaryDirectory(prefix="edgeopt-load-") as text,
         Display(f"{model.name} on {where.device}") as show,
+        keeping(keep, "load", asked, expected_s, show) as kept,
     ):
-        folder = Path(text)
-        (artifact,), shards = load_inputs([model], inputs, use_random, threads, folder, where)
+        (artifact,), shards = load_inputs([model], inputs, use_random, threads, Path(text), where)
         session, python = where.open(show, *place([model]))
         with session:
+            if kept.journal:
+                session.keep(kept.journal)
             facts = session.facts()
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address, model if model.suffix == ".edgeopt" else None)
             placement.checked(session, artifact, shards, placement.Demand(), wanted=False)
             wanted = streams or (min(MOST_STREAMS, facts["cores_allowed"]),)
-            found = job.measured(session, artifact, shards, wanted, rates, seconds, seed, folder, power_mode)
-        board = {**facts, **where.board(session)}
-    marks = found["conditions"]["marks"] + ([] if shards else ["random inputs"])
-    document: dict[str, Any] = {"device": session.address, "board": board, "name": artifact.name}
-    document = {**document, "runtime": artifact.runtime, "threads": artifact.threads, **found, "marks": marks}
+            job.measured(session, artifact, shards, wanted, rates, seconds, seed, kept.samples, power_mode)
+            board = {**facts, **where.board(session)}
+        names = {"name": artifact.name, "runtime": artifact.runtime, "threads": artifact.threads}
+        document = kept.document({"device": session.address, "board": board, **names, "random_inputs": not shards})
     print_json(document) if as_json else _show(document)
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ from ..errors import ConfigError
 from . import bench
 from .common import Where, device_options, json_option, power_mode_options, print_json, undecided_option, verdict_code
 from .display import Display
+from .keep import Keep, keep_options, keeping, stop_words, stopped
 
 if TYPE_CHECKING:
     from .. import power as job
     from ..artifact import Artifact
-    from ..device.session import Session
     from ..profile import DeviceProfile
 
 METER_WAIT_S = 10.0
@@ -77,6 +77,7 @@ def _meter_options(command: Any) -> Any:
 )
 @power_mode_options
 @bench.input_options
+@keep_options
 @undecided_option
 @json_option
 def power(
@@ -84,6 +85,7 @@ def power(
     where: Where,
     list_only: bool,
     out: Path | None,
+    keep: Keep,
     allow_undecided: bool,
     as_json: bool,
     **how: Any,
@@ -108,8 +110,12 @@ def power(
         return _list(where, as_json)
     if not models:
         raise ConfigError("power: name one or more bundles or model files; --list shows the board's sensors")
+    if keep.stop:
+        ended = stopped(keep, where, bench.place(list(models)))
+        print_json(ended) if as_json else click.echo(stop_words(ended))
+        return 0
     _require_place(out)
-    document = _measure(list(models), where, **how)
+    document = _measure(list(models), where, keep, **how)
     if out is not None:
         from ..report import power_page
 
@@ -157,6 +163,7 @@ class _Live:
 def _measure(
     paths: list[Path],
     where: Where,
+    keep: Keep,
     sensor: str | None,
     meter: str | None,
     meter_columns: str | None,
@@ -184,31 +191,59 @@ def _measure(
     names = ", ".join(path.name for path in paths)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-power-")))
-        metering = _metering(meter, meter_columns, meter_wait, sensor, estimate, stack)
         display = stack.enter_context(Display(f"power of {names}"))
+        asked: dict[str, Any] = {
+            "models": [str(path) for path in paths],
+            "sensor": sensor,
+            "meter": meter,
+            "windows": windows,
+        }
+        asked |= {"seconds": seconds, "estimate": estimate, "seed": seed}
+        alone = "a meter at this machine cannot be taken up again" if meter else ""
+        expected_s = (windows or WINDOWS) * (seconds or 10.0) * (len(paths) + 1)
+        kept = stack.enter_context(keeping(keep, "power", asked, expected_s, display, alone))
+        metering = _metering(meter, meter_columns, meter_wait, sensor, estimate, stack)
         artifacts, shards = bench.load(paths, inputs, use_random, threads, folder, where)
         session, python = where.open(_Live(display, metering), *bench.place(paths))  # type: ignore[arg-type]
         stack.enter_context(session)
+        if kept.journal:
+            session.keep(kept.journal)
         facts = session.facts()
         for path, artifact in zip(paths, artifacts, strict=True):
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
         if estimate and not facts["sensors"]:  # one that is there, and misspelt, is the agent's to name
-            found = _estimated(session, artifacts, shards, seed, folder, profile, power_mode)
+            estimated = _require_typical(profile)
+            measure.bench(session, artifacts, shards, "rapid", seed, kept.samples, power_mode=power_mode)
         else:
+            estimated = None
             window_s = seconds or job.window_s(facts["sensors"], wanted, metering)
-            run = job.sample(
-                *(session, artifacts, shards, wanted, folder, windows or WINDOWS, window_s, window_s / 2, seed),
+            job.sample(
+                *(session, artifacts, shards, wanted, kept.samples, windows or WINDOWS, window_s, window_s / 2, seed),
                 *(metering, power_mode),
             )
-            found = _measured(run, artifacts, job.most_w(profile))
-        part = job.unseen(found["sensor"]["kind"], found["sensor"]["rail"], whole_board)
-        for result in found["results"]:
-            result["verdict"] = job.judge(result, demands, part)
-        verdicts = [result["verdict"]["verdict"] for result in found["results"] if result["verdict"]]
-        worst = next((name for name in ("fail", "undecided", "pass") if name in verdicts), None)
-        board = {**facts, **where.board(session)}
-        return {"device": session.address, "board": board, **found, "verdict": worst, "random_inputs": not shards}
+        return kept.document(
+            {
+                "device": session.address,
+                "board": {**facts, **where.board(session)},
+                "artifacts": [_named(artifact) for artifact in artifacts],
+                "most_w": job.most_w(profile),
+                "demands": [dataclasses.asdict(demand) for demand in demands],
+                "whole_board": whole_board,
+                "profile": estimated.model_dump(mode="json", by_alias=True) if estimated else None,
+                "profile_id": estimated.id if estimated else None,
+                "random_inputs": not shards,
+            }
+        )
+
+
+def _require_typical(profile: DeviceProfile | None) -> DeviceProfile:
+    from .. import power as job
+
+    if profile is None:
+        raise ConfigError("--estimate: the watts are the profile's; name it with --profile")
+    job.require_typical(profile)
+    return profile
 
 
 def _profile(where: Where) -> DeviceProfile | None:
@@ -244,76 +279,8 @@ def _metering(
     return job.Metering(meter, opened, METER_WAIT_S if wait_s is None else wait_s)
 
 
-def _measured(run: job.Run, artifacts: list[Artifact], most_w: float) -> dict[str, Any]:
-    times, watts = run.watts()
-    told = run.result["meter"]
-    sensor = (
-        {"kind": told["kind"], "rail": told["place"], "period_s": run.readings.sensor.interval_s}
-        if told
-        else run.result["sensor"]
-    )
-    failures = told["failures"] if told else run.result["failures"]
-    return {
-        "sensor": {**sensor, "how": "measured", "failures": failures},
-        "alignment": run.alignment.to_json() if run.alignment else None,
-        "results": [
-            {**_named(artifact), "executed": run.result["executed"][index], **run.per_inference(index, most_w)}
-            for index, artifact in enumerate(artifacts)
-        ],
-        "sampler_overhead": run.overhead(),
-        "watts": {
-            "first_s": float(run.readings.times_s[0]) if len(times) else 0.0,
-            "seconds": times.tolist(),
-            "power_w": [value if math.isfinite(value) else None for value in watts.tolist()],
-        },
-        "marks": run.result["marks"],
-        "disturbances": run.disturbances(),
-    }
-
-
 def _named(artifact: Artifact) -> dict[str, Any]:
     return {"name": artifact.name, "runtime": artifact.runtime, "sha256": artifact.sha256}
-
-
-def _estimated(
-    session: Session,
-    artifacts: list[Artifact],
-    shards: list[bytes],
-    seed: int,
-    folder: Path,
-    profile: DeviceProfile | None,
-    power_mode: dict[str, Any],
-) -> dict[str, Any]:
-    """As _measured, where nothing measures power: the latency is measured, the watts are the profile's."""
-    from .. import measure
-    from .. import power as job
-
-    if profile is None:
-        raise ConfigError("--estimate: the watts are the profile's; name it with --profile")
-    job.require_typical(profile)
-    comparison = measure.bench(session, artifacts, shards, "rapid", seed, folder, power_mode=power_mode)
-    return {
-        "sensor": {
-            "kind": "none",
-            "rail": f"profile {profile.id}",
-            "how": "estimated",
-            "period_s": None,
-            "failures": {},
-        },
-        "alignment": None,
-        "results": [
-            {
-                **_named(artifact),
-                "executed": comparison.executed(index),
-                **job.estimate(profile, comparison.latency(index)),
-            }
-            for index, artifact in enumerate(artifacts)
-        ],
-        "sampler_overhead": None,
-        "watts": {"first_s": 0.0, "seconds": [], "power_w": []},
-        "marks": [],
-        "disturbances": comparison.conditions()["marks"],
-    }
 
 
 def _show(document: dict[str, Any]) -> None:

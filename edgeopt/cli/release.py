@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 from ..errors import AgentFailure, EdgeoptError, IntegrityError
 from .common import Boards, Where, boards_options, json_option, undecided_option, verdict_code
 from .display import Display
+from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
 from .prices import price_options
 
@@ -65,11 +67,13 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
 @click.option("--run-file", type=click.Path(path_type=Path), help="For tasks that score in Python: their edgeopt.toml.")
 @price_options
 @boards_options
+@keep_options
 @undecided_option
 @json_option
 def validate(
     bundle: Path,
     boards: Boards,
+    keep: Keep,
     mode: str | None,
     rollback_on_fail: bool,
     run_file: Path | None,
@@ -84,20 +88,34 @@ def validate(
       edgeopt validate runs/smartwatch-activity/smartwatch-activity.edgeopt --device ssh://pi@raspberrypi
     """
     from .. import bundle as bundles
+    from .. import stats
     from .. import validate as job
+    from ..cost import Prices
 
     opened = bundles.read(bundle)
     chosen_mode = job.mode_for(opened, mode)
     score = _score_of(run_file) if run_file else None
 
     def work(where: Where) -> Done:
-        with Display(f"{opened.manifest.name} on {where.device}") as display:
-            session, _ = where.open(display, opened.manifest.root, opened.manifest.python)
+        place, own = (opened.manifest.root, opened.manifest.python), keep.of(where, boards)
+        if keep.stop:
+            ended = stopped(own, where, place)
+            return Done(ended, "stopped", stop_words(ended))
+        asked = {"bundle": str(bundle), "mode": chosen_mode, "run_file": str(run_file) if run_file else None}
+        with (
+            Display(f"{opened.manifest.name} on {where.device}") as display,
+            keeping(own, "validate", asked, stats.MODES[chosen_mode].min_seconds, display) as kept,
+        ):
+            session, _ = where.open(display, *place)
             with session:
-                found = dict(job.validate(session, opened, chosen_mode, score), board=where.board(session))
-                found["cost"] = _cost(found, where, prices)
+                if kept.journal:
+                    session.keep(kept.journal)
+                about = job.validate(session, opened, chosen_mode, kept.samples, score)
+                told = dataclasses.asdict(Prices.of(where.cost(), prices))
+                found = kept.document({**about, "board": where.board(session), "prices": told})
                 go_back = rollback_on_fail and found["verdict"] == "fail"
-                found["rollback"] = _rolled_back(session) if go_back else None
+                found["rollback"] = _rolled_back(session, kept.journal is not None) if go_back else None
+                kept.write(found)
         code = verdict_code(found["verdict"], allow_undecided)
         return Done(found, found["verdict"], found["reasons"][0], code)
 
@@ -154,17 +172,11 @@ def status(boards: Boards, as_json: bool) -> int:
     return on_each(boards, work, lambda found: _show_status(found, boards), as_json)
 
 
-def _cost(found: dict[str, Any], where: Where, options: dict[str, Any]) -> dict[str, Any] | None:
-    """None where neither the board's profile nor an option names a price."""
-    from ..cost import Prices, per_1000_runs
-
-    prices = Prices.of(where.cost(), options)
-    return per_1000_runs(found["latency"], found.get("energy"), prices) if prices.known() else None
-
-
-def _rolled_back(session: Session) -> dict[str, Any]:
+def _rolled_back(session: Session, kept: bool) -> dict[str, Any]:
     from .. import flash as releases
 
+    if kept:
+        session.keep(None)  # a rollback is no measurement
     try:
         return releases.rollback(session)
     except AgentFailure as error:  # the verdict was asked for first, and it stands
@@ -250,6 +262,9 @@ def _release(entry: dict[str, Any] | None) -> str:
 
 
 def _show_validation(found: dict[str, Any], boards: Boards) -> None:
+    if "stopped" in found:
+        click.echo(stop_words(found))
+        return
     from rich.console import Console
 
     from ..report import measured

@@ -40,8 +40,8 @@ def report(
     prices: dict[str, Any],
     as_json: bool,
 ) -> int:
-    """Show RUN (a folder of runs/) and write its report.html again; with --against or --recompute, nothing but --out is
-    written.
+    """Show RUN (a folder of runs/, or of --keep) and write a run's report.html again; with --against or --recompute,
+    nothing but --out is written.
 
     \b
     Example:
@@ -66,6 +66,10 @@ def report(
         return 0
     if run is None:
         raise ConfigError("report: name a folder that `edgeopt optimize` wrote, runs/<name>")
+    if _is_kept(run):
+        if against is not None:
+            raise ConfigError(f"--against: {run} is a folder of --keep; runs of `edgeopt optimize` stand side by side")
+        return _recompute(None, run, out, as_json) if again else _show_kept(run, as_json)
     document = _read(run)
     if against is not None:
         _show_against(document, _read(against), (str(run), str(against)), out, as_json)
@@ -99,10 +103,38 @@ def _costs(document: dict[str, Any], options: dict[str, Any]) -> dict[str, Any] 
     return {trial["name"]: per_1000_runs(trial["latency"], trial.get("energy"), prices) for trial in trials}
 
 
-def _recompute(document: dict[str, Any], run: Path, out: Path | None, as_json: bool) -> int:
+def _is_kept(run: Path) -> bool:
+    from .. import kept
+
+    return kept.is_kept(run)
+
+
+def _show_kept(run: Path, as_json: bool) -> int:
+    """As the command showed it."""
+    from rich.console import Console
+
+    from .. import kept
+    from ..report import joules, measured, under_load
+
+    record, document = kept.read(run)
+    if as_json:
+        print_json(document)
+        return 0
+    screens = {"load": under_load.render, "power": joules.render, "validate": measured.render_validation}
+    screens.get(record["command"], measured.render_bench)(document, Console())
+    return 0
+
+
+def _recompute(document: dict[str, Any] | None, run: Path, out: Path | None, as_json: bool) -> int:
+    """document: of a run; None: a folder of --keep."""
     from .. import recompute
 
-    found = {"run": str(run), **recompute.recompute(document, run)}
+    if document is None:
+        found, _ = recompute.of_kept(run)
+        name = "document.json"
+    else:
+        found, name = recompute.recompute(document, run), "run.json"
+    found = {"run": str(run), **found}
     if out is not None:
         if out.resolve().is_relative_to(run.resolve()):
             raise ConfigError(f"--out {out}: it is in the run's folder, which --recompute leaves as it is")
@@ -110,11 +142,15 @@ def _recompute(document: dict[str, Any], run: Path, out: Path | None, as_json: b
     if as_json:
         print_json(found)
     else:
-        _show_recomputed(found, document)
+        _show_recomputed(found, name, _version(run / (name if document else "kept.json")))
     return IntegrityError.exit_code if found["differences"] or found["missing"] else 0
 
 
-def _show_recomputed(found: dict[str, Any], document: dict[str, Any]) -> None:
+def _version(path: Path) -> Any:
+    return json.loads(path.read_text()).get("edgeopt")
+
+
+def _show_recomputed(found: dict[str, Any], name: str, edgeopt: Any) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -124,19 +160,19 @@ def _show_recomputed(found: dict[str, Any], document: dict[str, Any]) -> None:
     for one in found["differences"]:
         stored, again = (units.text(str(one[key]), 80) for key in ("stored", "again"))
         console.print(
-            Text(f"{units.text(one['figure'])}: {stored} in run.json, {again} from the samples", "red"), soft_wrap=True
+            Text(f"{units.text(one['figure'])}: {stored} in {name}, {again} from the samples", "red"), soft_wrap=True
         )
     for words in found["missing"]:
         console.print(Text(f"missing: {units.text(words, 600)}", "red"), soft_wrap=True)
     wrong = len(found["differences"])
     of = f"{units.count(found['figures'])} figures computed again from the run's raw samples"
     if not wrong and not found["missing"]:
-        console.print(Text(f"{of}: all as in run.json"))
+        console.print(Text(f"{of}: all as in {name}"))
         return
     gone = units.count(len(found["missing"]))
     console.print(Text(f"{of}: {units.count(wrong)} differ, {gone} files missing or damaged"), soft_wrap=True)
-    version = units.text(document.get("edgeopt"), 40)
-    console.print(Text(f"run.json was written by edgeopt {version}; another version may compute otherwise", "dim"))
+    version = units.text(edgeopt, 40)
+    console.print(Text(f"{name} was written by edgeopt {version}; another version may compute otherwise", "dim"))
 
 
 def _show_against(

@@ -16,6 +16,7 @@ from edgeopt_agent import wire
 from ..errors import AgentFailure, DeviceUnreachable, EdgeoptError, IntegrityError, ProtocolError
 from . import Pipe, Transport
 from .archive import agent_archive
+from .journal import Journal
 
 NO_AGENT = b"edgeopt-no-agent"
 REPLY_TIMEOUT_S = 60.0
@@ -25,6 +26,7 @@ BANNER_LINES = 500
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 SAY_AGAIN_S = 30.0
+SECOND_INTERRUPT_S = 3.0
 
 Event = Callable[[dict[str, Any]], None]
 
@@ -87,6 +89,7 @@ class Session:
         self._pipe: Pipe | None = None
         self._buffer = b""
         self._number = 0
+        self._journal: Journal | None = None
         try:
             self.hello = self._connect()
         except BaseException:
@@ -165,31 +168,116 @@ class Session:
         return sha256
 
     def run(self, request: dict[str, Any], limit_s: float = 86400.0) -> tuple[str, dict[str, Any]]:
-        """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it.
+        """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it,
+        unless a journal keeps it (`keep`).
 
         Raises AgentFailure with the job's own error, or when it ended without a result or passed `limit_s`.
         """
-        job = f"{request['kind']}-{uuid.uuid4().hex[:16]}"
-        deadline = time.monotonic() + limit_s
+        job = self._taken(request) if self._journal else f"{request['kind']}-{uuid.uuid4().hex[:16]}"
         try:
             self.request("job.start", job=job, request=request)
-            offset = 0
-            while True:
-                now = self.request("job.poll", job=job, offset=offset, wait_s=POLL_S)
-                offset = now["offset"]
-                for event in now["events"]:
-                    self._on_event(event)
-                if now["state"] != "running":
-                    return job, self._outcome(job, now)
-                if time.monotonic() > deadline:
-                    self.request("job.cancel", job=job)
-                    raise AgentFailure(
-                        f"{self.address}: job {job} did not end within {limit_s:.0f} s and was cancelled"
-                    )
+            if self._journal:
+                self._journal.note(job, "started")
+            return job, self._followed(job, time.monotonic() + limit_s, limit_s)
         except KeyboardInterrupt:
             self._drop()  # the interrupt may have cut a message in two
-            self._cancel(job)
+            if not self._left(job):
+                self._cancel(job)
             raise
+
+    def keep(self, journal: Journal | None) -> None:
+        """From here on jobs are those of the journal, and Ctrl-C leaves them on the board. Raises ConfigError."""
+        if journal is not None:
+            journal.require_board({**self.hello["board"], "root": self._place.root})
+        self._journal = journal
+
+    def stop_kept(self) -> list[str]:
+        """End the journal's jobs that may still run; their ids."""
+        assert self._journal is not None
+        stopped = self._journal.running()
+        for job in reversed(stopped):
+            try:
+                self.request("job.cancel", job=job)
+            except AgentFailure as error:
+                if error.kind != "not-found":
+                    raise
+            self._journal.forget(job)
+        return stopped
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, unless a journal has the next job already."""
+        if not (self._journal and self._journal.has_next()):
+            time.sleep(seconds)
+
+    def _taken(self, request: dict[str, Any]) -> str:
+        """The journal's job for a request; says what became of one that was started before."""
+        assert self._journal is not None
+        job, state = self._journal.take(request)
+        if state == "new":
+            return job
+        if self._journal.alone:
+            self._cancel(job)
+            self._journal.forget(job)
+            self._say(f"{self._journal.alone}: job {job} was stopped and begins anew")
+            return self._journal.take(request)[0]
+        try:
+            now = self.request("job.poll", job=job, offset=0, wait_s=0.0)["state"]
+            self._say(f"job {job} {'goes on' if now == 'running' else 'has ended meanwhile'}; taken up where it is")
+        except AgentFailure as error:
+            if error.kind != "not-found":
+                raise
+            if state != "asked":
+                self._say(f"{self.address} has no job {job} any more, so it is measured again")
+        return job
+
+    def _left(self, job: str) -> bool:
+        """Whether an interrupt leaves the job on the board; a second one, soon after, does not."""
+        if self._journal is None or self._journal.alone or job not in self._journal.started():
+            if self._journal:
+                self._say(f"{self._journal.alone or 'it had not begun'}: job {job} is stopped")
+                self._journal.forget(job)
+            return False
+        try:
+            self._say(
+                f"job {job} goes on on the board: the same command takes it up, and with --stop added ends it "
+                f"(Ctrl-C within {SECOND_INTERRUPT_S:g} s ends it now)"
+            )
+            time.sleep(SECOND_INTERRUPT_S)
+        except KeyboardInterrupt:
+            self._journal.forget(job)
+            self._say(f"job {job} is stopped; the same command measures it again")
+            return False
+        return True
+
+    def _followed(self, job: str, deadline: float, limit_s: float) -> dict[str, Any]:
+        offset = 0
+        while True:
+            now = self.request("job.poll", job=job, offset=offset, wait_s=POLL_S)
+            offset = now["offset"]
+            for event in now["events"]:
+                self._on_event(event)
+            if now["state"] != "running":
+                return self._ended(job, now)
+            if time.monotonic() > deadline:
+                self.request("job.cancel", job=job)
+                if self._journal:
+                    self._journal.forget(job)
+                raise AgentFailure(f"{self.address}: job {job} did not end within {limit_s:.0f} s and was cancelled")
+
+    def _ended(self, job: str, now: dict[str, Any]) -> dict[str, Any]:
+        """Its result, noted; one that failed is forgotten, so that the same command tries again."""
+        try:
+            result = self._outcome(job, now)
+        except AgentFailure:
+            if self._journal:
+                self._journal.forget(job)
+            raise
+        if self._journal:
+            self._journal.note(job, "ended")
+        return result
+
+    def _say(self, what: str) -> None:
+        self._on_event({"event": "waiting", "what": what})
 
     def _cancel(self, job: str) -> None:
         self._patience_s = min(self._patience_s, CANCEL_PATIENCE_S)
