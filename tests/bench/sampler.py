@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--runtime", default="tflite")
     parser.add_argument("--schemes", nargs="+", default=["fp32", "int8"])
+    parser.add_argument("--models", nargs="+", type=Path, help="other files than EfficientNet-Lite0's schemes")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sensors", nargs="+", default=list(SENSORS))
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
@@ -99,8 +100,9 @@ def main() -> None:
             again = ["sh", "-c", IN_TREE, "sh", f"{text}/class", sys.executable, *sys.argv, "--inside", text]
             path = f"{text}/bin:{os.environ['PATH']}"
             raise SystemExit(subprocess.call(["unshare", "--mount", *again], env={**os.environ, "PATH": path}))
-    for scheme in chosen.schemes:
-        path = efficientnet.artifact(chosen.runtime, scheme, chosen.inside / f"model-{scheme}")
+    for scheme in [path.stem for path in chosen.models or ()] or chosen.schemes:
+        named = {path.stem: path.resolve() for path in chosen.models or ()}
+        path = named.get(scheme) or efficientnet.artifact(chosen.runtime, scheme, chosen.inside / f"model-{scheme}")
         model = artifact.of_model(path, chosen.threads)
         for sensor in chosen.sensors:
             on: list[Array] = []
