@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -17,11 +16,9 @@ from boards import dense_tflite
 from conftest import EDGEOPT, Run
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from edgeopt import sustained
 from edgeopt.measure import Comparison
-from edgeopt.report import measured
 
 WITH_TREE = 'mount --bind "$1" /sys/devices/system/cpu && shift && exec "$@"'
 Done = subprocess.CompletedProcess[str]
@@ -101,24 +98,23 @@ def cpufreq(tree: Path, khz: int) -> None:
             (folder / name).write_text(f"{value}\n")
 
 
-def slowed_half_way(tmp_path: Path, options: list[str], cpus: dict[str, set[int]]) -> Done:
-    """The command on a board whose clock falls after half of the rounds. The workers whose artifacts' folders `cpus`
-    names may use these CPUs only from then on, as when firmware takes cores away, and the first CPU is busy."""
+def slowed_half_way(tmp_path: Path, options: list[str], cpus: list[set[int]], hogs: int = 5) -> Done:
+    """The command on a board whose clock falls after half of the rounds. The worker of each
+    model may use the CPUs of `cpus` only from then on, as when firmware takes cores away, and the first one is busy."""
     tree, root = tmp_path / "cpu", tmp_path / "root"
     cpufreq(tree, 1_500_000)
     command = [str(EDGEOPT), *options, "--root", str(root), "--json"]
     in_tree = ["unshare", "--mount", "sh", "-c", WITH_TREE, "sh", str(tree), *command]
-    hogs = []
+    busy = []
     with subprocess.Popen(in_tree, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
         try:
             wait_for_round(root, 6)
             cpufreq(tree, 600_000)
-            for artifact, allowed in cpus.items():
-                confine(root, artifact, allowed)
-            hogs = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in range(5)]
+            confine(root, cpus)
+            busy = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in range(hogs)]
             out, errors = bench.communicate(timeout=300)
         finally:
-            for hog in hogs:
+            for hog in busy:
                 hog.kill()
                 hog.wait()
     return Done(command, bench.returncode, out, errors)
@@ -139,7 +135,7 @@ def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: P
     quick = json.loads(cli(*options, "--json", "--root", tmp_path / "quick").stdout)["results"][0]["latency"]
     profile.write_text(PROFILE.format(budget=2 * quick["p50_s"]["value"]))
     long = ["--mode", "sustained", "--minutes", "0.4", "--profile", str(profile)]
-    done = slowed_half_way(tmp_path, [*options, *long], {"artifact-0": {0}})
+    done = slowed_half_way(tmp_path, [*options, *long], [{0}])
     assert done.returncode == 10, done.stderr
     document = json.loads(done.stdout)
     (result,) = document["results"]
@@ -149,31 +145,6 @@ def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: P
     assert (clock[0], clock[-1]) == (1.5e9, 0.6e9)
     assert [mark for mark in result["marks"] if "frequency cap changed between 1500 and 600 MHz" in mark]
     assert [mark for mark in result["marks"] if "second half is slower" in mark]
-
-
-@pytest.mark.alone
-@pytest.mark.usefixtures("own_tree")
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one model keeps a CPU, the other loses its own")
-def test_the_model_that_was_quicker_at_the_start_loses_at_the_end(tmp_path: Path) -> None:
-    """The first model has half of the other's work, and loses most of its CPU half-way."""
-    small, large = tmp_path / "small.tflite", tmp_path / "large.tflite"
-    small.write_bytes(dense_tflite(4096, 2048))
-    large.write_bytes(dense_tflite(4096, 4096))
-    options = ["compare", str(small), str(large), "--random", "--mode", "sustained", "--minutes", "0.4"]
-    done = slowed_half_way(tmp_path, options, {"artifact-0": {0}, "artifact-1": {1}})
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    start, end = document["ratio_start"], document["ratio_end"]  # the large one's latency over the small one's
-    assert start["interval"][0] > 1, start
-    assert end["interval"][1] < 1, end
-    shown = io.StringIO()
-    measured.render_bench(document, Console(file=shown, width=200))
-    told = {line.split(":")[0]: line for line in shown.getvalue().splitlines() if line.startswith("at the ")}
-    assert told["at the start"].endswith("as long as small.tflite: slower")
-    assert told["at the end"].endswith("as long as small.tflite: faster")
-    assert list(told)[-1] == "at the end"  # what is said last
-    clocks = [result["sustained"]["curve"]["frequency_hz"] for result in document["results"]]
-    assert [(clock[0], clock[-1]) for clock in clocks] == [(1.5e9, 0.6e9)] * 2
 
 
 def wait_for_round(root: Path, number: int) -> None:
@@ -186,16 +157,17 @@ def wait_for_round(root: Path, number: int) -> None:
     pytest.fail("the bench did not come so far")
 
 
-def confine(root: Path, artifact: str, allowed: set[int]) -> None:
-    """The worker of the job that has this artifact loaded may use no other CPUs from now on."""
-    found = []
+def confine(root: Path, allowed: list[set[int]]) -> None:
+    """The workers of the job, in the order of its artifacts, may use no other CPUs from now on."""
     jobs = sorted((root / "jobs").glob("*/process.json"), key=lambda file: file.stat().st_mtime)
     session = json.loads(jobs[-1].read_text())["pid"]
+    workers = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.joinpath("stat").exists():
             fields = entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) == session and f"/{artifact}/" in entry.joinpath("maps").read_text():
-                found.append(entry)
-                for task in entry.joinpath("task").iterdir():
-                    os.sched_setaffinity(int(task.name), allowed)
-    assert len(found) == 1, found
+            if int(fields[3]) == session and "edgeopt_agent.runner" in entry.joinpath("cmdline").read_text():
+                workers.append((int(fields[19]), int(entry.name), entry))  # when it was started
+    assert len(workers) == len(allowed), workers
+    for (*_, entry), cpus in zip(sorted(workers), allowed, strict=True):
+        for task in entry.joinpath("task").iterdir():
+            os.sched_setaffinity(int(task.name), cpus)
