@@ -69,23 +69,98 @@ def test_the_archive_holds_the_agent_and_nothing_else(tmp_path: Path) -> None:
     assert set(names) == expected | {"__main__.py"}
 
 
+class Plain(ast.NodeTransformer):
+    """What a source does: without docstrings, annotations and what is imported for these."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.without_docstring(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        assert node.value is not None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        fields = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
+        assert not fields or "NamedTuple" in ast.unparse(node.bases[0])  # fields must stay
+        node.body = [statement for statement in node.body if statement not in fields] or [
+            ast.copy_location(ast.Pass(), node)
+        ]
+        return self.without_docstring(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        return None if node.module in ("typing", "__future__") else node
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        return self.without_docstring(node)
+
+    def without_docstring(self, node: ast.Module | ast.FunctionDef | ast.ClassDef) -> ast.AST:
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body[0] = ast.copy_location(ast.Pass(), node.body[0])
+        return self.generic_visit(node)
+
+
 @pytest.mark.parametrize("path", sorted(Path(wire.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
-def test_only_docstrings_and_comments_stay_behind_and_every_line_keeps_its_number(path: Path) -> None:
+def test_what_is_sent_does_the_same_and_every_line_keeps_its_number(path: Path) -> None:
     source = path.read_text()
     sent = lean(source)
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
-            statement = node.body[0]
-            assert isinstance(statement, ast.Expr)
-            assert isinstance(statement.value, ast.Constant)
-            statement.value.value = ""
-    assert ast.dump(ast.parse(sent)) == ast.dump(tree)
-    assert "# " not in sent
-    lines = [
-        [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)] for text in (source, sent)
-    ]
+    trees = [Plain().visit(ast.parse(text)) for text in (source, sent)]
+    assert ast.dump(trees[0]) == ast.dump(trees[1])
+    lines = [[node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt)] for tree in trees]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("path", sorted(Path(wire.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_what_does_nothing_on_a_board_is_not_sent(path: Path) -> None:
+    sent = lean(path.read_text())
+    assert "# " not in sent
+    assert '"""' not in sent
+    for node in ast.walk(ast.parse(sent)):
+        assert not isinstance(node, ast.FunctionDef) or (node.returns is None and ast.get_docstring(node) in ("", None))
+        assert not isinstance(node, ast.arg) or node.annotation is None
+        if isinstance(node, ast.ImportFrom) and node.module == "typing":
+            assert [alias.name for alias in node.names] == ["NamedTuple"]
+
+
+def test_names_that_are_still_needed_are_still_imported() -> None:
+    source = '''\
+"""Words."""
+from __future__ import annotations
+from typing import (
+    Any,
+    NamedTuple, TYPE_CHECKING,
+)
+if TYPE_CHECKING:
+    from x import Y
+
+class Pair(NamedTuple):
+    a: Any
+    ä: str = "→"  # why
+
+def f(a: Any, *b: "Y", c: str = "é: int") -> Pair:  # why
+    d: Any = Pair(a, c)
+    return d
+'''
+    assert lean(source).splitlines() == [
+        '""',
+        "from __future__ import annotations",
+        "from typing import Any, NamedTuple",
+        *[""] * 6,
+        "class Pair(NamedTuple):",
+        "    a: Any",
+        '    ä: str = "→"',
+        "",
+        'def f(a, *b, c = "é: int"):',
+        "    d = Pair(a, c)",
+        "    return d",
+    ]
 
 
 # Old Pythons

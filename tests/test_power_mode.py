@@ -4,6 +4,7 @@ laid out as Documentation/admin-guide/pm/cpufreq.rst says, put over /sys/devices
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from boards import dense_tflite
 from conftest import EDGEOPT
+from edgeopt_agent import watch
 
 WITH_TREE = 'mount --bind "$1" /sys/devices/system/cpu && shift && exec "$@"'
 POLICIES = {
@@ -167,3 +169,42 @@ def test_a_board_without_frequency_control_says_so(board: Board) -> None:
     code, _, errors = board.bench("--governor", "performance")
     assert code == 4
     assert "no frequency control" in errors
+
+
+def test_the_speed_of_a_userspace_governor_is_given_back_with_it(board: Board) -> None:
+    policy = board.tree / "cpufreq" / "policy0"
+    (policy / "scaling_governor").write_text("userspace\n")
+    (policy / "scaling_setspeed").write_text("900000\n")
+    with board.start("bench", str(board.model), "--random", *WANTED) as bench:
+        board.wait_for(HELD)
+        (policy / "scaling_setspeed").write_text("<unsupported>\n")  # as the kernel says under any other governor
+        _, errors = bench.communicate(timeout=300)
+    assert bench.returncode == 0, errors
+    assert board.now() == [("userspace", "1500000"), BEFORE[1]]
+    assert (policy / "scaling_setspeed").read_text().strip() == "900000"
+
+
+def test_a_second_folder_on_the_board_does_not_take_what_the_first_set_for_its_own(board: Board) -> None:
+    with board.start("bench", str(board.model), "--random", "--mode", "normal", *WANTED) as bench:
+        board.wait_for(HELD)
+        second = copy.copy(board)
+        second.root = board.root.with_name("second")
+        code, _, errors = second.bench("--frequency-cap", "1e9")
+        assert code == 4, errors
+        assert "another edgeopt folder on this board holds its power mode" in errors
+        assert board.now() == HELD
+        (process,) = (board.root / "jobs").glob("*/process.json")
+        kill_session(json.loads(process.read_text())["pid"])
+        board.wait_for(BEFORE)
+        bench.communicate(timeout=60)
+    code, _, errors = second.bench("--frequency-cap", "1e9")
+    assert code == 0, errors
+    assert board.now() == BEFORE
+
+
+def test_the_governors_of_all_cpus_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Board(tmp_path)
+    monkeypatch.setattr(watch, "CPU", str(made.tree))
+    assert watch.power_mode()["governor"] == "ondemand"
+    (made.tree / "cpufreq" / "policy2" / "scaling_governor").write_text("powersave\n")
+    assert watch.power_mode()["governor"] == "ondemand, powersave"

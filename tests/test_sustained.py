@@ -21,6 +21,7 @@ from edgeopt import sustained
 from edgeopt.measure import Comparison
 
 WITH_TREE = 'mount --bind "$1" /sys/devices/system/cpu && shift && exec "$@"'
+Done = subprocess.CompletedProcess[str]
 HOG = "import os, time; os.sched_setaffinity(0, {0}); end = time.time() + 120\nwhile time.time() < end: pass"
 PROFILE = """
 schema = 1
@@ -97,31 +98,46 @@ def cpufreq(tree: Path, khz: int) -> None:
             (folder / name).write_text(f"{value}\n")
 
 
-def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: Path) -> None:
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("only root can give a command another /sys (a mount namespace)")
-    model, profile, tree = tmp_path / "model.tflite", tmp_path / "board.toml", tmp_path / "cpu"
-    model.write_bytes(dense_tflite(4096, 4096))
+def slowed_half_way(tmp_path: Path, options: list[str], cpus: list[set[int]], hogs: int = 5) -> Done:
+    """The command on a board whose clock falls after half of the rounds. The worker of each
+    model may use the CPUs of `cpus` only from then on, as when firmware takes cores away, and the first one is busy."""
+    tree, root = tmp_path / "cpu", tmp_path / "root"
     cpufreq(tree, 1_500_000)
-    options = ["bench", str(model), "--random", "--json", "--root"]
-    quick = json.loads(cli(*options, str(tmp_path / "quick")).stdout)["results"][0]["latency"]["p50_s"]["value"]
-    profile.write_text(PROFILE.format(budget=2 * quick))
-    command = [*options, str(tmp_path / "root"), "--mode", "sustained", "--minutes", "0.4", "--profile", str(profile)]
-    in_tree = ["unshare", "--mount", "sh", "-c", WITH_TREE, "sh", str(tree), str(EDGEOPT), *command]
-    hogs = []
+    command = [str(EDGEOPT), *options, "--root", str(root), "--json"]
+    in_tree = ["unshare", "--mount", "sh", "-c", WITH_TREE, "sh", str(tree), *command]
+    busy = []
     with subprocess.Popen(in_tree, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
         try:
-            wait_for_round(tmp_path / "root", 6)
+            wait_for_round(root, 6)
             cpufreq(tree, 600_000)
-            confine(tmp_path / "root")
-            hogs = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in range(5)]
+            confine(root, cpus)
+            busy = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in range(hogs)]
             out, errors = bench.communicate(timeout=300)
         finally:
-            for hog in hogs:
+            for hog in busy:
                 hog.kill()
                 hog.wait()
-    assert bench.returncode == 10, errors
-    document = json.loads(out)
+    return Done(command, bench.returncode, out, errors)
+
+
+@pytest.fixture
+def own_tree() -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root can give a command another /sys (a mount namespace)")
+
+
+@pytest.mark.alone
+@pytest.mark.usefixtures("own_tree")
+def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: Path) -> None:
+    model, profile = tmp_path / "model.tflite", tmp_path / "board.toml"
+    model.write_bytes(dense_tflite(4096, 4096))
+    options = ["bench", str(model), "--random"]
+    quick = json.loads(cli(*options, "--json", "--root", tmp_path / "quick").stdout)["results"][0]["latency"]
+    profile.write_text(PROFILE.format(budget=2 * quick["p50_s"]["value"]))
+    long = ["--mode", "sustained", "--minutes", "0.4", "--profile", str(profile)]
+    done = slowed_half_way(tmp_path, [*options, *long], [{0}])
+    assert done.returncode == 10, done.stderr
+    document = json.loads(done.stdout)
     (result,) = document["results"]
     assert document["verdict"] == "fail"
     assert result["sustained"]["slower"] > 1.5
@@ -141,13 +157,17 @@ def wait_for_round(root: Path, number: int) -> None:
     pytest.fail("the bench did not come so far")
 
 
-def confine(root: Path) -> None:
-    """The job's worker may use the first CPU only from now on, as when firmware takes cores away."""
+def confine(root: Path, allowed: list[set[int]]) -> None:
+    """The workers of the job, in the order of its artifacts, may use no other CPUs from now on."""
     jobs = sorted((root / "jobs").glob("*/process.json"), key=lambda file: file.stat().st_mtime)
     session = json.loads(jobs[-1].read_text())["pid"]
+    workers = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.joinpath("stat").exists():
             fields = entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) == session:
-                for task in entry.joinpath("task").iterdir():
-                    os.sched_setaffinity(int(task.name), {0})
+            if int(fields[3]) == session and "edgeopt_agent.runner" in entry.joinpath("cmdline").read_text():
+                workers.append((int(fields[19]), int(entry.name), entry))  # when it was started
+    assert len(workers) == len(allowed), workers
+    for (*_, entry), cpus in zip(sorted(workers), allowed, strict=True):
+        for task in entry.joinpath("task").iterdir():
+            os.sched_setaffinity(int(task.name), cpus)

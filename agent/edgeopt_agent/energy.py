@@ -40,7 +40,9 @@ class Sampler:
         self.products: List[List[float]] = []  # watts, volts, amperes of single moments
         self._until_product = 0
         self.watts: Optional[float] = None
+        self._path = path
         self._file = open(path, "wb")  # noqa: SIM115  (closed with the sampler)
+        self._broken: Optional[OSError] = None
         self._wanted = threading.Event()
         self._end = threading.Event()
         self._before: Optional[List[float]] = None
@@ -51,11 +53,21 @@ class Sampler:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         self._end.set()
         self._wanted.set()
         self._thread.join()
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._broken = self._broken or error
+        if kind is None:
+            self.require_whole()
+
+    def require_whole(self) -> None:
+        """Raises OSError where a reading could not be kept."""
+        if self._broken is not None:
+            raise OSError(self._broken.errno, self._broken.strerror, self._path)
 
     def pause(self) -> None:
         self._wanted.clear()
@@ -64,6 +76,12 @@ class Sampler:
         self._wanted.set()
 
     def _run(self) -> None:
+        try:
+            self._until_the_end()
+        except OSError as error:  # a full disk
+            self._broken = error
+
+    def _until_the_end(self) -> None:
         due = time.monotonic()
         while not self._end.is_set():
             if not self._wanted.is_set():
@@ -193,6 +211,8 @@ def _with_and_without(context: Context, sampler: Sampler, worker: Worker, number
 
 
 def _tell(context: Context, sampler: Optional[Sampler], done: int, total: int, what: str) -> None:
+    if sampler:
+        sampler.require_whole()
     watts = sampler.watts if sampler else None
     known = watts is not None and math.isfinite(watts)
     context.emit({"event": "progress", "done": done, "of": total, "what": what, "power_w": watts if known else None})

@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any, Dict, Optional
 
+FILLER = ("none", "default string", "not applicable", "not specified")  # for a serial number
+
 
 def read(path: str) -> Optional[str]:
     """The text of a small file, or None where the board has none or does not show it."""
@@ -66,9 +68,8 @@ def parse_throttled(text: str) -> Optional[Dict[str, bool]]:
 def real_serial(text: Optional[str]) -> Optional[str]:
     """A serial number, unless it is what makers leave where they give none: all zeros, "Default string", …"""
     words = (text or "").strip()
-    filler = re.fullmatch(
-        r"[0x.\s-]*|none|default string|not (applicable|specified)|to be filled.*|system serial.*", words, re.I
-    )
+    low = words.lower()
+    filler = low in FILLER or low.startswith(("to be filled", "system serial")) or not low.strip("0x.- \t\n")
     return None if filler else words
 
 

@@ -84,39 +84,3 @@ def remote_error(error: OSError, doing: str) -> RemoteError:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return RemoteError("read-only", text + "; mount it writable, fix its owner, or give another --root")
     return RemoteError("crash", text)
-
-
-def check_root(root: str) -> None:
-    """Make `root`, and refuse one that cannot do what atomic activation needs. Raises RemoteError.
-
-    A root with a current release has shown it; there, status must answer on a full or read-only disk too.
-    """
-    if os.path.islink(os.path.join(root, "current")):
-        return
-    probe = os.path.join(root, f".probe-{os.urandom(8).hex()}")
-    try:
-        os.makedirs(root, exist_ok=True)
-        os.mkdir(probe)
-    except OSError as error:
-        raise remote_error(error, f"the board's root '{root}' cannot be written") from error
-    link, other = os.path.join(probe, "a"), os.path.join(probe, "b")
-    try:
-        os.symlink("x", link)
-        os.symlink("y", other)
-        os.rename(other, link)
-        if os.readlink(link) != "y":
-            raise OSError(errno.ENOTSUP, "rename does not replace a symlink")
-        fsync_folder(probe)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise remote_error(error, f"the board's root '{root}' cannot be written") from error
-        raise RemoteError(
-            "unsupported-root",
-            f"the file system under '{root}' cannot hold releases ({error.strerror}): it needs symlinks, an atomic "
-            "rename over a symlink and fsync of folders (vfat has none); choose a root on ext4, f2fs or the like",
-        ) from error
-    finally:
-        for path in (link, other):
-            if os.path.islink(path):
-                os.unlink(path)
-        os.rmdir(probe)

@@ -63,33 +63,63 @@ def held(context: Context, wanted: Dict[str, Any], caps: Iterable[float] = ()) -
         yield Caps({})
         return
     record = os.path.join(context.root, RECORD)
-    changed = dict.fromkeys(path for own in (settings, *capped.values()) for path, _ in own)
-    before = [(path, read(path) or "") for path in changed]
-    write_json(record, {"boot_id": read("/proc/sys/kernel/random/boot_id"), "settings": before})
-    guardian = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, code_path(), record],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert guardian.stdin is not None
-    assert guardian.stdout is not None
-    try:
-        if not guardian.stdout.readline():
-            raise RemoteError("crash", "the process that would give the power mode back does not start")
-        for path, value in settings:
-            _write(path, value)
-        yield Caps(capped)
-    finally:
-        guardian.stdin.close()
+    changed = list({path: (path, value) for own in (settings, *capped.values()) for path, value in own}.values())
+    with _sole(changed) as lock:
+        before = _before(changed)
+        write_json(record, {"boot_id": read("/proc/sys/kernel/random/boot_id"), "settings": before})
+        guardian = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, code_path(), record],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=(lock,),  # until it has given back
+        )
+        assert guardian.stdin is not None
+        assert guardian.stdout is not None
         try:
-            guardian.wait(GIVE_BACK_S)
-        except subprocess.TimeoutExpired:
-            guardian.kill()
-        guardian.stdout.close()
-        if os.path.exists(record):
-            were = ", ".join(f"{path} was {value}" for path, value in before)
-            context.emit({"event": "waiting", "what": f"the board's power mode was not given back: {were}"})
+            if not guardian.stdout.readline():
+                raise RemoteError("crash", "the process that would give the power mode back does not start")
+            for path, value in settings:
+                _write(path, value)
+            yield Caps(capped)
+        finally:
+            guardian.stdin.close()
+            try:
+                guardian.wait(GIVE_BACK_S)
+            except subprocess.TimeoutExpired:
+                guardian.kill()
+            guardian.stdout.close()
+            if os.path.exists(record):
+                were = ", ".join(f"{path} was {value}" for path, value in before)
+                context.emit({"event": "waiting", "what": f"the board's power mode was not given back: {were}"})
+
+
+@contextmanager
+def _sole(settings: List[Tuple[str, str]]) -> Iterator[int]:
+    """Of several edgeopt folders of a board one at a time: each would give back what another has set. A handle that
+    holds it as long as any process has it open. Raises RemoteError('bad-request')."""
+    handle = os.open(os.path.dirname(settings[0][0]), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            words = "a job of another edgeopt folder on this board holds its power mode; wait for its end"
+            raise RemoteError("bad-request", words) from error
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _before(settings: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
+    """(file, value) as they are; given back from the last to the first."""
+    found = []
+    for path, _ in settings:
+        value = read(path) or ""
+        if path.endswith("_governor") and value == "userspace":  # the speed that it holds goes with it
+            speed = os.path.join(os.path.dirname(path), "scaling_setspeed")
+            found.append((speed, read(speed) or ""))
+        found.append((path, value))
+    return found
 
 
 def guard(record: str) -> None:
@@ -109,9 +139,12 @@ def recover(root: str) -> None:
         with open(record, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # a guardian that still works is waited for
             if os.path.exists(record):
-                _give_back(record)
+                with _sole(read_json(record)["settings"]):
+                    _give_back(record)
     except FileNotFoundError:
         return
+    except RemoteError as error:  # the record stays until that one has ended
+        print(error, file=sys.stderr)
 
 
 def _give_back(record: str) -> None:

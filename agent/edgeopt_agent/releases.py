@@ -357,7 +357,7 @@ def _chain(root: str, keep: int) -> List[Dict[str, Any]]:
 def _sweep(root: str) -> None:
     """Remove what a power cut left: activations that never became current, and probes of the root.
 
-    Where a release is current nobody probes any more (files.check_root)."""
+    Where a release is current nobody probes any more (root.prepare)."""
     now = current_number(root) or 0
     for name in os.listdir(root) if now else []:
         if name.startswith(".probe-"):

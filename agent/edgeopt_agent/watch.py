@@ -116,14 +116,20 @@ def conditions() -> Dict[str, Any]:
 def power_mode() -> Dict[str, Any]:
     """What decides on speed and power: governor, caps (Hz), boost, the maker's mode; None where there is no such."""
     return {
-        "governor": read(f"{CPU}/cpu0/cpufreq/scaling_governor"),
+        "governor": _each(f"{CPU}/cpu[0-9]*/cpufreq/scaling_governor"),
         "frequency_max_hz": [khz * 1000 for khz in _numbers(f"{CPU}/cpu[0-9]*/cpufreq/scaling_max_freq")] or None,
         "boost": read(f"{CPU}/cpufreq/boost"),
         "no_turbo": read(f"{CPU}/intel_pstate/no_turbo"),
-        "energy_preference": read(f"{CPU}/cpu0/cpufreq/energy_performance_preference"),
+        "energy_preference": _each(f"{CPU}/cpu[0-9]*/cpufreq/energy_performance_preference"),
         "platform_profile": read("/sys/firmware/acpi/platform_profile"),
         "nvpmodel": read("/var/lib/nvpmodel/status"),
     }
+
+
+def _each(pattern: str) -> Optional[str]:
+    """What the files say that match: "schedutil", or "performance, powersave" where two CPUs differ."""
+    words = [word for word in map(read, sorted(glob.glob(pattern))) if word]
+    return ", ".join(words if len(set(words)) > 1 else words[:1]) or None
 
 
 def _throttle() -> Optional[Dict[str, bool]]:

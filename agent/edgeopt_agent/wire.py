@@ -7,14 +7,14 @@ Request   {"id": 7, "op": "blob.put", ...}
 Reply     {"id": 7, "ok": true, "result": {...}}  or  {"id": 7, "ok": false, "error": {"kind", "message", "traceback"}}
 
 Operations
-  hello                                           -> wire, agent_sha256, python, root, pid, board (facts.identity()),
-                                                     warning (text or null)
+  hello                                           -> wire, agent_sha256 (by its name), python, root, pid,
+                                                     board (facts.identity())
   facts                                           -> board facts (facts.py)
   clock                                           -> monotonic_s, the clock of a job's marks
   environment                                     -> what wheels must fit, and what is set up (environment.py)
   blob.stat  sha256[]                             -> {sha256: {"have": bytes held, "whole": bool}}
   blob.put   sha256 size_bytes offset + raw bytes -> {"have", "whole"}; appends at `offset`, checked when whole
-  job.start  job request                          -> {"state"}; the same job twice is one job
+  job.start  job request                          -> {"state", "warning": text or null}; the same job twice is one job
   job.poll   job offset wait_s                    -> {"state", "events", "offset", "result"}
   job.file   job name offset limit                -> {"size_bytes"} + raw bytes
   job.cancel job                                  -> {"state"}
@@ -27,7 +27,6 @@ Job requests carry `kind`, one of jobs.KINDS. An artifact in them is
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any, Callable, Dict, Tuple
 
@@ -124,7 +123,7 @@ def count(message: Dict[str, Any], name: str) -> int:
 def seconds(message: Dict[str, Any], name: str) -> float:
     """A required duration of a request. Raises RemoteError('bad-request')."""
     value = message.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise RemoteError("bad-request", f"'{name}' must be a number of seconds, not {value!r}")
     return float(value)
 

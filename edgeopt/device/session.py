@@ -19,6 +19,11 @@ from .archive import agent_archive
 from .journal import Journal
 
 NO_AGENT = b"edgeopt-no-agent"
+# `python FILE` would import runpy first, and site; hello needs neither. Nothing comes from the folder of the login.
+BEGIN = (
+    "import sys; sys.path = [sys.argv[1]] + [place for place in sys.path if place]; "
+    "from edgeopt_agent.main import main; main(sys.argv[2:])"
+)
 REPLY_TIMEOUT_S = 60.0
 POLL_S = 5.0
 CANCEL_PATIENCE_S = 5.0
@@ -90,14 +95,13 @@ class Session:
         self._buffer = b""
         self._number = 0
         self._journal: Journal | None = None
+        self._warned = False
         try:
             self.hello = self._connect()
         except BaseException:
             self._drop()
             self._transport.close()
             raise
-        if self.hello.get("warning"):
-            on_event({"event": "waiting", "what": f"{self.address}: {self.hello['warning']}"})
 
     @property
     def address(self) -> str:
@@ -123,7 +127,10 @@ class Session:
             try:
                 if self._pipe is None:
                     self.hello = self._connect()
-                return self._exchange(op, payload, timeout_s or self._reply_s, fields)
+                result = self._exchange(op, payload, timeout_s or self._reply_s, fields)
+                if op == "job.start":
+                    self._warn(result["warning"])
+                return result
             except DeviceUnreachable as error:
                 self._drop()
                 lost = lost or _Lost(self._patience_s, self._on_event)
@@ -135,6 +142,11 @@ class Session:
                 lost.say(str(error))
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _warn(self, warning: str | None) -> None:
+        if warning and not self._warned:
+            self._warned = True
+            self._on_event({"event": "waiting", "what": f"{self.address}: {warning}"})
 
     def facts(self) -> dict[str, Any]:
         """The board's identity and abilities (edgeopt_agent.facts)."""
@@ -346,7 +358,7 @@ class Session:
         no_agent = b"%s-%s" % (NO_AGENT, uuid.uuid4().hex.encode())  # no banner can say that
         self._pipe = self._transport.open(
             f'if [ -f {archive} ] && [ "$(sha256sum < {archive} | cut -c1-64)" = {sha256} ]; '
-            f"then exec {python} {archive} serve --root {root}; "
+            f"then exec {python} -S -c '{BEGIN}' {archive} serve --root {root}; "
             # where its Python is missing, nothing is left on the board
             f"elif command -v {python} >/dev/null; then echo; echo {no_agent.decode()}; else exec {python}; fi"
         )

@@ -62,7 +62,7 @@ class Session:
     def __init__(self, path: str, threads: int, options: Dict[str, Any]) -> None:
         self._path, self._threads = path, threads
         self._provider: str = options.get("provider", CPU)
-        self._session = self._open()
+        self._session = self._open()  # None while others are open: a small board has no room for two
         self.inputs = [_describe(value) for value in self._session.get_inputs()]
         self.outputs = [_describe(value) for value in self._session.get_outputs()]
         self._feeds: Dict[str, Any] = {}
@@ -95,6 +95,7 @@ class Session:
             raise RemoteError("runtime", f"onnxruntime cannot load the model: {str(error)[:300]}") from error
 
     def set_inputs(self, arrays: Sequence[Any]) -> None:
+        self._session = self._session or self._open()
         self._feeds = {tensor["name"]: array.copy() for tensor, array in zip(self.inputs, arrays)}
 
     def invoke(self) -> None:
@@ -133,6 +134,7 @@ class Session:
 
     def _profiled(self, runs: int, plain: bool = False) -> List[List[Dict[str, Any]]]:
         """Of each query after the first, which warms up, the events of its nodes in order."""
+        self._session = None
         with tempfile.TemporaryDirectory() as folder:
             session = self._open(os.path.join(folder, "profile"), plain)
             for _ in range(runs + 1):
