@@ -17,7 +17,7 @@ from edgeopt_agent import preprocess
 
 from . import measure
 from .bundle import Bundle
-from .device.session import Session
+from .device.session import Event, Session
 from .errors import AgentFailure, ConfigError, IntegrityError
 from .evidence import Score, Scored, judged
 from .flash import describe
@@ -109,7 +109,9 @@ def mode_for(bundle: Bundle, asked: str | None) -> str:
     return asked or ("quick" if needs_p95 else "rapid")
 
 
-def validate(session: Session, bundle: Bundle, mode: str, samples: Path, score: Score | None = None) -> dict[str, Any]:
+def validate(
+    session: Session, bundle: Bundle, mode: str, samples: Path, say: Event, score: Score | None = None
+) -> dict[str, Any]:
     """Measure the board's current release with the bundle's evaluation pack; what `figures` needs beside the raw
     samples, which are written into `samples`.
 
@@ -132,7 +134,7 @@ def validate(session: Session, bundle: Bundle, mode: str, samples: Path, score: 
         inputs = dataclasses.replace(pack.samples, labels=None)
         outputs = measure.outputs(session, artifact, measure.shards(inputs))
         some = measure.shards(inputs.take(np.arange(min(len(inputs), measure.LATENCY_SAMPLES))))
-        measure.bench(session, [artifact], some, mode, 0, samples)
+        measure.settled(session, [artifact], some, mode, 0, samples, say)
     numbers, lost = _numbers(outputs)
     Scored.of(numbers, pack.source, pack.samples, score, metric in ("top1", "top5")).write(samples / SCORED)
     return {
@@ -171,7 +173,7 @@ def figures(about: Mapping[str, Any], samples: Path) -> dict[str, Any]:
         "final": dict(final, metric=about["metric"]),
         "latency": latency,
         "memory": memory,
-        "conditions": {"marks": comparison.conditions()["marks"]},
+        "conditions": {key: comparison.conditions()[key] for key in ("marks", "repeated")},
     }
 
 

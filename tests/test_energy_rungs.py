@@ -152,6 +152,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hurry")
+@pytest.mark.alone
 def test_a_capped_clock_meets_the_power_budget(drawing: Tree, tmp_path: Path) -> None:
     """4 W allow 900 MHz of 600, 900, 1,200 and 1,500; whatever the cap, this board takes the same time."""
     budget = "[budget]\nlatency_p50_s = 60.0\npower_w = 4.0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from . import facts, store
 from .jobs import Context
@@ -59,9 +59,6 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     random = 0 if shards else RANDOM_SAMPLES
     if random:
         artifacts = [dict(artifact, preprocess=[]) for artifact in artifacts]
-    watch = Watch()
-    blocks: List[Dict[str, Any]] = []
-    capped = False
     with ExitStack() as stack:
         caps = stack.enter_context(held(context, request.get("power_mode") or {}, caps_of(artifacts)))
         memory = [_memory_of(artifact, shards, random, caps) for artifact in artifacts]
@@ -76,29 +73,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             "limit_s": cap_s / (2 * rounds * turns * len(artifacts)),
             "keep": request.get("keep"),
         }
-        caps.set(None)
-        conditions = [watch.look()]
-        started, between = time.monotonic(), 0.0
-        for number in range(rounds):
-            if renew and number and number % renew == 0:
-                context.progress(number, rounds, "starting new processes")
-                team.renew()
-                between += team.took_s
-            there = range(len(artifacts))[:: -1 if number % 2 else 1]  # to come first is no advantage
-            for index in [*there, *there[::-1]] * turns:
-                out = os.path.join(context.folder, f"samples-{index}.f64")
-                began = time.monotonic() - started
-                done = team.workers[index].ask("block", out=out, **block)
-                capped = capped or done["capped"]
-                blocks.append(
-                    {"artifact": index, "round": number, "n": done["n"], "began_s": began, "seconds": done["seconds"]}
-                )
-            caps.set(None)
-            conditions.append(watch.look())
-            context.progress(number + 1, rounds, "measuring latency")
-            if time.monotonic() - started - between > cap_s and number + 1 < rounds:
-                capped = True
-                break
+        blocks, conditions, capped = _rounds(context, team, caps, rounds, renew, turns, block, cap_s)
         processing = [worker.ask("processing", count=PROCESSING_QUERIES) for worker in team.workers]
         executed = [worker.ask("executed") for worker in team.workers]
     results = [
@@ -123,6 +98,43 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         "renew": renew,
         "cores_allowed": len(os.sched_getaffinity(0)),
     }
+
+
+def _rounds(
+    context: Context,
+    team: Team,
+    caps: Caps,
+    rounds: int,
+    renew: int,
+    turns: int,
+    block: Dict[str, Any],
+    cap_s: float,
+) -> Tuple[List[Dict[str, Any]], List[Dict[str, Any]], bool]:
+    """(blocks, readings of the board before and after every round, whether the time limit ended it)."""
+    caps.set(None)
+    watch = Watch()
+    blocks, conditions, capped = [], [watch.look()], False
+    started, between = time.monotonic(), 0.0
+    for number in range(rounds):
+        if renew and number and number % renew == 0:
+            context.progress(number, rounds, "starting new processes")
+            team.renew()
+            between += team.took_s
+        there = range(len(team.workers))[:: -1 if number % 2 else 1]  # to come first is no advantage
+        for index in [*there, *there[::-1]] * turns:
+            out = os.path.join(context.folder, f"samples-{index}.f64")
+            began = time.monotonic() - started
+            done = team.workers[index].ask("block", out=out, **block)
+            capped = capped or done["capped"]
+            blocks.append(
+                {"artifact": index, "round": number, "n": done["n"], "began_s": began, "seconds": done["seconds"]}
+            )
+        caps.set(None)
+        conditions.append(watch.look())
+        context.progress(number + 1, rounds, "measuring latency")
+        if time.monotonic() - started - between > cap_s and number + 1 < rounds:
+            return blocks, conditions, True
+    return blocks, conditions, capped
 
 
 def caps_of(artifacts: List[Dict[str, Any]]) -> List[float]:

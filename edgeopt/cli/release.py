@@ -110,7 +110,7 @@ def validate(
             with session:
                 if kept.journal:
                     session.keep(kept.journal)
-                about = job.validate(session, opened, chosen_mode, kept.samples, score)
+                about = job.validate(session, opened, chosen_mode, kept.samples, display.event, score)
                 told = dataclasses.asdict(Prices.of(where.cost(), prices))
                 found = kept.document({**about, "board": where.board(session), "prices": told})
                 go_back = rollback_on_fail and found["verdict"] == "fail"
