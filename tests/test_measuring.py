@@ -213,7 +213,7 @@ def job(rounds: list[float], **changes: Any) -> dict[str, Any]:
     raw = np.stack([np.zeros_like(invoke), invoke], axis=1).tobytes().hex()
     own = {"samples": {"raw": raw}, "load_s": 0.1, "first_inference_s": 0.2, "pre_s": [0.1], "post_s": [0.1]}
     told = {"artifacts": [own], "blocks": blocks, "conditions": series(**changes), "capped": False, "renew": 0}
-    return {**told, "cores_allowed": 1}
+    return {**told, "turns": 1, "shared_cpus": [], "cores_allowed": 1}
 
 
 class Replay:
@@ -223,6 +223,7 @@ class Replay:
 
     def __init__(self, results: list[dict[str, Any]]) -> None:
         self.results, self.asked = results, []  # type: ignore[var-annotated]
+        self.waited: list[float] = []
 
     def artifact(self, folder: Path) -> Artifact:
         (folder / "model.tflite").write_bytes(b"")
@@ -239,6 +240,9 @@ class Replay:
     def fetch(self, _job: str, entry: dict[str, Any]) -> bytes:
         return bytes.fromhex(entry["raw"])
 
+    def pause(self, seconds: float) -> None:
+        self.waited.append(seconds)
+
 
 @pytest.mark.parametrize(
     ("results", "runs", "why", "still"),
@@ -251,17 +255,15 @@ class Replay:
     ],
 )
 def test_a_disturbed_run_is_repeated_once_after_a_cool_down(
-    results: list[dict[str, Any]], runs: int, why: str | None, still: list[str], tmp_path: Path, monkeypatch: Any
+    results: list[dict[str, Any]], runs: int, why: str | None, still: list[str], tmp_path: Path
 ) -> None:
-    waited: list[float] = []
     said: list[str] = []
-    monkeypatch.setattr(measure.time, "sleep", waited.append)
     replay = Replay(results)
     given = replay, [replay.artifact(tmp_path)], [], "rapid", 0, tmp_path
     measure.settled(*given, lambda event: said.append(event["what"]))  # type: ignore[arg-type]
     found = measure.Comparison.read(tmp_path)
     assert len(replay.asked) == runs
-    assert waited == [measure.COOL_DOWN_S] * (runs - 1)
+    assert replay.waited == [measure.COOL_DOWN_S] * (runs - 1)
     assert measure.COOL_DOWN_S >= 10
     marks = found.conditions()["marks"]
     assert len(marks) == len(still)
