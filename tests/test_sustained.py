@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -17,11 +16,9 @@ from boards import dense_tflite
 from conftest import EDGEOPT, Run
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from edgeopt import sustained
 from edgeopt.measure import Comparison
-from edgeopt.report import measured
 
 WITH_TREE = 'mount --bind "$1" /sys/devices/system/cpu && shift && exec "$@"'
 Done = subprocess.CompletedProcess[str]
@@ -148,32 +145,6 @@ def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: P
     assert (clock[0], clock[-1]) == (1.5e9, 0.6e9)
     assert [mark for mark in result["marks"] if "frequency cap changed between 1500 and 600 MHz" in mark]
     assert [mark for mark in result["marks"] if "second half is slower" in mark]
-
-
-@pytest.mark.alone
-@pytest.mark.usefixtures("own_tree")
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one model keeps a CPU, the other loses its own")
-def test_the_model_that_was_quicker_at_the_start_loses_at_the_end(tmp_path: Path) -> None:
-    """The first model has two thirds of the other's work, and loses most of its CPU half-way."""
-    small, large = tmp_path / "small.tflite", tmp_path / "large.tflite"
-    small.write_bytes(dense_tflite(4096, 4096))
-    large.write_bytes(dense_tflite(4096, 6144))
-    options = ["compare", str(small), str(large), "--random", "--mode", "sustained", "--minutes", "0.6"]
-    done = slowed_half_way(tmp_path, options, [{0}, {1}])
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    start, end = document["ratio_start"], document["ratio_end"]  # the large one's latency over the small one's
-    assert None not in (start["interval"], end["interval"]), (start, end)
-    assert start["interval"][0] > 1, start
-    assert end["interval"][1] < 1, end
-    shown = io.StringIO()
-    measured.render_bench(document, Console(file=shown, width=200))
-    told = {line.split(":")[0]: line for line in shown.getvalue().splitlines() if line.startswith("at the ")}
-    assert told["at the start"].endswith("as long as small.tflite: slower")
-    assert told["at the end"].endswith("as long as small.tflite: faster")
-    assert list(told)[-1] == "at the end"  # what is said last
-    clocks = [result["sustained"]["curve"]["frequency_hz"] for result in document["results"]]
-    assert [(clock[0], clock[-1]) for clock in clocks] == [(1.5e9, 0.6e9)] * 2
 
 
 def wait_for_round(root: Path, number: int) -> None:
