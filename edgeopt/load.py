@@ -1,10 +1,11 @@
-"""An artifact under load, on a board: throughput by streams, latency at random arrivals, and its slowest inputs."""
+"""An artifact under load, on a board: throughput by streams and batches, latency at random arrivals, slowest inputs."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +24,80 @@ MOST_BUSY = 0.98
 PERCENTILES = (50, 90, 99)
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """streams: numbers of copies at once, one is always measured; batches: numbers of samples a query, of one copy;
+    rates: queries a second that arrive, none: SHARES of what one stream does; seconds: of each of these."""
+
+    streams: Sequence[int]
+    batches: Sequence[int]
+    rates: Sequence[float]
+    seconds: float
+    seed: int
+
+    def copies(self) -> list[int]:
+        return sorted({1, *self.streams})
+
+    def timed_s(self) -> float:
+        """What all of it takes, about; queries that come late are served for twice the time."""
+        return self.seconds * (len(self.copies()) + len(self.batches) + 2 * len(self.rates or SHARES))
+
+
+def settled(
+    session: Session,
+    artifact: Artifact,
+    inputs: Sequence[bytes],
+    asked: Asked,
+    folder: Path,
+    say: Callable[[dict[str, Any]], None],
+    power_mode: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`measured`, and all of it once more after a cool-down where the board throttled or a second half departed from
+    its first. `say` is told; `conditions` then has the reason as `repeated`."""
+    found = measured(session, artifact, inputs, asked, folder, power_mode)
+    if disturbed := found["conditions"]["disturbances"]:
+        say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {measure.COOL_DOWN_S:.0f} s"})
+        session.pause(measure.COOL_DOWN_S)
+        found = measured(session, artifact, inputs, asked, folder, power_mode, repeated=disturbed[0])
+    return found
+
+
 def measured(
     session: Session,
     artifact: Artifact,
     inputs: Sequence[bytes],
-    streams: Sequence[int],
-    rates: Sequence[float],
-    seconds: float,
-    seed: int,
+    asked: Asked,
     folder: Path,
     power_mode: Mapping[str, Any] | None = None,
+    repeated: str | None = None,
 ) -> dict[str, Any]:
-    """{"streams", "arrivals", "slow_inputs", "corner_inputs", "executed", "conditions"}; raw samples stay in `folder`.
+    """{"streams", "batches", "arrivals", "slow_inputs", "corner_inputs", "executed", "conditions"}; raw samples stay in
+    `folder`.
 
-    inputs: shards of real samples; none: random tensors, and nothing is said of slow and corner inputs. rates: queries
-    a second; none: SHARES of what one stream does. Raises AgentFailure, DeviceUnreachable.
+    inputs: shards of real samples; none: random tensors, and nothing is said of slow and corner inputs. repeated: why
+    this is the second time. Raises AgentFailure, DeviceUnreachable.
     """
     measure.send(session, artifact)
     common: dict[str, Any] = {
         "kind": "load",
         "artifact": artifact.entry(),
         "shards": [session.send(data, "inputs") for data in inputs],
-        "seconds": seconds,
-        "seed": seed,
+        "streams": [],
+        "batches": [],
+        "rates": [],
+        "repeats": 0,
+        "seconds": asked.seconds,
+        "seed": asked.seed,
         "power_mode": dict(power_mode or {}),
     }
-    chosen = sorted({1, *streams})
-    limit_s = measure.SLACK_S + 3 * seconds * (len(chosen) + len(rates or SHARES))
-    job, result = session.run({**common, "streams": chosen, "rates": [], "repeats": 0}, limit_s)
-    for one in result["streams"]:
-        for entry, name in zip(one["samples"], _names(one), strict=True):
+    limit_s = measure.SLACK_S + 2 * asked.timed_s()
+    request = {**common, "streams": asked.copies(), "batches": list(asked.batches)}
+    job, result = session.run(request, limit_s)
+    for one in result["streams"] + result["batches"]:
+        for entry, name in zip(one.get("samples", ()), _names(one), strict=True):
             (folder / name).write_bytes(session.fetch(job, entry))
-    offered = list(rates) or [share * _per_second(result["streams"][0]) for share in SHARES]
-    job, second = session.run({**common, "streams": [], "rates": offered, "repeats": 0}, limit_s)
+    offered = list(asked.rates) or [share * _per_second(result["streams"][0]) for share in SHARES]
+    job, second = session.run({**common, "rates": offered}, limit_s)
     for number, one in enumerate(second["rates"]):
         (folder / f"arrivals-{number}.f64").write_bytes(session.fetch(job, one["samples"]))
     done, corners = [result, second], None
@@ -63,12 +105,11 @@ def measured(
         plain = not any(artifact.preprocess)
         names, made, real = corner_inputs(inputs, plain)
         shards = [*common["shards"], *(session.send(data, "corner inputs") for data in measure.shards(made))]
-        both = {**common, "shards": shards, "streams": [], "rates": [], "repeats": REPEATS}
-        job, third = session.run(both, limit_s)
+        job, third = session.run({**common, "shards": shards, "repeats": REPEATS}, limit_s)
         (folder / "each.f64").write_bytes(session.fetch(job, third["each"]["samples"]))
         corners = {"names": names, "real": real}
         done.append(third)
-    (folder / "load.json").write_text(json.dumps({"jobs": done, "corners": corners}))
+    (folder / "load.json").write_text(json.dumps({"jobs": done, "corners": corners, "repeated": repeated}))
     return figures(folder)
 
 
@@ -81,14 +122,18 @@ def figures(folder: Path) -> dict[str, Any]:
         each, repeats = _rows(folder, "each.f64"), kept["jobs"][2]["each"]["repeats"]
         slow, corners = _slow(each, told["real"], repeats), _corners(each, told["real"], told["names"])
     series = [reading for one in kept["jobs"] for reading in one["conditions"]]
-    marks = conditions.slowed(series) + conditions.background(series) + conditions.changed(series)
+    together = by_streams["streams"] + by_streams["batches"]
+    disturbances = [mark for one in together for mark in _drifted(one, folder)] + conditions.slowed(series)
+    marks = disturbances + conditions.background(series) + conditions.changed(series)
+    why = {"marks": marks, "disturbances": disturbances, "repeated": kept["repeated"]}
     return {
-        "streams": [_streams(one, folder) for one in by_streams["streams"]],
+        "streams": [_together(one, folder) for one in by_streams["streams"]],
+        "batches": [_together(one, folder) for one in by_streams["batches"]],
         "arrivals": [_arrivals(one, _rows(folder, f"arrivals-{i}.f64")) for i, one in enumerate(by_rates["rates"])],
         "slow_inputs": slow,
         "corner_inputs": corners,
         "executed": by_rates["executed"],
-        "conditions": {"marks": marks, **conditions.summary(series)},
+        "conditions": {**why, **conditions.summary(series)},
     }
 
 
@@ -117,18 +162,32 @@ def _subnormal(sample: Array) -> Array:
 
 
 def _names(found: Mapping[str, Any]) -> list[str]:
-    return [f"streams-{found['streams']}-{index}.f64" for index in range(found["streams"])]
+    """Files of samples, one a stream; none where the batch was refused."""
+    count = found.get("streams", 0)
+    return [f"streams-{count}-batch-{found['batch']}-{index}.f64" for index in range(count)]
 
 
 def _per_second(found: Mapping[str, Any]) -> float:
-    """Queries a second of all streams together."""
-    return float(sum(block["queries"] / block["seconds"] for block in found["blocks"]))
+    """Samples a second of all streams together."""
+    return float(found["batch"] * sum(block["queries"] / block["seconds"] for block in found["blocks"]))
 
 
-def _streams(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Queries a second, and the latency of one query meanwhile."""
+def _together(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Samples a second, and the latency of one query, which is of the whole batch."""
+    if why := found.get("refused"):
+        none = _figures(np.zeros(0), why)
+        return {"streams": 1, "batch": found["batch"], "per_second": None, "latency": none, "invalid": why}
     invoke = np.concatenate([_rows(folder, name)[:, 1] for name in _names(found)])
-    return {"streams": found["streams"], "per_second": _per_second(found), "latency": _figures(invoke)}
+    per_second, latency = _per_second(found), _figures(invoke)
+    names = {name: found[name] for name in ("streams", "batch")}
+    return {**names, "per_second": per_second, "latency": latency, "invalid": None}
+
+
+def _drifted(found: Mapping[str, Any], folder: Path) -> list[str]:
+    """Of each stream whose second half departs from its first."""
+    halves = [stats.drift([_rows(folder, name)[:, 1]]) for name in _names(found)]
+    what = f"{found['batch']} samples a query" if found["batch"] > 1 else f"{len(halves)} streams"
+    return [f"drift with {what}: {one.reason}" for one in halves if one.drifted]
 
 
 def _arrivals(found: Mapping[str, Any], raw: Array) -> dict[str, Any]:

@@ -31,14 +31,16 @@ def curve(comparison: Comparison, index: int) -> dict[str, list[float | None]]:
 
 
 def summary(comparison: Comparison, index: int) -> dict[str, Any]:
-    """{"start", "end": {"p50_s", "p90_s", "p95_s": Figure}, "slower": median at the end / at the start, "curve"}."""
+    """{"start", "end": {"p50_s", "p90_s", "p95_s": Figure}, "slower": median at the end / at the start, "curve",
+    "parts": {"start", "end": [from, to], seconds of the curve}; without them where the run was stopped early}."""
     parts = {name: np.concatenate(_part(comparison, index, name)) for name in ("start", "end")}
     figures = {
         name: {f"p{percent}_s": stats.percentile_figure(samples, percent).to_json() for percent in (50, 90, 95)}
         for name, samples in parts.items()
     }
     slower = float(np.median(parts["end"]) / np.median(parts["start"])) if len(parts["end"]) else None
-    return {**figures, "slower": slower, "curve": curve(comparison, index)}
+    found = curve(comparison, index)
+    return {**figures, "slower": slower, "curve": found, "parts": _bounds(found["seconds"])}
 
 
 def ratio(comparison: Comparison, index: int, against: int, part: str) -> stats.Figure:
@@ -75,10 +77,21 @@ def verdict(found: Mapping[str, Any], budgets: Mapping[str, float]) -> tuple[str
 def _part(comparison: Comparison, index: int, name: str) -> list[Array]:
     """Its blocks; none where start and end would share some: the run was stopped early."""
     blocks = comparison.blocks(index)
-    count = 2 * max(LEAST_ROUNDS, len(blocks) // 2 // PARTS)
-    if 2 * count > len(blocks):
+    count = 2 * _rounds(len(blocks) // 2)
+    if not count:
         return [np.zeros(0)]
     return blocks[:count] if name == "start" else blocks[-count:]
+
+
+def _rounds(count: int) -> int:
+    """Of `count` rounds, those of one part; 0 where there are too few for two."""
+    own = max(LEAST_ROUNDS, count // PARTS)
+    return own if 2 * own <= count else 0
+
+
+def _bounds(seconds: list[Any]) -> dict[str, list[float]]:
+    own = _rounds(len(seconds))
+    return {"start": [0.0, seconds[own - 1]], "end": [seconds[-own - 1], seconds[-1]]} if own else {}
 
 
 def _mean(values: list[float] | None) -> float | None:

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,23 +37,29 @@ settings.load_profile("edgeopt")
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLE = REPOSITORY / "examples" / "smartwatch-activity"
 EDGEOPT = Path(sys.executable).with_name("edgeopt")
+QUICK = [sys.executable, str(Path(__file__).with_name("quick.py"))]  # instead of EDGEOPT: measurements take a moment
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 sys.path.insert(0, str(REPOSITORY / "examples"))
 os.environ["EDGEOPT_SSH_CONFIG"] = "none"  # whatever this machine's user has there
 
-# Two far corners; `make boards` has every server with every transport and account, and every Python.
-WAYS = ("local", "openssh,ssh,root,3.13", "dropbear,paramiko,user,3.8")
+# Each test meets its board on this machine and by one of two far corners, in turn by its name; `make boards` has every
+# server with every transport and account, and every Python.
+CORNERS = ("openssh,ssh,root,3.13", "dropbear,paramiko,user,3.8")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_cli(
-    *arguments: object, cwd: Path | None = None, timeout: float = 600, env: dict[str, str] | None = None
+    *arguments: object,
+    cwd: Path | None = None,
+    timeout: float = 600,
+    env: dict[str, str] | None = None,
+    program: Sequence[str] = (str(EDGEOPT),),
 ) -> subprocess.CompletedProcess[str]:
     """The installed `edgeopt`, as a user runs it."""
     return subprocess.run(
-        [str(EDGEOPT), *map(str, arguments)],
+        [*program, *map(str, arguments)],
         cwd=cwd,
         timeout=timeout,
         env={**os.environ, **(env or {})},
@@ -60,6 +67,11 @@ def run_cli(
         text=True,
         check=False,
     )
+
+
+def run_quick(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    """`run_cli` where no figure matters."""
+    return run_cli(*arguments, **how, program=QUICK)
 
 
 @pytest.fixture
@@ -210,13 +222,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         help="How the fixtures `board` and `session` reach their board: local, or SERVER,TRANSPORT,ACCOUNT,PYTHON, "
         "each one of openssh dropbear, paramiko ssh, root user, 3.8 to 3.13; repeat it for several. "
-        f"Default: {' '.join(WAYS)}",
+        f"Default: local, and one of {' '.join(CORNERS)}",
+    )
+    parser.addoption(
+        "--every-cut", action="store_true", help="Cut the power before every system call; default: before every fourth."
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "way" in metafunc.fixturenames:
-        ways = metafunc.config.getoption("--board") or WAYS
+        corner = CORNERS[zlib.crc32(metafunc.function.__name__.encode()) % len(CORNERS)]
+        ways = metafunc.config.getoption("--board") or ("local", corner)
         metafunc.parametrize("way", ways, indirect=True, scope="session")
 
 

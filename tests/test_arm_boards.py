@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from arm_board import ArmBoard, Unavailable
 from bundle_variants import variant
-from conftest import run_cli
+from conftest import run_cli, run_quick
 from setups import NO_NETWORK, ok, prepared, set_up
 
 from edgeopt import bundle as bundles
@@ -110,7 +110,9 @@ def test_an_aarch64_board_from_bare_to_validated(
         done = set_up("--wheels", folder, env=NO_NETWORK)
         assert done["versions"]["tflite"]["package"] == "ai-edge-litert"
         flash_twice_and_return(releases)
-        judged = run_cli("validate", releases[0].path, "--device", "board", "--allow-undecided", "--json", timeout=900)
+        judged = run_quick(
+            "validate", releases[0].path, "--device", "board", "--allow-undecided", "--json", timeout=900
+        )
         assert judged.returncode in (0, 10), judged.stderr
         document = json.loads(judged.stdout)
         assert document["board"]["serial"] == entry.serial

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EXAMPLE, SMALL, copy_example, run_cli
+from conftest import EXAMPLE, SMALL, copy_example, run_cli, run_quick
 from report_data import run, write
 
 from edgeopt import cost, profile
@@ -144,7 +144,7 @@ def test_review_and_cost_from_run_file_to_board(tmp_path: Path, watch_data: Path
     (tmp_path / "mine.toml").write_text(text + prices)
     project = copy_example(tmp_path / "p", watch_data, **SMALL, metric='"top1"\nconfidence_threshold = 0.8')
     where = ["--root", tmp_path / "board", "--out", tmp_path / "run", "--cache", shared_tmp / "cache"]
-    done = run_cli("optimize", project, "--allow-undecided", "--profile", tmp_path / "mine.toml", *where, "--json")
+    done = run_quick("optimize", project, "--allow-undecided", "--profile", tmp_path / "mine.toml", *where, "--json")
     assert done.returncode == 0, done.stderr
     review = json.loads(done.stdout)["final"]["review"]
     scored = Scored.read(tmp_path / "run" / "samples" / "final.npz")
@@ -159,7 +159,7 @@ def test_review_and_cost_from_run_file_to_board(tmp_path: Path, watch_data: Path
 
     bundle = tmp_path / "run" / "smartwatch-activity.edgeopt"
     assert run_cli("flash", bundle, "--root", tmp_path / "board").returncode == 0
-    judged = run_cli("validate", bundle, "--root", tmp_path / "board", "--allow-undecided", *OPTIONS, "--json")
+    judged = run_quick("validate", bundle, "--root", tmp_path / "board", "--allow-undecided", *OPTIONS, "--json")
     found = json.loads(judged.stdout)
     assert found["final"]["review"] == review
     assert found["final"]["output_error"] == json.loads(done.stdout)["final"]["output_error"]

@@ -97,7 +97,8 @@ def test_a_terminal_shows_a_bar_and_a_running_clock(tmp_path: Path) -> None:
 
     (tmp_path / "model.tflite").write_bytes(dense_tflite())
     leader, follower = pty.openpty()
-    command = [str(EDGEOPT), "bench", str(tmp_path / "model.tflite"), "--random", "--root", str(tmp_path / "board")]
+    command = [str(EDGEOPT), "bench", str(tmp_path / "model.tflite"), "--random", "--no-repeat"]
+    command += ["--root", str(tmp_path / "board")]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     process = subprocess.Popen(command, stderr=follower, stdout=subprocess.DEVNULL, env=environment)
     os.close(follower)

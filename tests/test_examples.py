@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import task_project
-from conftest import REPOSITORY, SHARED_DATA, made_once, run_cli
+from conftest import REPOSITORY, SHARED_DATA, made_once, run_quick
 
 from edgeopt import bundle as bundles
 from edgeopt import lower, model, plan
@@ -133,14 +133,14 @@ def test_digits_from_files_to_a_bundle(few_digits: Callable[..., Path], tmp_path
         tmp_path / "run",
         "--allow-undecided",
     ]
-    first = run_cli("optimize", folder, *where, "--json")
+    first = run_quick("optimize", folder, *where, "--json")
     assert first.returncode == 0, first.stderr
     found = json.loads(first.stdout)
     assert [trial["name"] for trial in found["trials"]] == ["fp32", "int8"]
     assert found["trials"][0]["score"]["drop"] == pytest.approx(0)
     assert found["final"]["n"] == 200
     assert found["final"]["value"] > 0.8
-    second = run_cli("optimize", folder, *where, "--json")
+    second = run_quick("optimize", folder, *where, "--json")
     assert second.returncode == 0, second.stderr
     _require_golden(tmp_path / "run" / "spoken-digits.edgeopt", folder)
     again = json.loads(second.stdout)

@@ -25,16 +25,21 @@ def model(tmp_path: Path) -> Path:
 
 def load(cli: Run, model: Path, *options: str, code: int = 0) -> dict[str, Any]:
     root = model.parent / "root"
-    done = cli("load", str(model), "--seconds", "1", "--root", str(root), "--json", *options)
+    done = cli("load", str(model), "--seconds", "1", "--no-repeat", "--root", str(root), "--json", *options)
     assert done.returncode == code, done.stderr
     return dict(json.loads(done.stdout)) if code == 0 else {"errors": done.stderr}
 
 
 def test_streams_arrivals_and_slow_inputs(cli: Run, model: Path) -> None:
     np.savez(model.parent / "inputs.npz", x=np.random.default_rng(0).normal(size=(120, 512)).astype(np.float32))
-    found = load(cli, model, "--inputs", str(model.parent / "inputs.npz"), "--streams", "2", "--rate", "50")
-    assert [row["streams"] for row in found["streams"]] == [1, 2]
+    inputs = ("--inputs", str(model.parent / "inputs.npz"))
+    found = load(cli, model, *inputs, "--streams", "2", "--batch", "32", "--rate", "50")
+    assert [(row["streams"], row["batch"]) for row in found["streams"]] == [(1, 1), (2, 1)]
     assert all(row["per_second"] > 50 for row in found["streams"])
+    (batch,) = found["batches"]
+    assert (batch["streams"], batch["batch"], batch["invalid"]) == (1, 32, None)
+    assert batch["per_second"] * batch["latency"]["p50_s"]["value"] < 1.1 * 32  # of 32 samples, not of a query
+    assert batch["per_second"] * batch["latency"]["p50_s"]["value"] > 1.1
     (arrivals,) = found["arrivals"]
     assert 20 < arrivals["offered"] < 100  # Poisson with mean 50: outside 8 standard deviations
     assert arrivals["served"] == arrivals["offered"]
@@ -121,3 +126,23 @@ def test_the_screen_shows_every_table(cli: Run, model: Path) -> None:
     assert done.returncode == 0, done.stderr
     for words in ("a second", "arriving", "20.0/s", "random inputs"):
         assert words in done.stdout
+
+
+def test_a_batch_whose_rows_depend_on_each_other_is_refused(cli: Run, tmp_path: Path) -> None:
+    """What such a model does with several samples is not what it does with one; its throughput would mean nothing."""
+    from onnx import TensorProto, helper
+
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    asked = ["--random", "--batch", "3", "--streams", "1", "--rate", "20", "--seconds", "1", "--no-repeat"]
+    done = cli("load", tmp_path / "model.onnx", *asked, "--root", tmp_path / "root")
+    assert done.returncode == 0, done.stderr
+    assert "3 samples a query: output 'y' [3, 4] of 3 samples a query is not one row for each" in " ".join(
+        done.stdout.split()
+    )

@@ -178,7 +178,7 @@ def test_bench_command_continues_a_cut_upload_at_its_byte(ssh_board: SshBoard, t
     recorded = tmp_path / "recorded"
     recorded.mkdir()
     options = [*ssh_board.options, "--board-python", recording_python(recorded), "--transport", transport]
-    command = start_cli("bench", model, "--random", "--json", *options)
+    command = start_cli("bench", model, "--random", "--no-repeat", "--json", *options)
     where = cut_in_mid_upload(ssh_board, model.read_bytes())
     document, stderr = finish(command)
     assert "link lost" in stderr

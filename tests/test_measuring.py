@@ -300,8 +300,14 @@ def short_cli(folder: Path, *arguments: object, before: tuple[object, ...] = ())
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("options", "jobs"), [((), 2), (("--no-repeat",), 1)])
-def test_bench_repeats_by_default_and_marks_what_throttled(options: tuple[str, ...], jobs: int, tmp_path: Path) -> None:
+LOAD = ("load", "--seconds", "1", "--streams", "1", "--rate", "20")
+
+
+@pytest.mark.parametrize(
+    ("command", "jobs"),
+    [(("bench",), 2), (("bench", "--no-repeat"), 1), (LOAD, 4), ((*LOAD, "--no-repeat"), 2)],
+)
+def test_what_throttled_is_repeated_by_default_and_marked(command: tuple[str, ...], jobs: int, tmp_path: Path) -> None:
     """A cooling device that holds the processor back, where the kernel shows it (Documentation/driver-api/thermal)."""
     require_namespace()
     device = tmp_path / "class" / "thermal" / "cooling_device0"
@@ -310,10 +316,15 @@ def test_bench_repeats_by_default_and_marks_what_throttled(options: tuple[str, .
     (device / "cur_state").write_text("2\n")
     (tmp_path / "model.tflite").write_bytes(dense_tflite())
     before = ("unshare", "--mount", "sh", "-c", WITH_TREE, "sh", tmp_path / "class")
-    asked = ["bench", "model.tflite", "--random", *options, "--root", tmp_path / "root"]
-    (result,) = short_cli(tmp_path, *asked, before=before)["results"]
-    assert "the board throttled (cooling device cpufreq-cpu0 2)" in result["marks"]
-    assert len(list((tmp_path / "root" / "jobs").glob("bench-*"))) == jobs
+    asked = [*command, "model.tflite", "--random", "--root", tmp_path / "root"]
+    found = short_cli(tmp_path, *asked, before=before)
+    throttled = "the board throttled (cooling device cpufreq-cpu0 2)"
+    if command[0] == "bench":
+        assert throttled in found["results"][0]["marks"]
+    else:
+        assert throttled in found["marks"]
+        assert found["conditions"]["repeated"] == (throttled if jobs == 4 else None)
+    assert len(list((tmp_path / "root" / "jobs").glob(f"{command[0]}-*"))) == jobs
 
 
 # Energy: what the board does when, and what sampling costs

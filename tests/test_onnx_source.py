@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_cli
+from conftest import run_quick
 
 from edgeopt import bundle as bundles
 
@@ -83,7 +83,7 @@ def test_an_onnx_file_becomes_a_release(project: Path, tmp_path: Path, runtime: 
     (project / "edgeopt.toml").write_text(RUN_FILE.format(runtime=asked))
     where = ["--root", tmp_path / "board"]
     run = ["--cache", tmp_path / "cache", "--out", tmp_path / "run", "--json", "--allow-undecided"]
-    done = run_cli("optimize", project, *where, *run)
+    done = run_quick("optimize", project, *where, *run)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["plan"]["runtime"] == runtime
@@ -104,13 +104,13 @@ def test_an_onnx_file_becomes_a_release(project: Path, tmp_path: Path, runtime: 
     bundle = tmp_path / "run" / "small.edgeopt"
     manifest = bundles.read(bundle).manifest
     assert manifest.artifact.runtime == runtime
-    flashed = run_cli("flash", bundle, *where)
+    flashed = run_quick("flash", bundle, *where)
     assert flashed.returncode == 0, flashed.stderr
     release = tmp_path / "board" / "current" / "release"
     assert {path.name for path in release.iterdir()} >= set(manifest.files)
-    judged = run_cli("validate", bundle, *where, "--json", "--allow-undecided")
+    judged = run_quick("validate", bundle, *where, "--json", "--allow-undecided")
     assert judged.returncode == 0, judged.stderr
-    back = run_cli("bench", bundle, *where, "--json")
+    back = run_quick("bench", bundle, *where, "--json")
     assert back.returncode == 0, back.stderr
 
 
@@ -118,12 +118,12 @@ def test_a_changed_weight_is_another_model(project: Path, tmp_path: Path) -> Non
     """The weights are in a second file, which no trace of Python code sees being read."""
     (project / "edgeopt.toml").write_text(RUN_FILE.format(runtime="").replace(', "int8", "threads"', ""))
     run = ["--root", tmp_path / "board", "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--allow-undecided"]
-    assert run_cli("optimize", project, *run).returncode == 0
-    again = run_cli("optimize", project, *run)
+    assert run_quick("optimize", project, *run).returncode == 0
+    again = run_quick("optimize", project, *run)
     assert "converting" not in again.stderr
     data = bytearray((project / "small.data").read_bytes())
     data[3] ^= 0x80  # the sign of the first weight
     (project / "small.data").write_bytes(data)
-    other = run_cli("optimize", project, *run)
+    other = run_quick("optimize", project, *run)
     assert other.returncode == 0, other.stderr
     assert "converting to OpenVINO" in other.stderr

@@ -6,12 +6,11 @@ import hashlib
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EDGEOPT, SMALL, copy_example, run_cli
+from conftest import QUICK, SMALL, copy_example, run_cli, run_quick
 
 from edgeopt import bundle as bundles
 
@@ -34,7 +33,7 @@ python = "python3"
 
 def optimize(project: Path, tmp: Path, *more: object) -> subprocess.CompletedProcess[str]:
     where = ["--root", tmp / "board", "--cache", tmp / "cache", "--out", tmp / "run"]
-    return run_cli("optimize", project, "--allow-undecided", *where, *more)
+    return run_quick("optimize", project, "--allow-undecided", *where, *more)
 
 
 def test_budgets_lead_to_different_artifacts(tmp_path: Path, watch_data: Path) -> None:
@@ -113,7 +112,7 @@ def test_a_full_cache_hit_loads_no_framework(watch_folder: Path, tmp_path: Path)
     assert first.returncode == 0, first.stderr
     assert "converting to TFLite" in first.stderr
     where = ["--root", tmp_path / "board", "--cache", tmp_path / "cache", "--out", tmp_path / "run"]
-    command = [sys.executable, "-X", "importtime", EDGEOPT, "optimize", watch_folder, "--allow-undecided", *where]
+    command = [QUICK[0], "-X", "importtime", QUICK[1], "optimize", watch_folder, "--allow-undecided", *where]
     again = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
     imported = {line.rsplit("|", 1)[1].strip() for line in again.stderr.splitlines() if line.startswith("import time:")}
@@ -147,7 +146,7 @@ def test_after_ctrl_c_no_finished_work_is_repeated(watch_folder: Path, tmp_path:
     larger = run_file.read_text().replace("count = 300", "count = 1100")  # the last stage is to be caught at work
     run_file.write_text(larger)
     where = ["--root", tmp_path / "board", "--cache", tmp_path / "cache", "--out", tmp_path / "run"]
-    command = list(map(str, [EDGEOPT, "optimize", watch_folder, "--allow-undecided", *where]))
+    command = list(map(str, [*QUICK, "optimize", watch_folder, "--allow-undecided", *where]))
     seen: list[str] = []
     for number, stage in enumerate(STAGES):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import placement_models as models
 import pytest
-from conftest import run_cli
+from conftest import run_quick
 from edgeopt_agent import runtimes
 
 from edgeopt import placement
@@ -46,7 +46,7 @@ def tflite(folder: Path, scheme: str) -> Path:
 
 
 def bench(folder: Path, model: Path, *more: object) -> Any:
-    return run_cli("bench", model, "--random", "--root", folder / "board", *more, "--json")
+    return run_quick("bench", model, "--random", "--root", folder / "board", *more, "--json")
 
 
 @pytest.mark.parametrize("runtime", MADE)
@@ -135,7 +135,7 @@ def test_operators_that_a_delegate_refuses_are_an_error_with_their_names(tmp_pat
     assert some.returncode == 6, some.stderr
     assert "4 of 9 operators" in some.stderr
     asked = ["--option", f"delegate={delegate}", "--allow-fallback", "any", "--operators"]
-    allowed = run_cli("bench", model, "--random", "--root", tmp_path / "board", *asked)
+    allowed = run_quick("bench", model, "--random", "--root", tmp_path / "board", *asked)
     assert allowed.returncode == 0, allowed.stderr
     assert "XNNPACK 8, CPU 1 (CUMSUM, 0.0 % of the MACs)" in allowed.stdout
     assert "this runtime times no operator; conversions: 2 QUANTIZE, 2 DEQUANTIZE" in allowed.stdout

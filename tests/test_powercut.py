@@ -1,4 +1,7 @@
-"""The power is cut before every single system call with which a flash changes the board; the board must not care."""
+"""The power is cut before the system calls with which a flash changes the board; the board must not care.
+
+Before every fourth call, or with --every-cut (`make boards`) before every single one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,6 +156,12 @@ def check_every_cut(
             raise AssertionError(f"{at}: {error}") from error
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "share" in metafunc.fixturenames:
+        own = zlib.crc32(metafunc.function.__name__.encode()) % SHARES
+        metafunc.parametrize("share", range(SHARES) if metafunc.config.getoption("--every-cut") else [own])
+
+
 def may_be_fewer(label: str, nth: int) -> bool:
     """What comes through a pipe is written in as many pieces as it happens to arrive in."""
     return label.startswith("write agent/") and nth > 1
@@ -179,7 +189,6 @@ def used_board(scratch: Path, versions: list[bundles.Bundle]) -> Board:
     return board
 
 
-@pytest.mark.parametrize("share", range(SHARES))
 def test_a_flash_cut_anywhere_leaves_the_old_or_the_new_release(
     used_board: Board, versions: list[bundles.Bundle], share: int, record_property: Any
 ) -> None:
@@ -195,7 +204,6 @@ def test_a_flash_cut_anywhere_leaves_the_old_or_the_new_release(
     check_every_cut(used_board, command, share, [(old, before), (new, old)], flash_again, record_property)
 
 
-@pytest.mark.parametrize("share", range(SHARES))
 def test_a_rollback_on_the_board_cut_anywhere_leaves_one_of_the_two(
     used_board: Board, versions: list[bundles.Bundle], share: int, record_property: Any
 ) -> None:
@@ -213,7 +221,6 @@ def test_a_rollback_on_the_board_cut_anywhere_leaves_one_of_the_two(
     check_every_cut(used_board, command, share, [(now, before), (before, oldest)], flash_next, record_property)
 
 
-@pytest.mark.parametrize("share", range(SHARES))
 def test_a_first_flash_cut_anywhere_leaves_nothing_or_the_whole(
     scratch: Path, versions: list[bundles.Bundle], share: int, record_property: Any
 ) -> None:

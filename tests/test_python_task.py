@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import run_cli
+from conftest import run_quick
 
 from edgeopt import bundle as bundles
 
@@ -66,7 +66,7 @@ def test_a_task_that_scores_in_python(tmp_path: Path) -> None:
     for name, text in (("picture_model.py", MODEL), ("picture_task.py", TASK), ("edgeopt.toml", RUN_FILE)):
         (project / name).write_text(text)
     root = ["--root", tmp_path / "board"]
-    done = run_cli("optimize", project, *root, "--out", tmp_path / "run", "--cache", tmp_path / "cache", "--json")
+    done = run_quick("optimize", project, *root, "--out", tmp_path / "run", "--cache", tmp_path / "cache", "--json")
     assert done.returncode == 0, done.stderr
     run = json.loads(done.stdout)
     fp32, _int8 = run["trials"]
@@ -79,11 +79,11 @@ def test_a_task_that_scores_in_python(tmp_path: Path) -> None:
     manifest = bundles.read(bundle).manifest
     assert [step["op"] for step in manifest.artifact.preprocess[0]] == ["scale", "transpose"]
     assert manifest.health.least_correct is None
-    assert run_cli("flash", bundle, *root).returncode == 0
-    refused = run_cli("validate", bundle, *root)
+    assert run_quick("flash", bundle, *root).returncode == 0
+    refused = run_quick("validate", bundle, *root)
     assert refused.returncode == 2
     assert "--run-file" in refused.stderr
-    validated = run_cli("validate", bundle, *root, "--run-file", project, "--json")
+    validated = run_quick("validate", bundle, *root, "--run-file", project, "--json")
     assert validated.returncode == 0, validated.stderr
     found = json.loads(validated.stdout)
     assert found["final"]["value"] == run["final"]["value"]

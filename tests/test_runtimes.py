@@ -24,11 +24,11 @@ RECORDED = Path(__file__).parent / "recorded"
 ALL_RUNTIMES = sorted(module.name for module in pkgutil.iter_modules(runtimes.__path__))
 
 
-def onnx_model() -> bytes:
+def onnx_model(batch: int | str = 1) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     weights = numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(4, 3) - 5, "w")
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n]) for name, n in (("x", 4), ("y", 3))]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, n]) for name, n in (("x", 4), ("y", 3))]
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ports[:1], ports[1:], [weights])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return made.SerializeToString()
@@ -101,6 +101,31 @@ def test_a_runtime_keeps_the_contract(name: str, tmp_path: Path) -> None:
     assert executed["ops"]
     assert executed["macs"] is None or list(executed["macs"].values()) == [12]
     json.dumps([executed, session.inputs, session.outputs], allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ALL_RUNTIMES)
+def test_a_runtime_answers_several_samples_at_once_as_it_answers_each(name: str, tmp_path: Path) -> None:
+    adapter = runtimes.load(name)
+    if adapter.available() is None:
+        pytest.skip("nothing to load with")
+    path = written(name, tmp_path)
+    if name == "onnxruntime":
+        with pytest.raises(wire.RemoteError, match=r"input 'x' \[1, 4\] has no free batch axis"):
+            adapter.load(str(path), 1, {}, 3)
+        path.write_bytes(onnx_model("n"))
+    given = np.arange(12, dtype=np.float32).reshape(3, 4)
+    answers = []
+    for batch in (1, 3):
+        session = adapter.load(str(path), 1, {}, batch)
+        assert [tensor["shape"][1:] for tensor in session.inputs] == [[4]]
+        assert batch == 1 or session.inputs[0]["shape"][0] == 3
+        rows = []
+        for first in range(0, 3, batch):
+            session.set_inputs([given[first : first + batch]])
+            session.invoke()
+            rows.append(session.get_outputs()[0])
+        answers.append(np.concatenate(rows))
+    np.testing.assert_allclose(answers[1], answers[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL_RUNTIMES)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from board_folder import tree
 from boards import board_python, dense_bundle, dense_tflite, pyenv_python
-from conftest import run_cli
+from conftest import run_cli, run_quick
 from edgeopt_agent import environment
 from edgeopt_agent.wire import RemoteError
 from loopback_board import LoopbackBoard
@@ -78,7 +78,7 @@ def test_a_bare_board_gets_what_its_python_can_use(
     root = add(version)
     model = tmp_path / "dense.tflite"
     model.write_bytes(dense_tflite())
-    before = run_cli("bench", model, "--random", "--device", "board")
+    before = run_quick("bench", model, "--random", "--device", "board")
     assert before.returncode == 4
     assert "not installed" in before.stderr
     done = set_up("--wheels", wheels(version), env=NO_NETWORK)
@@ -86,7 +86,7 @@ def test_a_bare_board_gets_what_its_python_can_use(
     assert done["python"] == registry.get("board").python == f"{root}/python/current/bin/python3"
     assert done["board"]["name"] == "board"
     assert not [path for path in (root / "store").iterdir() if path.suffix != ".lock"], "unpacked wheels take no room"
-    ok(run_cli("bench", model, "--random", "--device", "board"))
+    ok(run_quick("bench", model, "--random", "--device", "board"))
 
     state = tree(root)
     entry = registry.get("board")

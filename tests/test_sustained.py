@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,9 +17,12 @@ from boards import dense_tflite
 from conftest import EDGEOPT, Run
 from hypothesis import given
 from hypothesis import strategies as st
+from report_browser import PAINTED, Addresses, browsing
+from rich.console import Console
 
 from edgeopt import sustained
 from edgeopt.measure import Comparison
+from edgeopt.report import measured, sustained_page
 
 WITH_TREE = 'mount --bind "$1" /sys/devices/system/cpu && shift && exec "$@"'
 Done = subprocess.CompletedProcess[str]
@@ -89,6 +93,46 @@ def test_a_curve_has_a_point_for_every_round(rounds: list[float]) -> None:
     assert curve["frequency_hz"][0] == pytest.approx(1e9 / 2)
 
 
+def document(**changes: Any) -> dict[str, Any]:
+    """What a sustained `compare --json` prints, as far as its page needs it."""
+    found = made([0.01] * 18 + [0.03] * 18, [0.02] * 36)
+    results = [
+        {"name": name, "marks": [], "sustained": sustained.summary(found, index)}
+        for index, name in enumerate(("small.tflite", "<b>large</b>.tflite"))
+    ]
+    ratios = {f"ratio_{part}": sustained.ratio(found, 1, 0, part).to_json() for part in ("start", "end")}
+    board = {"model": "a board", "hostname": "b", "cpu_model": "its CPU"}
+    return {"device": "local", "board": board, "results": results, **ratios, **changes}
+
+
+def test_start_and_end_are_told_where_they_lie() -> None:
+    parts = sustained.summary(made([0.01] * 36, [0.02] * 36), 0)["parts"]
+    assert parts == {"start": [0.0, 6.0], "end": [30.0, 36.0]}
+    assert sustained.summary(made([0.01] * 11, [0.02] * 11), 0)["parts"] == {}
+
+
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    out = sustained_page.write(document(), tmp_path / "page.html")
+    assert set(Addresses.of(out.read_text(encoding="utf-8")).found) <= {"data:,"}
+    with browsing(tmp_path) as browser:
+        browser.open(out, 1280, "light")
+        plots = browser.run(PAINTED)
+        assert browser.log() == []
+        assert [plot["id"] for plot in plots] == ["latency", "temperature", "clock"]
+        assert all(plot["inked"] > 0.02 for plot in plots)
+        said = browser.run("return document.querySelector('main').innerText")
+    for words in ("At the end: <b>large</b>.tflite takes 0.67×", "3.00×", "10.0 ms", "30.0 ms"):
+        assert words in said, words
+
+
+def test_a_page_without_readings_says_so(tmp_path: Path) -> None:
+    shown = document()
+    for result in shown["results"]:
+        result["sustained"]["curve"]["frequency_hz"] = [None] * 36
+    text = sustained_page.write(shown, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("This board does not tell it.") == 1
+
+
 def cpufreq(tree: Path, khz: int) -> None:
     """As the kernel's Documentation/admin-guide/pm/cpufreq.rst names the files; two CPUs."""
     for cpu in (0, 1):
@@ -145,6 +189,30 @@ def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: P
     assert (clock[0], clock[-1]) == (1.5e9, 0.6e9)
     assert [mark for mark in result["marks"] if "frequency cap changed between 1500 and 600 MHz" in mark]
     assert [mark for mark in result["marks"] if "second half is slower" in mark]
+
+
+@pytest.mark.alone
+@pytest.mark.usefixtures("own_tree")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one model keeps a CPU, the other loses its own")
+def test_the_model_that_was_quicker_at_the_start_loses_at_the_end(tmp_path: Path) -> None:
+    """The first model has two thirds of the other's work, and loses most of its CPU half-way. Six rounds an end: one of
+    them that comes too late for the change widens the interval, so the medians are asked for."""
+    small, large = tmp_path / "small.tflite", tmp_path / "large.tflite"
+    small.write_bytes(dense_tflite(4096, 4096))
+    large.write_bytes(dense_tflite(4096, 6144))
+    options = ["compare", str(small), str(large), "--random", "--mode", "sustained", "--minutes", "0.6"]
+    done = slowed_half_way(tmp_path, options, [{0}, {1}])
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    start, end = document["ratio_start"], document["ratio_end"]  # the large one's latency over the small one's
+    assert start["value"] > 1.1, (start, end)
+    assert end["value"] < 0.8, (start, end)
+    shown = io.StringIO()
+    measured.render_bench(document, Console(file=shown, width=200))
+    told = [line.split(":")[0] for line in shown.getvalue().splitlines() if line.startswith("at the ")]
+    assert told[-1] == "at the end"  # what is said last
+    clocks = [result["sustained"]["curve"]["frequency_hz"] for result in document["results"]]
+    assert [(clock[0], clock[-1]) for clock in clocks] == [(1.5e9, 0.6e9)] * 2
 
 
 def wait_for_round(root: Path, number: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import task_project
-from conftest import run_cli
+from conftest import run_quick
 
 from edgeopt import decode, lower, plan
 from edgeopt.cache import Cache
@@ -114,7 +114,7 @@ def test_the_cache_knows_texts_and_vocabulary(project: Path) -> None:
 )
 def test_prepares_that_are_refused(project: Path, prepare: str, said: str) -> None:
     task_project.write(project, TASK, prepare)
-    done = run_cli("optimize", project, "--show-plan")
+    done = run_quick("optimize", project, "--show-plan")
     assert done.returncode == 2, done.stderr
     assert said in " ".join(done.stderr.split())
 
@@ -195,7 +195,7 @@ def test_a_text_model_goes_through_the_ladder(project: Path, runtime: str) -> No
     text = text.replace('rungs = ["fp32"]', f'rungs = ["fp32", "int8"]\nruntime = "{runtime}"')
     (project / "edgeopt.toml").write_text(text.replace("floor_drop = 0.02", "floor_drop = 0.9"))
     where = ["--root", project / "board", "--cache", project / "cache", "--out", project / "run"]
-    done = run_cli("optimize", project, *where, "--allow-undecided", "--json")
+    done = run_quick("optimize", project, *where, "--allow-undecided", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {trial["name"] for trial in found["trials"]} >= {"fp32", "int8"}

@@ -15,7 +15,7 @@ import model_files
 import numpy as np
 import pytest
 from board_folder import tree
-from conftest import run_cli
+from conftest import run_cli, run_quick
 
 from edgeopt import artifact, lower, profile, stats
 from edgeopt import bundle as bundles
@@ -400,7 +400,7 @@ def test_a_bundle_that_was_tried_on_a_board_is_validated_and_rolled_back(project
     for name in ("older.edgeopt", "net.edgeopt"):
         flashed = run_cli("flash", project / name, *board)
         assert flashed.returncode == 0, flashed.stderr
-    judged = run_cli("validate", project / "net.edgeopt", *board, "--allow-undecided")
+    judged = run_quick("validate", project / "net.edgeopt", *board, "--allow-undecided")
     assert judged.returncode == 0, judged.stderr
     assert re.search(r"recorded when it was bundled +90\.0 %", judged.stdout)
     assert re.search(r"same answer as recorded then +100\.0 %", judged.stdout)
@@ -438,7 +438,7 @@ def test_validate_tells_the_loss_against_the_model_that_it_was_made_from(project
     assert lineage["sha256"] == hashlib.sha256((project / "net.onnx").read_bytes()).hexdigest()
     flashed = run_cli("flash", project / "q.edgeopt", *board)
     assert flashed.returncode == 0, flashed.stderr
-    judged = run_cli("validate", project / "q.edgeopt", *board, "--json")
+    judged = run_quick("validate", project / "q.edgeopt", *board, "--json")
     assert judged.returncode == 10, judged.stderr
     found = json.loads(judged.stdout)
     assert found["reference"] == {"kind": "source", "file": "net.onnx"}
@@ -499,7 +499,7 @@ def test_fewer_samples_than_needed_would_show_nothing(scores: np.ndarray) -> Non
 def test_what_a_boards_runtime_cannot_take_is_said_before_anything_is_sent(tmp_path: Path) -> None:
     model = model_files.tflite(tmp_path / "flex.tflite", custom="FlexErf")
     root = tmp_path / "board"
-    done = run_cli("bench", model, "--random", "--root", root)
+    done = run_quick("bench", model, "--random", "--root", root)
     assert done.returncode == 6, done.stderr
     assert "operator 'FlexErf'" in done.stderr
     assert f"{model}: ai-edge-litert" in done.stderr
@@ -512,7 +512,7 @@ def test_what_a_boards_runtime_cannot_take_is_said_before_anything_is_sent(tmp_p
     assert done.returncode == 6, done.stderr
     assert not (tmp_path / "g.edgeopt").exists()
     free = model_files.conv_onnx(tmp_path / "free.onnx", shape=(1, 3, "h", 8))
-    done = run_cli("bench", free, "--random", "--root", root)
+    done = run_quick("bench", free, "--random", "--root", root)
     assert done.returncode == 2, done.stderr
     assert "input 'image' float32 [1, 3, ?, 8] has sizes that are free" in done.stderr
     assert not list((root / "store").glob("*"))

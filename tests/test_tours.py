@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from boards import dense_tflite
-from conftest import EDGEOPT, REPOSITORY
+from conftest import QUICK, REPOSITORY
 from loopback_board import LoopbackBoard
 
 EXAMPLES = REPOSITORY / "examples"
@@ -39,7 +40,11 @@ def blocks(name: str) -> list[tuple[str, str]]:
 def walk(name: str, folder: Path, env: dict[str, str], stands_for: dict[str, str] | None = None) -> str:
     """Runs a tour in `folder`; what its commands printed. Every line must end with exit code 0."""
     said = []
-    environment = {**os.environ, **env, "PATH": f"{EDGEOPT.parent}:{os.environ['PATH']}"}
+    quick = folder / "quick" / "edgeopt"
+    quick.parent.mkdir()
+    quick.write_text(f'#!/bin/sh\nexec {shlex.join(QUICK)} "$@"\n')
+    quick.chmod(0o755)
+    environment = {**os.environ, **env, "PATH": f"{quick.parent}:{os.environ['PATH']}"}
     for language, text in blocks(name):
         for words, own in (stands_for or {}).items():
             text = text.replace(words, own)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from board_folder import Answer, Board, Way
 from bundle_variants import changed_arrays, variant
-from conftest import made_once, run_cli
+from conftest import made_once, run_cli, run_quick
 from loopback_board import LoopbackBoard
 
 from edgeopt import bundle as bundles
@@ -19,7 +19,7 @@ from edgeopt.device import registry
 
 
 def validate(board: Board, bundle: bundles.Bundle, *options: str) -> Answer:
-    return run_cli("validate", bundle.path, *board.where, *options)
+    return run_quick("validate", bundle.path, *board.where, *options)
 
 
 def few_samples(data: bytes) -> bytes:

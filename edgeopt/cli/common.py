@@ -31,12 +31,15 @@ undecided_option = click.option(
 )
 
 
+no_repeat_option = click.option(
+    "--no-repeat", is_flag=True, help="Do not measure again, after a pause, what drifted or throttled."
+)
+
+
 def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--mode, --minutes and --no-repeat."""
     for option in (
-        click.option(
-            "--no-repeat", is_flag=True, help="Do not measure again, after a pause, what drifted or throttled."
-        ),
+        no_repeat_option,
         click.option(
             "--minutes", type=click.FloatRange(0.1, 480), default=30.0, show_default=True, help="Of --mode sustained."
         ),

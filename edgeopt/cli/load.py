@@ -1,7 +1,8 @@
-"""edgeopt load: throughput, latency under random arrivals, slow inputs."""
+"""edgeopt load: throughput by streams and batches, latency under random arrivals, slow inputs."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import click
 from ..errors import ConfigError
 from .bench import input_options, place
 from .bench import load as load_inputs
-from .common import Where, device_options, json_option, power_mode_options, print_json
+from .common import Where, device_options, json_option, no_repeat_option, power_mode_options, print_json
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 
-MOST_STREAMS = 64
+MOST_STREAMS, MOST_BATCH = 64, 4096
 
 
 @click.command(short_help="Throughput, latency under random arrivals, slow inputs.")
@@ -27,6 +28,13 @@ MOST_STREAMS = 64
     help="So many copies of the model at once; repeat it for several. One is always measured.  [default: 1, cores]",
 )
 @click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(2, MOST_BATCH),
+    multiple=True,
+    help="So many samples a query, one copy of the model; repeat it for several. Of one sample it is always measured.",
+)
+@click.option(
     "--rate",
     "rates",
     type=click.FloatRange(min=0, min_open=True),
@@ -36,6 +44,7 @@ MOST_STREAMS = 64
 @click.option(
     "--seconds", type=click.FloatRange(1, 3600), default=10.0, show_default=True, help="Length of each measurement."
 )
+@no_repeat_option
 @device_options
 @power_mode_options
 @input_options
@@ -44,8 +53,10 @@ MOST_STREAMS = 64
 def load(
     model: Path,
     streams: tuple[int, ...],
+    batches: tuple[int, ...],
     rates: tuple[float, ...],
     seconds: float,
+    no_repeat: bool,
     where: Where,
     power_mode: dict[str, Any],
     inputs: Path | None,
@@ -55,28 +66,28 @@ def load(
     keep: Keep,
     as_json: bool,
 ) -> int:
-    """MODEL (a bundle or a model file) under load: how many queries a second, how late the answers come when queries
+    """MODEL (a bundle or a model file) under load: how many samples a second, how late the answers come when queries
     arrive at random times, and how much slower the slowest 1 % of real inputs are.
 
     \b
     Example:
-      edgeopt load model.tflite --inputs real.npz --rate 20 --rate 40 --device ssh://pi@raspberrypi
+      edgeopt load model.tflite --inputs real.npz --batch 8 --rate 20 --rate 40 --device ssh://pi@raspberrypi
     """
     from .. import load as job
     from .. import measure, placement
 
-    if len(set(rates)) < len(rates) or len(set(streams)) < len(streams):
-        raise ConfigError("--rate and --streams: each value once")
+    if any(len(set(values)) < len(values) for values in (rates, streams, batches)):
+        raise ConfigError("--rate, --streams and --batch: each value once")
     if keep.stop:
         ended = stopped(keep, where, place([model]))
         print_json(ended) if as_json else click.echo(stop_words(ended))
         return 0
-    asked = {"model": str(model), "streams": list(streams), "rates": list(rates), "seconds": seconds, "seed": seed}
-    expected_s = 3 * seconds * ((len(streams) or 2) + (len(rates) or 2))
+    wanted = job.Asked(list(streams), list(batches), list(rates), seconds, seed)
+    asked = {"model": str(model), **dataclasses.asdict(wanted), "no_repeat": no_repeat}
     with (
         tempfile.TemporaryDirectory(prefix="edgeopt-load-") as text,
         Display(f"{model.name} on {where.device}") as show,
-        keeping(keep, "load", asked, expected_s, show) as kept,
+        keeping(keep, "load", asked, wanted.timed_s(), show) as kept,
     ):
         (artifact,), shards = load_inputs([model], inputs, use_random, threads, Path(text), where)
         session, python = where.open(show, *place([model]))
@@ -87,8 +98,12 @@ def load(
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address, model if model.suffix == ".edgeopt" else None)
             placement.checked(session, artifact, shards, placement.Demand(), wanted=False)
-            wanted = streams or (min(MOST_STREAMS, facts["cores_allowed"]),)
-            job.measured(session, artifact, shards, wanted, rates, seconds, seed, kept.samples, power_mode)
+            if not streams:
+                wanted = dataclasses.replace(wanted, streams=[min(MOST_STREAMS, facts["cores_allowed"])])
+            if no_repeat:
+                job.measured(session, artifact, shards, wanted, kept.samples, power_mode)
+            else:
+                job.settled(session, artifact, shards, wanted, kept.samples, show.event, power_mode)
             board = {**facts, **where.board(session)}
         names = {"name": artifact.name, "runtime": artifact.runtime, "threads": artifact.threads}
         document = kept.document({"device": session.address, "board": board, **names, "random_inputs": not shards})

@@ -44,11 +44,11 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
         if "sustained" in result:
             curves.render(result, console)
     if "ratio_end" in document:
-        start, end = (_compared(document["results"], document[f"ratio_{part}"]) for part in ("start", "end"))
+        start, end = (compared(document["results"], document[f"ratio_{part}"]) for part in ("start", "end"))
         console.print(Text(f"at the start: {start}"))
         console.print(Text(f"at the end: {end}", "bold"))
     elif "ratio" in document:
-        console.print(Text(_compared(document["results"], document["ratio"]), "bold"))
+        console.print(Text(compared(document["results"], document["ratio"]), "bold"))
     if verdict := document.get("verdict"):
         console.print(Text(f" {verdict.upper()} ", f"bold reverse {COLOURS[verdict]}"), end=" ")
     for reason in document.get("reasons") or []:
@@ -109,7 +109,7 @@ def _power_mode(mode: dict[str, Any]) -> str:
     return ", ".join(rest + told)
 
 
-def _compared(results: list[dict[str, Any]], ratio: dict[str, Any]) -> str:
+def compared(results: list[dict[str, Any]], ratio: dict[str, Any]) -> str:
     """The ratio of medians as a sentence: a bare "2.19×" was read as a gain."""
     first, second = (units.text(result["name"], 40) for result in results)
     if first == second:

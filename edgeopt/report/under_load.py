@@ -15,18 +15,24 @@ NAMED = 10  # slow inputs
 
 
 def render(document: dict[str, Any], console: Console) -> None:
-    """Throughput by streams, latency by arrival rate, the slowest inputs, and the marks."""
+    """Throughput by streams and batches, latency by arrival rate, the slowest inputs, and the marks."""
     board = document["board"]
     place = units.text(board["model"] or board["hostname"])
     console.print(Text(f"{place}, {units.text(board['cpu_model'])}, at {document['device']}", "bold"))
     console.print(Text(f"{units.text(document['name'], 60)}, {units.count(document['threads'])} threads a stream"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("streams", "a second", "p50", "p90", "p99"):
+    for title in ("streams", "batch", "a second", "p50", "p90", "p99"):
         table.add_column(title, justify="right")
-    for row in document["streams"]:
-        table.add_row(units.count(row["streams"]), f"{row['per_second']:.1f}", *_latency(row["latency"]))
-    console.print(Text("copies at once, each asked again as soon as it has answered"))
+    together = document["streams"] + document["batches"]
+    for row in together:
+        if not row["invalid"]:
+            numbers = units.count(row["streams"]), units.count(row["batch"]), f"{row['per_second']:.1f}"
+            table.add_row(*numbers, *_latency(row["latency"]))
+    console.print(Text("copies at once, each asked again as soon as it has answered, with so many samples a query"))
     console.print(table)
+    for row in together:
+        if row["invalid"]:
+            console.print(Text(f"{row['batch']} samples a query: {units.text(row['invalid'])}", "yellow"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("arriving", "busy", "p50", "p90", "p99", "of it waiting"):
         table.add_column(title, justify="right")
@@ -43,6 +49,8 @@ def render(document: dict[str, Any], console: Console) -> None:
     if corners := document["corner_inputs"]:
         told = ", ".join(f"{units.text(name)} {ratio:.2f}×" for name, ratio in corners.items())
         console.print(Text(f"corner inputs, to the median of the real ones: {told}"))
+    if document["conditions"]["repeated"]:
+        console.print(Text(f"measured again: {units.text(document['conditions']['repeated'])}"))
     for mark in document["marks"]:
         console.print(Text(f"marked: {units.text(mark)}", "yellow"))
 

@@ -1,7 +1,8 @@
 """`make bench`: edgeopt's latency against other tools, same file, same threads, in turns (A B B A).
 
 Referees: of the median litert-benchmark, and benchmark_app -api sync, one stream, with precision and threads pinned; of
-p90 MLPerf's LoadGen, single stream (`pip install mlcommons-loadgen`; left out where it is not installed). Ratios from
+p90 MLPerf's LoadGen, single stream (`pip install mlcommons-loadgen`; left out where it is not installed), in runs of
+its own and, as neighbours move single runs, of the same queries as edgeopt's clock and percentile. Ratios from
 paired runs on one machine; an absolute time means little here. litert-benchmark rounds to 0.01 ms, so only models of
 5 ms and more are judged. Run it on an idle machine: neighbours on a shared host move single runs by a third.
 """
@@ -26,6 +27,7 @@ BIN = Path(sys.executable).parent
 RUNS = 400
 SECONDS = 4
 SHORTEST_S = 0.005
+SAME = "loadgen-same-queries"
 
 
 def ours(model: Path, threads: int, root: Path, figure: str) -> float:
@@ -53,11 +55,16 @@ def benchmark_app(model: Path, threads: int, folder: Path) -> float:
     return float(found["execution_results"]["latency (ms)"]) / 1000
 
 
-def loadgen(model: Path, threads: int, folder: Path) -> float:
-    """p90 of MLPerf's single stream; its queries are the invoke alone, the input lies there."""
+def single_stream(model: Path, threads: int, folder: Path) -> dict[str, float]:
     script = [sys.executable, Path(__file__).with_name("single_stream.py"), model, threads, SECONDS, folder]
     done = subprocess.run(list(map(str, script)), check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def loadgen(model: Path, threads: int, folder: Path) -> float:
+    """p90 of MLPerf's single stream; its queries are the invoke alone, the input lies there."""
+    return single_stream(model, threads, folder)["loadgen"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +72,30 @@ class Referee:
     runtime: str
     figure: str
     tolerance: float
-    run: Callable[[Path, int, Path], float]
+    run: Callable[[Path, int, Path], float] | None
 
 
 REFEREES = {
     "litert-benchmark": Referee("tflite", "p50_s", 0.02, litert_benchmark),
     "benchmark_app": Referee("openvino", "p50_s", 0.02, benchmark_app),
     "loadgen": Referee("tflite", "p90_s", 0.03, loadgen),
+    SAME: Referee("tflite", "p90_s", 0.03, None),
 }
 
 
 def pairs(model: Path, referee: Referee, threads: int, rounds: int, folder: Path) -> list[tuple[float, float]]:
-    """(edgeopt's, the referee's) figures in seconds; who begins changes every time."""
+    """(edgeopt's, the referee's) figures in seconds; who begins changes every time. A referee without a run of its own
+    takes the time of the same queries."""
     found = []
     for number in range(rounds):
         print(f"{model.parent.name}: pair {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        if (run := referee.run) is None:
+            both = single_stream(model, threads, folder)
+            found.append((both["edgeopt"], both["loadgen"]))
+            continue
         turns = [
             lambda: ours(model, threads, folder / "board", referee.figure),
-            lambda: referee.run(model, threads, folder),
+            lambda run=run: run(model, threads, folder),  # type: ignore[misc]
         ]
         if number % 2:
             second, first = turns[1](), turns[0]()
@@ -96,7 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
-    known = [name for name in REFEREES if name != "loadgen" or importlib.util.find_spec("mlperf_loadgen")]
+    known = [name for name in REFEREES if "loadgen" not in name or importlib.util.find_spec("mlperf_loadgen")]
     parser.add_argument("--referees", nargs="+", default=known, choices=known)
     chosen = parser.parse_args()
     missed = []

@@ -5,7 +5,8 @@ A runtime module has
   available()         {"package", "version"} of the one installed for this Python, else None; imports nothing heavy
   require()           imports it, without a model; raises RemoteError('missing-runtime')
   OPTIONS             the options that load() knows, with the values that each may have (PATH: any absolute path)
-  load(path, threads, options) a Session, after which `Session.inputs` and `.outputs` describe the tensors
+  load(path, threads, options, batch) a Session, after which `Session.inputs` and `.outputs` describe the tensors;
+                      batch: 1 leaves the model as it is, more are so many samples a query; raises RemoteError('runtime')
 and its Session has
   inputs, outputs     lists of {"name", "shape", "dtype"}
   set_inputs(arrays)  copies them in; invoke() runs; get_outputs() returns copies

@@ -28,12 +28,14 @@ class Session:
     `prints` goes to file descriptor 1 at every invoke, as runtimes written in C do.
     """
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, batch: int) -> None:
         with open(path) as file:
             self._model = json.load(file)
         self._threads = threads
         self._ballast = b"x" * self._model.get("allocate_bytes", 0)
         tensor = {"name": "x", "shape": self._model["shape"], "dtype": "float32"}
+        if batch > 1:
+            tensor = dict(tensor, shape=[batch] + tensor["shape"][1:])
         self.inputs, self.outputs = [tensor], [dict(tensor, name="y")]
         self._first: List[float] = self._model.get("first_s", [])
         self._prints = self._model.get("prints", "").encode("utf-8")
@@ -61,6 +63,6 @@ class Session:
         return [dict(own, seconds=self._model.get("invoke_s", 0.0) if runs else None)]
 
 
-def load(path: str, threads: int, options: Dict[str, Any]) -> Session:
+def load(path: str, threads: int, options: Dict[str, Any], batch: int = 1) -> Session:
     check_options("fake", OPTIONS, options)
-    return Session(path, threads)
+    return Session(path, threads, batch)

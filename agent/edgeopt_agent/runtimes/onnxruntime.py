@@ -59,12 +59,17 @@ def _onnxruntime() -> Any:
 
 
 class Session:
-    def __init__(self, path: str, threads: int, options: Dict[str, Any]) -> None:
+    def __init__(self, path: str, threads: int, options: Dict[str, Any], batch: int) -> None:
         self._path, self._threads = path, threads
         self._provider: str = options.get("provider", CPU)
         self._session = self._open()  # None while others are open: a small board has no room for two
         self.inputs = [_describe(value) for value in self._session.get_inputs()]
         self.outputs = [_describe(value) for value in self._session.get_outputs()]
+        for tensor in self.inputs if batch > 1 else ():
+            if tensor["shape"][:1] != [-1]:
+                words = f"input '{tensor['name']}' {tensor['shape']} has no free batch axis"
+                raise RemoteError("runtime", f"{words}; {batch} samples a query need a model that is exported with one")
+            tensor["shape"][0] = batch
         self._feeds: Dict[str, Any] = {}
         self._results: List[Any] = []
 
@@ -185,6 +190,6 @@ def _describe(value: Any) -> Dict[str, Any]:
     }
 
 
-def load(path: str, threads: int, options: Dict[str, Any]) -> Session:
+def load(path: str, threads: int, options: Dict[str, Any], batch: int = 1) -> Session:
     check_options("onnxruntime", OPTIONS, options)
-    return Session(path, threads, options)
+    return Session(path, threads, options, batch)

@@ -38,8 +38,8 @@ def _openvino() -> Any:
 
 
 class Session:
-    def __init__(self, path: str, threads: int, options: Dict[str, Any]) -> None:
-        self._path, self._threads, self._options = path, threads, options
+    def __init__(self, path: str, threads: int, options: Dict[str, Any], batch: int) -> None:
+        self._path, self._threads, self._options, self._batch = path, threads, options, batch
         self._device: str = options.get("device", "CPU")
         self._compiled = self._compile({})
         self._request = self._compiled.create_infer_request()
@@ -66,9 +66,13 @@ class Session:
                 "on the CPU",
             )
         try:
-            return core.compile_model(core.read_model(self._path), self._device, dict(pinned, **more))
+            model = core.read_model(self._path)
+            if self._batch > 1:
+                model.reshape({port: [self._batch, *list(port.partial_shape)[1:]] for port in model.inputs})
+            return core.compile_model(model, self._device, dict(pinned, **more))
         except Exception as error:
-            raise RemoteError("runtime", f"openvino cannot load the model: {_words(error)}") from error
+            words = f"with {self._batch} samples a query" if self._batch > 1 else "the model"
+            raise RemoteError("runtime", f"openvino cannot load {words}: {_words(error)}") from error
 
     def set_inputs(self, arrays: Sequence[Any]) -> None:
         for index, (array, is_fixed) in enumerate(zip(arrays, self._is_fixed)):
@@ -160,6 +164,6 @@ def _words(error: Exception) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def load(path: str, threads: int, options: Dict[str, Any]) -> Session:
+def load(path: str, threads: int, options: Dict[str, Any], batch: int = 1) -> Session:
     check_options("openvino", OPTIONS, options)
-    return Session(path, threads, options)
+    return Session(path, threads, options, batch)

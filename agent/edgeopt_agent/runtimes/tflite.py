@@ -59,8 +59,8 @@ def _module() -> Any:
 
 
 class Session:
-    def __init__(self, path: str, threads: int, options: Dict[str, Any]) -> None:
-        self._path, self._threads = path, threads
+    def __init__(self, path: str, threads: int, options: Dict[str, Any], batch: int) -> None:
+        self._path, self._threads, self._batch = path, threads, batch
         self._delegate: Optional[str] = options.get("delegate")
         self._interpreter = self._open()
         inputs = self._interpreter.get_input_details()
@@ -77,9 +77,12 @@ class Session:
             how["experimental_delegates"] = [_load_delegate(module, self._delegate)]
         try:
             interpreter = module.Interpreter(model_path=self._path, num_threads=self._threads, **how)
+            for detail in interpreter.get_input_details() if self._batch > 1 else ():
+                interpreter.resize_tensor_input(detail["index"], [self._batch, *detail["shape"][1:]])
             interpreter.allocate_tensors()
         except Exception as error:
-            raise RemoteError("runtime", f"tflite cannot load the model: {error}") from error
+            words = f"with {self._batch} samples a query" if self._batch > 1 else "the model"
+            raise RemoteError("runtime", f"tflite cannot load {words}: {error}") from error
         return interpreter
 
     def set_inputs(self, arrays: Sequence[Any]) -> None:
@@ -171,6 +174,6 @@ def _describe(detail: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def load(path: str, threads: int, options: Dict[str, Any]) -> Session:
+def load(path: str, threads: int, options: Dict[str, Any], batch: int = 1) -> Session:
     check_options("tflite", OPTIONS, options)
-    return Session(path, threads, options)
+    return Session(path, threads, options, batch)
