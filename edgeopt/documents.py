@@ -108,7 +108,8 @@ def _measured(about: Mapping[str, Any], folder: Path) -> Document:
             "power_w": [value if math.isfinite(value) else None for value in watts.tolist()],
         },
         "marks": run.result["marks"],
-        "disturbances": run.disturbances(),
+        "disturbances": run.remarks(),
+        "repeated": run.result.get("repeated"),
     }
 
 
@@ -132,6 +133,7 @@ def _estimated(about: Mapping[str, Any], folder: Path) -> Document:
         "watts": {"first_s": 0.0, "seconds": [], "power_w": []},
         "marks": [],
         "disturbances": comparison.conditions()["marks"],
+        "repeated": comparison.conditions()["repeated"],
     }
 
 
