@@ -309,7 +309,8 @@ def drift(readings: Readings, runs: Sequence[Window]) -> str | None:
     seconds = [window.seconds / window.n for window in runs if window.n]
     for what, values in (("time", seconds), ("energy", joules)):
         if (ratio := _one_way(values)) is not None:
-            return f"an inference of the later windows takes {'more' if ratio > 1 else 'less'} {what}, ratio {ratio:.3f}"
+            more = "more" if ratio > 1 else "less"
+            return f"an inference of the later windows takes {more} {what}, ratio {ratio:.3f}"
     return None
 
 

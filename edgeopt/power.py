@@ -61,8 +61,8 @@ class Run:
         return cls(result, readings, marks, overhead[:, 1] if result["overhead"] else None)
 
     def disturbances(self) -> list[str]:
-        """Why this run should be repeated: the board throttled, or an artifact's later windows departed from its earlier
-        ones (energy.drift)."""
+        """Why this run should be repeated: the board throttled, or an artifact's later windows departed from the
+        earlier ones (energy.drift)."""
         found, count = [], len(self.result["executed"])
         for index in range(count):
             if why := energy.drift(self.readings, self.windows(index)):

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import schema_check
 from boards import dense_tflite
 from conftest import EDGEOPT
 from edgeopt_agent import power
 from edgeopt_agent.power import pmic
 from rich.console import Console
 
-from edgeopt.report import joules
+from edgeopt.report import joules, schema
 
 WITH_TREE = 'mount --bind "$1" /sys/class && shift && exec "$@"'
 
@@ -140,6 +141,8 @@ def test_joules_are_watts_by_time(tmp_path: Path, model: Path) -> None:
     assert result["net_j"]["value"] == pytest.approx(0, abs=result["gross_j"]["value"] * 1e-6)
     assert found["sampler_overhead"]["value"] > 0
     assert found["sensor"]["failures"] == {}
+    told = schema("power")
+    assert list(schema_check.problems(found, told, told, "power")) == []
 
 
 @pytest.mark.parametrize(

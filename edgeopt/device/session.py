@@ -180,7 +180,7 @@ class Session:
         return sha256
 
     def run(self, request: dict[str, Any], limit_s: float = 86400.0) -> tuple[str, dict[str, Any]]:
-        """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it, unless it is kept.
+        """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it, unless kept.
 
         Raises AgentFailure with the job's own error, or when it ended without a result or passed `limit_s`.
         """
