@@ -1,4 +1,5 @@
-"""What `bench`, `compare`, `load`, `power` and `validate` print, as a function of what was noted and of raw samples.
+"""What `bench`, `compare`, `load`, `power` and `validate` print, as a function of what was noted and of raw samples;
+`edgeopt report --schema KIND` documents it (report/documents.schema.json).
 
 Each takes `about`, which the command notes when it has measured, and the folder of samples; nothing else is read, so
 that `edgeopt report --recompute` finds the same.
@@ -16,6 +17,7 @@ from .cost import Prices, per_1000_runs
 from .measure import Comparison
 from .profile import DeviceProfile
 
+SCHEMA_VERSION = 1  # of a document: one more where a key goes, or means something else; new keys may come without it
 Document = dict[str, Any]
 
 
@@ -25,6 +27,7 @@ def of_bench(about: Mapping[str, Any], folder: Path) -> Document:
     results = [_result(about, comparison, index) for index in range(len(about["artifacts"]))]
     mode = comparison.result["conditions"][0]["power_mode"]
     document: Document = {"device": about["device"], "board": about["board"], "power_mode": mode, "results": results}
+    document["repeated"] = comparison.conditions()["repeated"]
     if len(results) == 2:
         document["ratio"] = comparison.ratio(1, 0).to_json()
     return document if comparison.mode != stats.SUSTAINED else _sustained(document, comparison, about["budgets"])
@@ -108,7 +111,8 @@ def _measured(about: Mapping[str, Any], folder: Path) -> Document:
             "power_w": [value if math.isfinite(value) else None for value in watts.tolist()],
         },
         "marks": run.result["marks"],
-        "disturbances": run.disturbances(),
+        "disturbances": run.remarks(),
+        "repeated": run.result.get("repeated"),
     }
 
 
@@ -132,7 +136,13 @@ def _estimated(about: Mapping[str, Any], folder: Path) -> Document:
         "watts": {"first_s": 0.0, "seconds": [], "power_w": []},
         "marks": [],
         "disturbances": comparison.conditions()["marks"],
+        "repeated": comparison.conditions()["repeated"],
     }
+
+
+def headed(kind: str, found: Document) -> Document:
+    """A document as it is printed and kept."""
+    return {"schema": SCHEMA_VERSION, "kind": kind, **found}
 
 
 OF = {"bench": of_bench, "compare": of_bench, "load": of_load, "power": of_power, "validate": of_validate}

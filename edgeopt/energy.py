@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from .stats import Figure, Floats, student_t
+from .stats import DRIFT_TOLERANCE, Figure, Floats, student_t
 
 LEAST_READINGS = 20
 LEAST_INTERVALS = 110  # of a power sensor in a window: what its ends may be mistaken by is then within 1 %
@@ -294,6 +295,35 @@ def ratio(
         why = f": {problems[0]}" if problems else ""
         return Figure(None, None, len(ratios), how, f"{len(ratios)} valid pairs of windows, needs {LEAST_WINDOWS}{why}")
     return _middle(np.array(ratios), max(blurs) * float(np.mean(ratios)), how)
+
+
+def drift(readings: Readings, runs: Sequence[Window]) -> str | None:
+    """How the later half of one artifact's windows departs from the earlier, in words; None where it does not.
+
+    Its inferences take more or less time or joules, by more than 5 %, and none of its windows lies among those of the
+    earlier half (with an odd number the middle one between them). Three windows do so by chance one time in three, so
+    it is the 5 % that keep noise quiet. Needs LEAST_WINDOWS valid ones.
+    """
+    found = [(window.n, *_of_window(readings, window, MOST_W)) for window in runs]
+    joules = [figure.value / n for n, figure, problem in found if figure.value is not None and not problem]
+    seconds = [window.seconds / window.n for window in runs if window.n]
+    for what, values in (("time", seconds), ("energy", joules)):
+        if (ratio := _one_way(values)) is not None:
+            more = "more" if ratio > 1 else "less"
+            return f"an inference of the later windows takes {more} {what}, ratio {ratio:.3f}"
+    return None
+
+
+def _one_way(values: Sequence[float]) -> float | None:
+    """The later half's median over the earlier's, where `drift` tells it. values: all above zero, else None."""
+    half, count = len(values) // 2, len(values)
+    if count < LEAST_WINDOWS or min(values) <= 0:
+        return None
+    parts = [values[:half], values[half : count - half], values[count - half :]]
+    ratio = float(np.median(parts[2]) / np.median(parts[0]))
+    order = [part for part in (parts if ratio > 1 else parts[::-1]) if part]
+    apart = all(max(low) <= min(high) for low, high in pairwise(order))
+    return ratio if apart and max(ratio, 1 / ratio) > 1 + DRIFT_TOLERANCE else None
 
 
 def _of_window(readings: Readings, window: Window, most_w: float) -> tuple[Figure, str | None]:

@@ -279,7 +279,7 @@ def of_energy(run: power.Run, names: Sequence[str], most_w: float) -> dict[str, 
     """As of_job, of joules and watts: the candidate's own, and its ratios to the first and to the one before it."""
     index = len(names) - 1
     found = run.per_inference(index, most_w)
-    told = {"sensor": run.told(), "sampler_overhead": run.overhead(), "marks": run.disturbances()}
+    told = {"sensor": run.told(), "sampler_overhead": run.overhead(), "marks": run.remarks()}
     capped = run.result["frequency_max_hz"][index]
     sides = {
         key: {name: dict(run.ratio(index, other, name, most_w).to_json(), against=names[other]) for name in OF_ENERGY}

@@ -4,7 +4,7 @@ kept.json       {"schema", "edgeopt", "command", "asked": what the command was g
                 beside the samples, "files": the SHA-256 of each file of samples}; the last two once it was measured
 jobs.json       the jobs on the board (device.journal), so that the same command takes them up
 samples/        the raw samples
-document.json   what --json prints; it is there when the command has ended
+document.json   what --json prints (documents); it is there when the command has ended
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Kept:
 
     def document(self, about: dict[str, Any]) -> dict[str, Any]:
         """The command's document, computed of the samples that are there; kept where that is wanted."""
-        found = documents.OF[self._command](about, self.samples)
+        found = documents.headed(self._command, documents.OF[self._command](about, self.samples))
         if self.journal is not None:
             files = {path.name: sha256_file(path) for path in sorted(self.samples.iterdir())}
             self._record(about=about, files=files)
@@ -97,7 +97,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     if not (folder / "document.json").is_file():
         raise ConfigError(f"{folder}: its {record['command']} has not ended; the same command again goes on with it")
-    return record, check_json(folder / "document.json")
+    document: dict[str, Any] = check_json(folder / "document.json")
+    found = document.get("schema", documents.SCHEMA_VERSION) if isinstance(document, dict) else None
+    if found != documents.SCHEMA_VERSION:
+        raise ConfigError(
+            f"{folder / 'document.json'}: found schema {found!r}; this edgeopt reads schema "
+            f"{documents.SCHEMA_VERSION}; show it with the edgeopt that wrote it"
+        )
+    return record, document
 
 
 def _require_own(folder: Path, command: str, asked: Mapping[str, Any]) -> None:

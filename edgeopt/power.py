@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,18 @@ class Run:
         return cls(result, readings, marks, overhead[:, 1] if result["overhead"] else None)
 
     def disturbances(self) -> list[str]:
-        """What slowed the board or used it meanwhile, in words."""
+        """Why this run should be repeated: the board throttled, or an artifact's later windows departed from the
+        earlier ones (energy.drift)."""
+        found, count = [], len(self.result["executed"])
+        for index in range(count):
+            if why := energy.drift(self.readings, self.windows(index)):
+                found.append(f"drift{f' of artifact {index + 1} of {count}' if count > 1 else ''}: {why}")
+        return found + conditions.slowed(self.result["conditions"])
+
+    def remarks(self) -> list[str]:
+        """What a reader must see: the disturbances, and who else used the board or changed it meanwhile."""
         series = self.result["conditions"]
-        return conditions.slowed(series) + conditions.background(series) + conditions.changed(series)
+        return self.disturbances() + conditions.background(series) + conditions.changed(series)
 
     def idles(self) -> list[Window]:
         return [window for artifact, window in self.marks if artifact is None]
@@ -205,6 +214,26 @@ def sample(
         (folder / "samples-overhead.f64").write_bytes(session.fetch(job, result["overhead_samples"]))
     (folder / "energy.json").write_text(json.dumps(result))
     return Run.read(folder)
+
+
+def settled(
+    session: Session, take: Callable[[], Run], folder: Path, say: Callable[[dict[str, Any]], None], repeat: bool = True
+) -> Run:
+    """The run that `take` samples into `folder`, and once more after measure.COOL_DOWN_S where its disturbances ask for
+    it; its result then has the reason as `repeated`.
+
+    Never with an external meter: its recording ends with the run, and somebody may have to start and export it by hand.
+    `say` is told, as by measure.settled. Raises as `sample`.
+    """
+    found = take()
+    if not repeat or found.result["meter"] or not (disturbed := found.disturbances()):
+        return found
+    say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {measure.COOL_DOWN_S:.0f} s"})
+    session.pause(measure.COOL_DOWN_S)
+    found = take()
+    found.result["repeated"] = disturbed[0]
+    (folder / "energy.json").write_text(json.dumps(found.result))
+    return found
 
 
 def _trips(session: Session) -> list[align.Trip]:

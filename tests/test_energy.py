@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edgeopt.energy import LEAST_WINDOWS, Readings, Sensor, Window, energy, per_inference, ratio
+from edgeopt.energy import LEAST_WINDOWS, Readings, Sensor, Window, drift, energy, per_inference, ratio
 
 POWER = Sensor("hwmon", "VDD_IN", "power_w", 0.1, 1e-3)
 COUNTER = Sensor("rapl", "package-0", "energy_j", 0.001, 61e-6, range_j=262143.328850)
@@ -238,3 +238,27 @@ def test_a_window_of_less_than_10_s_does_not_count(seconds: float, counts: bool)
     assert (found["gross_j"].value is not None) == counts
     if not counts:
         assert found["windows"][0]["invalid"] == "1000 inferences in 9.9 s, needs 10 s"
+
+
+@pytest.mark.parametrize(
+    ("counts", "watts", "said"),
+    [
+        ([1200, 1200, 1200], [5.0, 5.0, 5.0], None),
+        ([1200, 1130, 1060], [5.0, 5.0, 5.0], "takes more time, ratio 1.132"),
+        ([1060, 1130, 1200], [5.0, 5.0, 5.0], "takes less time, ratio 0.883"),
+        ([1200, 1180, 1160], [5.0, 5.0, 5.0], None),  # 3 %
+        ([1200, 1060, 1130], [5.0, 5.0, 5.0], None),  # it went back
+        ([1200, 1200, 1200], [5.0, 5.4, 5.8], "takes more energy, ratio 1.16"),
+        ([1200, 1190, 1110, 1100], [5.0] * 4, "takes more time, ratio 1.08"),
+        ([1200, 1090, 1190, 1080], [5.0] * 4, None),
+        ([1200, 1000], [5.0, 9.0], None),  # too few to tell a drift
+    ],
+)
+def test_a_drift_goes_one_way(counts: list[int], watts: list[float], said: str | None) -> None:
+    runs = [Window(10.0 + 14 * k, 22.0 + 14 * k, n) for k, n in enumerate(counts)]
+    times = np.arange(0.0, 80.0, 0.1)
+    values = np.repeat(IDLE_W, len(times))
+    for window, drawn in zip(runs, watts, strict=True):
+        values[(times > window.began_s - 0.5) & (times < window.ended_s + 0.5)] = drawn
+    found = drift(Readings(POWER, times, values), runs)
+    assert found is None if said is None else said in str(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import dense_tflite, is_alive, progress_of, until
+import schema_check
+from boards import dense_tflite, events, is_alive, job_folders, progress_of, until
 from conftest import EDGEOPT, SshBoard, run_cli
+
+from edgeopt import documents, report
 
 LONG = ("--mode", "sustained", "--minutes", "0.3")
 ROUNDS = 24  # blocks of one model in that time
@@ -39,16 +43,54 @@ def recomputed(folder: Path, code: int) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+def interrupted(folder: Path, root: Path, kind: str, *command: object) -> None:
+    """Ctrl-C in the middle of the first job of that kind, which goes on."""
+    whole = [EDGEOPT, *command, "--keep", folder, "--json"]
+    process = subprocess.Popen(list(map(str, whole)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    job = until(lambda: measuring(root, f"{kind}-"), f"a {kind} job that measures")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert f"job {job.name} goes on on the board: the same command takes it up" in plain(errors)
+    assert job.name in jobs_of(folder)
+
+
+def measuring(root: Path, begins: str) -> Path | None:
+    """The first job whose name begins so, once it is in the middle of measuring."""
+    jobs = [job for job in job_folders(root) if job.name.startswith(begins)]
+    return next((job for job in jobs if any(event["event"] == "progress" for event in events(job))), None)
+
+
+def jobs_of(folder: Path) -> list[str]:
+    return [entry["job"] for entry in json.loads((folder / "jobs.json").read_text())["jobs"]]
+
+
+def taken_up(folder: Path, root: Path, kind: str, *command: object) -> dict[str, Any]:
+    """The document of a command with --keep that was interrupted in a job of that kind, and given again."""
+    interrupted(folder, root, kind, *command)
+    before = jobs_of(folder)
+    done = run_cli(*command, "--keep", folder, "--json")
+    assert done.returncode in (0, 10, 11), done.stderr
+    for job in before:
+        assert re.search(rf"job {job} (goes on|has ended meanwhile); taken up where it is", plain(done.stderr))
+    assert jobs_of(folder)[: len(before)] == before
+    there = [job.name for job in job_folders(root) if job.name.startswith(f"{kind}-")]
+    assert set(there) == {job for job in jobs_of(folder) if job.startswith(f"{kind}-")}
+    return dict(json.loads(done.stdout))
+
+
 def commands(model: Path) -> dict[str, list[object]]:
-    other = model.with_name("other.tflite")
+    other, inputs = model.with_name("other.tflite"), model.with_name("inputs.npz")
     other.write_bytes(dense_tflite(512, 256))
-    own: list[object] = ["--random", "--root", model.parent / "root"]
+    np.savez(inputs, x=np.random.default_rng(0).normal(size=(120, 256)).astype(np.float32))
+    root = ["--root", model.parent / "root"]
+    own: list[object] = ["--random", *root]
     return {
-        "bench": ["bench", model, *own, "--no-repeat"],
+        "bench": ["bench", model, *own, "--operators", "--no-repeat"],
         "compare": ["compare", model, other, *own, "--no-repeat"],
         "sustained": ["bench", model, *own, *LONG],
-        "load": ["load", model, *own, "--seconds", "1"],
-        "power": ["power", model, *own, "--estimate", "--profile", "raspberry-pi-4"],
+        "load": ["load", model, "--inputs", inputs, *root, "--seconds", "1"],
+        "power": ["power", model, *own, "--no-repeat", "--estimate", "--profile", "raspberry-pi-4"],
     }
 
 
@@ -58,8 +100,6 @@ def commands(model: Path) -> dict[str, list[object]]:
         ("bench", "results.0.latency.p50_s.value"),
         ("compare", "ratio.interval.0"),
         ("sustained", "results.0.sustained.end.p50_s.value"),
-        ("load", "arrivals.0.latency.p50_s.value"),
-        ("power", "results.0.gross_j.value"),
     ],
 )
 def test_every_figure_is_computed_again_and_what_was_changed_is_named(model: Path, name: str, figure: str) -> None:
@@ -68,11 +108,26 @@ def test_every_figure_is_computed_again_and_what_was_changed_is_named(model: Pat
     check(folder, document, figure)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "figure"),
+    [
+        ("load", "load", "arrivals.0.latency.p50_s.value"),
+        ("power", "bench", "results.0.gross_j.value"),  # an estimate's time; a sensor's job takes a minute
+    ],
+)
+def test_what_ctrl_c_left_is_taken_up_and_computed_again(model: Path, name: str, kind: str, figure: str) -> None:
+    folder = model.parent / "kept"
+    document = taken_up(folder, model.parent / "root", kind, *commands(model)[name])
+    check(folder, document, figure)
+
+
 def check(folder: Path, document: dict[str, Any], figure: str) -> None:
     assert json.loads((folder / "document.json").read_text()) == document
     shown = run_cli("report", folder, "--json")
     assert json.loads(shown.stdout) == document
     assert run_cli("report", folder).returncode == 0
+    schema = json.loads(run_cli("report", "--schema", document["kind"]).stdout)
+    assert list(schema_check.problems(document, schema, schema, document["kind"])) == []
     found = recomputed(folder, 0)
     assert (found["differences"], found["missing"]) == ([], [])
     assert found["again"].items() <= document.items()
@@ -92,11 +147,45 @@ def check(folder: Path, document: dict[str, Any], figure: str) -> None:
     assert any(samples.name in words for words in recomputed(folder, 5)["missing"])
 
 
-def test_a_validation_is_computed_again(bundle_file: Path, tmp_path: Path) -> None:
-    where = ["--root", tmp_path / "root"]
-    assert run_cli("flash", bundle_file, *where).returncode == 0
-    document = kept(tmp_path / "kept", "validate", bundle_file, *where)
+def test_a_validation_is_taken_up_and_computed_again(bundle_file: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    assert run_cli("flash", bundle_file, "--root", root).returncode == 0
+    document = taken_up(tmp_path / "kept", root, "bench", "validate", bundle_file, "--root", root)
     check(tmp_path / "kept", document, "final.value")
+
+
+def test_there_is_a_schema_of_every_document() -> None:
+    assert {*documents.OF, report.RUN} == set(report.KINDS)
+
+
+def test_a_job_with_a_meter_is_stopped(model: Path) -> None:
+    """Its readings end with the command, so nothing can take it up."""
+    root, folder = model.parent / "root", model.parent / "kept"
+    meter = ["--meter", f"csv:{model.parent / 'log.csv'}", "--meter-columns", "time=t:s,watts=P:W"]
+    command = [EDGEOPT, "power", model, "--random", "--root", root, *meter, "--keep", folder]
+
+    def begun(before: str = "") -> tuple[subprocess.Popen[str], Path, int]:
+        def asked() -> Path | None:
+            jobs = jobs_of(folder) if (folder / "jobs.json").exists() else []
+            return measuring(root, jobs[0]) if jobs and jobs != [before] else None
+
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        job = until(asked, "an energy job that measures")
+        return process, job, json.loads((job / "process.json").read_text())["pid"]
+
+    killed, first, pid = begun()
+    killed.kill()
+    killed.communicate()
+    assert is_alive(pid)
+    process, second, other = begun(first.name)
+    assert not is_alive(pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert f"job {first.name} was stopped and begins anew" in plain(errors)
+    assert f"a meter at this machine cannot be taken up again: job {second.name} is stopped" in plain(errors)
+    assert not is_alive(other)
+    assert jobs_of(folder) == []
 
 
 def test_a_folder_of_something_else_is_left_alone(model: Path) -> None:
@@ -131,7 +220,7 @@ class Long:
         return plain(errors)
 
     def jobs(self) -> list[str]:
-        return [entry["job"] for entry in json.loads((self.folder / "jobs.json").read_text())["jobs"]]
+        return jobs_of(self.folder)
 
 
 Begin = Callable[[str], Long]

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import schema_check
 from boards import dense_tflite
 from conftest import EDGEOPT
 from edgeopt_agent import power
 from edgeopt_agent.power import pmic
 from rich.console import Console
 
-from edgeopt.report import joules
+from edgeopt.report import joules, schema
 
 WITH_TREE = 'mount --bind "$1" /sys/class && shift && exec "$@"'
 
@@ -131,7 +132,7 @@ def valid(tree: Path, *arguments: object) -> Any:
 def test_joules_are_watts_by_time(tmp_path: Path, model: Path) -> None:
     """Units as the kernel has them: a slip of a thousand would be seen."""
     tree, watts = write(tmp_path / "class", {**INA3221, "hwmon/hwmon3/update_interval": 100}), 5.072 * 1.2
-    found = valid(tree, "power", model, "--random", "--sensor", "hwmon:VDD_IN")
+    found = valid(tree, "power", model, "--random", "--no-repeat", "--sensor", "hwmon:VDD_IN")
     (result,) = found["results"]
     assert result["idle_w"]["value"] == pytest.approx(watts, rel=1e-6)
     for window in result["windows"]:
@@ -140,6 +141,8 @@ def test_joules_are_watts_by_time(tmp_path: Path, model: Path) -> None:
     assert result["net_j"]["value"] == pytest.approx(0, abs=result["gross_j"]["value"] * 1e-6)
     assert found["sampler_overhead"]["value"] > 0
     assert found["sensor"]["failures"] == {}
+    told = schema("power")
+    assert list(schema_check.problems(found, told, told, "power")) == []
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def counting(tmp_path: Path) -> Iterator[tuple[Path, float]]:
 def test_a_counter_that_begins_again_gives_its_joules(counting: tuple[Path, float], model: Path) -> None:
     tree, watts = counting
     for _ in range(3):  # the thread that counts may be held up, too
-        found = valid(tree, "power", model, "--random")
+        found = valid(tree, "power", model, "--random", "--no-repeat")
         (result,) = found["results"]
         told = [window["gross_j"] * window["n"] / window["seconds"] for window in result["windows"]]
         told.append(result["idle_w"]["value"])
@@ -272,6 +275,7 @@ def test_the_screen_shows_watts_and_windows() -> None:
         "watts": {"first_s": 100.0, "seconds": [0.0, 5.0, 10.0, 15.0, 20.0], "power_w": [2.0, 2.0, None, 6.0, 6.0]},
         "marks": [{"artifact": who, "began_s": began, "ended_s": ended} for who, began, ended in marks],
         "disturbances": ["the board [bold]throttled"],
+        "repeated": "drift: [bold]slower",
         "random_inputs": True,
     }
     shown = io.StringIO()
@@ -287,5 +291,6 @@ def test_the_screen_shows_watts_and_windows() -> None:
         "net  a window is left out: too [bold]late",
         "..11",
         "marked: the board [bold]throttled",
+        "measured again because: drift: [bold]slower",
     ):
         assert words in shown.getvalue(), shown.getvalue()

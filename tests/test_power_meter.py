@@ -9,21 +9,22 @@ import re
 import subprocess
 import sys
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import meter_feeder
 import numpy as np
 import pytest
+import schema_check
 from boards import dense_tflite
 from conftest import run_cli
 from edgeopt_agent import power as sensors
 from report_browser import NETWORK, PAINTED, WIDTHS, Addresses, Browser, browsing, own_text
 
-from edgeopt import power
+from edgeopt import measure, power
 from edgeopt.profile import load
-from edgeopt.report import power_page, units
+from edgeopt.report import power_page, schema, units
 
 HERE = Path(__file__).parent
 
@@ -88,6 +89,8 @@ def test_joules_by_a_meter(kind: str, tmp_path: Path, model: Path) -> None:
     assert result["verdict"]["verdict"] == found["verdict"] == "fail"
     assert "power at work is within the budget of 7 W; energy of one inference is over" in result["verdict"]["reason"]
     assert found["sampler_overhead"] is None
+    told = schema("power")
+    assert list(schema_check.problems(found, told, told, "power")) == []
     text = page.read_text(encoding="utf-8")
     assert f"meter {kind}:" in text
     assert "Watts over time" in text
@@ -142,7 +145,7 @@ def test_an_estimate_is_marked_wherever_it_appears(tmp_path: Path, model: Path) 
     if sensors.find():
         pytest.skip("this machine has a power sensor")
     (tmp_path / "board.toml").write_text(PROFILE)
-    asked = ["power", model, "--random", "--root", tmp_path / "root"]
+    asked = ["power", model, "--random", "--no-repeat", "--root", tmp_path / "root"]
     refused = run_cli(*asked, "--profile", tmp_path / "board.toml", "--json")
     assert refused.returncode == 4, refused.stderr
     assert "no such power sensor" in json.loads(refused.stdout)["error"]["message"]
@@ -174,11 +177,15 @@ def test_an_estimate_is_marked_wherever_it_appears(tmp_path: Path, model: Path) 
 # From raw samples as they are kept
 
 
-def kept(folder: Path, watts: float = 6.0, kind: str = "hwmon", **others: Any) -> power.Run:
-    """The run of a board that draws `watts` at work and 2 W when it is idle, as `sample` keeps it."""
+def kept(
+    folder: Path, watts: float = 6.0, kind: str = "hwmon", counts: Sequence[int] = (100, 100, 100), **others: Any
+) -> power.Run:
+    """The run of a board that draws `watts` at work and 2 W when it is idle, as `sample` keeps it. counts: inferences
+    of each window."""
     folder.mkdir(exist_ok=True)
     edges = [(None, 2.0, 8.0), (0, 8.0, 19.5), (0, 19.5, 31.0), (0, 31.0, 42.5), (None, 43.5, 49.5)]
-    marks = [{"artifact": who, "n": 0 if who is None else 100, "began_s": a, "ended_s": b} for who, a, b in edges]
+    done = (0, *counts, 0)
+    marks = [{"artifact": who, "n": n, "began_s": a, "ended_s": b} for (who, a, b), n in zip(edges, done, strict=True)]
     times = np.arange(0.0, 55.0, 0.1)
     drawn = np.where((times > 8.1) & (times < 42.6), watts, 2.0)
     np.stack([times, drawn], axis=1).tofile(folder / "power.f64")
@@ -256,6 +263,76 @@ def test_a_budget_is_judged_by_the_interval(
     assert judged is not None
     assert (judged["verdict"], said in judged["reason"]) == (verdict, True), judged
     assert power.judge(result, power.demands(None, None, None)) is None
+
+
+# What is measured again
+
+
+class Pauses:
+    """Of a session, what `settled` asks for."""
+
+    def __init__(self) -> None:
+        self.waited: list[float] = []
+
+    def pause(self, seconds: float) -> None:
+        self.waited.append(seconds)
+
+
+QUIET: dict[str, Any] = dict.fromkeys(("throttle", "throttle_count", "cooling", "others"))
+QUIET["power_mode"] = {"frequency_max_hz": None}
+STEADY: dict[str, Any] = {"executed": [{}], "conditions": [QUIET, QUIET]}
+SLOWER = {**STEADY, "counts": (100, 94, 88)}
+HOT = {**STEADY, "conditions": [QUIET, {**QUIET, "cooling": ["cpufreq-cpu0 2"]}]}
+LOUD = {**QUIET, "others": {"cores": 0.9, "busiest": [{"name": "cc1", "pid": 7, "cores": 0.9}]}}
+BESIDE = {**STEADY, "conditions": [QUIET, LOUD]}
+
+
+@pytest.mark.parametrize(
+    ("runs", "why", "still"),
+    [
+        ([STEADY], None, []),
+        ([BESIDE], None, ["other programs used up to 0.90 cores"]),  # the next run would meet it, too
+        ([SLOWER, STEADY], "drift: an inference of the later windows takes more time, ratio 1.136", []),
+        ([HOT, STEADY], "the board throttled", []),
+        ([HOT, SLOWER], "the board throttled", ["drift: an inference of the later windows"]),
+    ],
+)
+def test_a_disturbed_run_is_repeated_once_after_a_cool_down(
+    runs: list[dict[str, Any]], why: str | None, still: list[str], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    taken, session = iter(runs), Pauses()
+    folder = tmp_path / "run"
+
+    def take() -> power.Run:
+        return kept(folder, **next(taken))
+
+    found = power.settled(session, take, folder, lambda event: said.append(event["what"]))  # type: ignore[arg-type]
+    assert next(taken, None) is None
+    assert session.waited == [measure.COOL_DOWN_S] * (len(runs) - 1)
+    read = power.Run.read(folder)
+    assert read.result == found.result
+    marks = read.remarks()
+    assert len(marks) == len(still)
+    assert all(words in mark for words, mark in zip(still, marks, strict=True))
+    if why is None:
+        assert (read.result.get("repeated"), said) == (None, [])
+    else:
+        assert why in read.result["repeated"]
+        assert said[0] == f"{read.result['repeated']}; measuring again after {measure.COOL_DOWN_S:.0f} s"
+
+
+@pytest.mark.parametrize("how", ["--no-repeat", "--meter"])
+def test_some_runs_are_only_marked(how: str, tmp_path: Path) -> None:
+    """A meter's recording ends with the run: nobody may be there to begin another."""
+    found = kept(tmp_path / "run", **HOT)
+    if how == "--meter":
+        found.result["meter"] = {"kind": "csv", "place": "log.csv"}
+    session, repeat = Pauses(), how != "--no-repeat"
+    same = power.settled(session, lambda: found, tmp_path / "run", pytest.fail, repeat)  # type: ignore[arg-type]
+    assert same is found
+    assert (session.waited, found.result.get("repeated")) == ([], None)
+    assert "the board throttled" in found.remarks()[0]
 
 
 # The page

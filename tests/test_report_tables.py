@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edgeopt import slices
-from edgeopt.report import breakdown, html, measured, schema_text, units
+from edgeopt.report import breakdown, html, measured, schema, units
 
 SCORED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=200)
 
@@ -150,7 +150,7 @@ def test_validate_and_bench_say_it_too() -> None:
 # run.json
 
 
-SCHEMA = json.loads(schema_text())
+SCHEMA = schema()
 
 
 @pytest.mark.parametrize("name", ["full", "bare", "hostile"])

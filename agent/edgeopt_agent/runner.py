@@ -91,8 +91,8 @@ class Runner:
         return ready
 
     def _in_batches(self, samples: List[List[Any]]) -> List[List[Any]]:
-        """So many samples a query, the first ones again where they run out. Raises RemoteError('runtime') where a row of
-        the answer depends on other rows: the model then computes something else."""
+        """So many samples a query, the first ones again where they run out. Raises RemoteError('runtime') where a row
+        of the answer depends on other rows: the model then computes something else."""
         import numpy as np
 
         joined = []

@@ -29,9 +29,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON doc
 undecided_option = click.option(
     "--allow-undecided", is_flag=True, help="Exit code 0 for an undecided verdict, instead of 11."
 )
-
-
-no_repeat_option = click.option(
+repeat_option = click.option(
     "--no-repeat", is_flag=True, help="Do not measure again, after a pause, what drifted or throttled."
 )
 
@@ -39,7 +37,7 @@ no_repeat_option = click.option(
 def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--mode, --minutes and --no-repeat."""
     for option in (
-        no_repeat_option,
+        repeat_option,
         click.option(
             "--minutes", type=click.FloatRange(0.1, 480), default=30.0, show_default=True, help="Of --mode sustained."
         ),

@@ -12,7 +12,7 @@ import click
 from ..errors import ConfigError
 from .bench import input_options, place
 from .bench import load as load_inputs
-from .common import Where, device_options, json_option, no_repeat_option, power_mode_options, print_json
+from .common import Where, device_options, json_option, power_mode_options, print_json, repeat_option
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 
@@ -44,7 +44,7 @@ MOST_STREAMS, MOST_BATCH = 64, 4096
 @click.option(
     "--seconds", type=click.FloatRange(1, 3600), default=10.0, show_default=True, help="Length of each measurement."
 )
-@no_repeat_option
+@repeat_option
 @device_options
 @power_mode_options
 @input_options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,16 @@ import click
 
 from ..errors import ConfigError
 from . import bench
-from .common import Where, device_options, json_option, power_mode_options, print_json, undecided_option, verdict_code
+from .common import (
+    Where,
+    device_options,
+    json_option,
+    power_mode_options,
+    print_json,
+    repeat_option,
+    undecided_option,
+    verdict_code,
+)
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 
@@ -72,6 +82,7 @@ def _meter_options(command: Any) -> Any:
     type=click.FloatRange(10, 600),
     help="Length of a window, at least; default: 10, or as its sensor needs.",
 )
+@repeat_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Also write one offline page with the watts over time: an .html."
 )
@@ -93,7 +104,8 @@ def power(
     """Gross and net joules of one inference of MODELS (bundles or model files), and the watts of the idle board.
 
     Models run in windows that take turns, between two in which the board is idle; net takes the idle watts away. What a
-    sensor cannot tell (too slow, gaps, readings that cannot be) has no figure, and the reason is said.
+    sensor cannot tell (too slow, gaps, readings that cannot be) has no figure, and the reason is said. What drifted or
+    throttled is measured once more after a pause, but never with a meter, whose recording ends with the run.
 
     A meter's columns are named by the header, or by their number where lines have none; no unit is guessed. Units: W,
     mW, uW and so on; time in unix or iso (this machine's clock), or in s, ms, us of the meter's own clock. Lines from a
@@ -174,6 +186,7 @@ def _measure(
     budget_j: float | None,
     windows: int | None,
     seconds: float | None,
+    no_repeat: bool,
     power_mode: dict[str, Any],
     inputs: Path | None,
     use_random: bool,
@@ -198,7 +211,7 @@ def _measure(
             "meter": meter,
             "windows": windows,
         }
-        asked |= {"seconds": seconds, "estimate": estimate, "seed": seed}
+        asked |= {"seconds": seconds, "estimate": estimate, "seed": seed, "no_repeat": no_repeat}
         alone = "a meter at this machine cannot be taken up again" if meter else ""
         expected_s = (windows or WINDOWS) * (seconds or 10.0) * (len(paths) + 1)
         kept = stack.enter_context(keeping(keep, "power", asked, expected_s, display, alone))
@@ -214,14 +227,20 @@ def _measure(
             artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
         if estimate and not facts["sensors"]:  # one that is there, and misspelt, is the agent's to name
             estimated = _require_typical(profile)
-            measure.bench(session, artifacts, shards, "rapid", seed, kept.samples, power_mode=power_mode)
+            given = (session, artifacts, shards, "rapid", seed, kept.samples)
+            if no_repeat:
+                measure.bench(*given, power_mode=power_mode)
+            else:
+                measure.settled(*given, display.event, power_mode)
         else:
             estimated = None
             window_s = seconds or job.window_s(facts["sensors"], wanted, metering)
-            job.sample(
+            take = functools.partial(
+                job.sample,
                 *(session, artifacts, shards, wanted, kept.samples, windows or WINDOWS, window_s, window_s / 2, seed),
                 *(metering, power_mode),
             )
+            job.settled(session, take, kept.samples, display.event, repeat=not no_repeat)
         return kept.document(
             {
                 "device": session.address,

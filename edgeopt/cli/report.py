@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigError, IntegrityError
+from ..report import KINDS, RUN, schema
 from .common import json_option, print_json
 from .prices import price_options
 
@@ -28,7 +29,14 @@ from .prices import price_options
     is_flag=True,
     help="Compute every figure again from the run's raw samples and list what differs from run.json: exit code 5.",
 )
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of run.json, which --json prints, and stop.")
+@click.option(
+    "--schema",
+    "kind",
+    type=click.Choice(KINDS),
+    is_flag=False,
+    flag_value=RUN,
+    help="Print the JSON Schema of run.json, or of what that command prints with --json and keeps with --keep; stop.",
+)
 @price_options
 @json_option
 def report(
@@ -36,7 +44,7 @@ def report(
     against: Path | None,
     out: Path | None,
     again: bool,
-    schema: bool,
+    kind: str | None,
     prices: dict[str, Any],
     as_json: bool,
 ) -> int:
@@ -51,6 +59,7 @@ def report(
       edgeopt report runs/smartwatch-activity --recompute
       edgeopt report runs/smartwatch-activity --hardware-price 60 --life-years 5 --energy-price 0.30 --currency EUR
       edgeopt report --schema
+      edgeopt report --schema power
     """
     if again and against is not None:
         raise ConfigError("--recompute and --against: give one; recompute each run alone")
@@ -59,10 +68,8 @@ def report(
             f"--out {out}: it is for a page of two runs; name the other run with --against, or leave --out away: the "
             "page of one run is always runs/<name>/report.html"
         )
-    if schema:
-        from ..report import schema_text
-
-        print_json(json.loads(schema_text()))
+    if kind is not None:
+        print_json(schema(kind))
         return 0
     if run is None:
         raise ConfigError("report: name a folder that `edgeopt optimize` wrote, runs/<name>")

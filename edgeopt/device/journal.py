@@ -60,7 +60,7 @@ class Journal:
                     "folder was begun with; give what was given then, or a new folder"
                 )
             return entry["job"], entry["state"]
-        job = f"{request['kind']}-{uuid.uuid4().hex[:16]}"
+        job = new_id(request)
         jobs.append({"job": job, "state": "asked", "request_sha256": key_of(wanted), "request": wanted})
         self._save()
         return job, "new"
@@ -93,6 +93,11 @@ class Journal:
 
     def _save(self) -> None:
         write_whole(self._path, json.dumps(self._kept, indent=1, allow_nan=False) + "\n")
+
+
+def new_id(request: Mapping[str, Any]) -> str:
+    """Of a job that nobody asked for before."""
+    return f"{request['kind']}-{uuid.uuid4().hex[:16]}"
 
 
 def differences(where: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -17,6 +17,7 @@ from ..errors import AgentFailure, DeviceUnreachable, EdgeoptError, IntegrityErr
 from . import Pipe, Transport
 from .archive import agent_archive
 from .journal import Journal
+from .kept_jobs import KeptJobs
 
 NO_AGENT = b"edgeopt-no-agent"
 # `python FILE` would import runpy first, and site; hello needs neither. Nothing comes from the folder of the login.
@@ -31,7 +32,6 @@ BANNER_LINES = 500
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 SAY_AGAIN_S = 30.0
-SECOND_INTERRUPT_S = 3.0
 
 Event = Callable[[dict[str, Any]], None]
 
@@ -94,7 +94,7 @@ class Session:
         self._pipe: Pipe | None = None
         self._buffer = b""
         self._number = 0
-        self._journal: Journal | None = None
+        self._kept = KeptJobs(self)
         self._warned = False
         try:
             self.hello = self._connect()
@@ -146,7 +146,7 @@ class Session:
     def _warn(self, warning: str | None) -> None:
         if warning and not self._warned:
             self._warned = True
-            self._on_event({"event": "waiting", "what": f"{self.address}: {warning}"})
+            self.say(f"{self.address}: {warning}")
 
     def facts(self) -> dict[str, Any]:
         """The board's identity and abilities (edgeopt_agent.facts)."""
@@ -180,86 +180,35 @@ class Session:
         return sha256
 
     def run(self, request: dict[str, Any], limit_s: float = 86400.0) -> tuple[str, dict[str, Any]]:
-        """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it,
-        unless a journal keeps it (`keep`).
+        """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it, unless kept.
 
         Raises AgentFailure with the job's own error, or when it ended without a result or passed `limit_s`.
         """
-        job = self._taken(request) if self._journal else f"{request['kind']}-{uuid.uuid4().hex[:16]}"
+        job = self._kept.take(request)
         try:
             self.request("job.start", job=job, request=request)
-            if self._journal:
-                self._journal.note(job, "started")
+            self._kept.started(job)
             return job, self._followed(job, time.monotonic() + limit_s, limit_s)
         except KeyboardInterrupt:
             self._drop()  # the interrupt may have cut a message in two
-            if not self._left(job):
-                self._cancel(job)
+            if not self._kept.left(job):
+                self.cancel(job)
             raise
 
     def keep(self, journal: Journal | None) -> None:
         """From here on jobs are those of the journal, and Ctrl-C leaves them on the board. Raises ConfigError."""
         if journal is not None:
             journal.require_board({**self.hello["board"], "root": self._place.root})
-        self._journal = journal
+        self._kept = KeptJobs(self, journal)
 
     def stop_kept(self) -> list[str]:
         """End the journal's jobs that may still run; their ids."""
-        assert self._journal is not None
-        stopped = self._journal.running()
-        for job in reversed(stopped):
-            try:
-                self.request("job.cancel", job=job)
-            except AgentFailure as error:
-                if error.kind != "not-found":
-                    raise
-            self._journal.forget(job)
-        return stopped
+        return self._kept.stop()
 
     def pause(self, seconds: float) -> None:
         """Sleep, unless a journal has the next job already."""
-        if not (self._journal and self._journal.has_next()):
+        if not self._kept.has_next():
             time.sleep(seconds)
-
-    def _taken(self, request: dict[str, Any]) -> str:
-        """The journal's job for a request; says what became of one that was started before."""
-        assert self._journal is not None
-        job, state = self._journal.take(request)
-        if state == "new":
-            return job
-        if self._journal.alone:
-            self._cancel(job)
-            self._journal.forget(job)
-            self._say(f"{self._journal.alone}: job {job} was stopped and begins anew")
-            return self._journal.take(request)[0]
-        try:
-            now = self.request("job.poll", job=job, offset=0, wait_s=0.0)["state"]
-            self._say(f"job {job} {'goes on' if now == 'running' else 'has ended meanwhile'}; taken up where it is")
-        except AgentFailure as error:
-            if error.kind != "not-found":
-                raise
-            if state != "asked":
-                self._say(f"{self.address} has no job {job} any more, so it is measured again")
-        return job
-
-    def _left(self, job: str) -> bool:
-        """Whether an interrupt leaves the job on the board; a second one, soon after, does not."""
-        if self._journal is None or self._journal.alone or job not in self._journal.started():
-            if self._journal:
-                self._say(f"{self._journal.alone or 'it had not begun'}: job {job} is stopped")
-                self._journal.forget(job)
-            return False
-        try:
-            self._say(
-                f"job {job} goes on on the board: the same command takes it up, and with --stop added ends it "
-                f"(Ctrl-C within {SECOND_INTERRUPT_S:g} s ends it now)"
-            )
-            time.sleep(SECOND_INTERRUPT_S)
-        except KeyboardInterrupt:
-            self._journal.forget(job)
-            self._say(f"job {job} is stopped; the same command measures it again")
-            return False
-        return True
 
     def _followed(self, job: str, deadline: float, limit_s: float) -> dict[str, Any]:
         offset = 0
@@ -272,36 +221,41 @@ class Session:
                 return self._ended(job, now)
             if time.monotonic() > deadline:
                 self.request("job.cancel", job=job)
-                if self._journal:
-                    self._journal.forget(job)
+                self._kept.forget(job)
                 raise AgentFailure(f"{self.address}: job {job} did not end within {limit_s:.0f} s and was cancelled")
 
     def _ended(self, job: str, now: dict[str, Any]) -> dict[str, Any]:
         """Its result, noted; one that failed is forgotten, so that the same command tries again."""
-        try:
-            result = self._outcome(job, now)
-        except AgentFailure:
-            if self._journal:
-                self._journal.forget(job)
-            raise
-        if self._journal:
-            self._journal.note(job, "ended")
+        if now["state"] == "lost":
+            self._kept.forget(job)
+            log = now.get("log", "").strip()
+            raise AgentFailure(
+                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted"
+                + (f"; its log ends: {log[-400:]}" if log else "")
+            )
+        outcome = now["result"]
+        if not outcome["ok"]:
+            self._kept.forget(job)
+            raise self._failure(outcome["error"])
+        self._kept.ended(job)
+        result: dict[str, Any] = outcome["result"]
         return result
 
-    def _say(self, what: str) -> None:
+    def say(self, what: str) -> None:
+        """Tell whoever looks on."""
         self._on_event({"event": "waiting", "what": what})
 
-    def _cancel(self, job: str) -> None:
+    def cancel(self, job: str) -> None:
+        """End a job without much patience, as who interrupts has none; what comes of it is said."""
         self._patience_s = min(self._patience_s, CANCEL_PATIENCE_S)
         try:
             if self.request("job.cancel", job=job)["state"] == "done":
                 changes = job.startswith(("activate-", "rollback-"))
                 tells = "; `edgeopt status` tells what is current" if changes else ""
-                what = f"{self.address}: it had ended before it could be cancelled{tells}"
-                self._on_event({"event": "waiting", "what": what})
+                self.say(f"{self.address}: it had ended before it could be cancelled{tells}")
         except EdgeoptError as error:
             if not (isinstance(error, AgentFailure) and error.kind == "not-found"):  # interrupted before it was started
-                self._on_event({"event": "waiting", "what": f"job {job} may still be running on the board: {error}"})
+                self.say(f"job {job} may still be running on the board: {error}")
 
     def fetch(self, job: str, entry: dict[str, Any]) -> bytes:
         """A file that a job wrote, checked by its hash."""
@@ -317,19 +271,6 @@ class Session:
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise IntegrityError(f"{self.address}: file {entry['name']} of job {job} does not have its announced hash")
         return bytes(data)
-
-    def _outcome(self, job: str, now: dict[str, Any]) -> dict[str, Any]:
-        if now["state"] == "lost":
-            log = now.get("log", "").strip()
-            raise AgentFailure(
-                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted"
-                + (f"; its log ends: {log[-400:]}" if log else "")
-            )
-        outcome = now["result"]
-        if outcome["ok"]:
-            result: dict[str, Any] = outcome["result"]
-            return result
-        raise self._failure(outcome["error"])
 
     def _failure(self, error: dict[str, Any]) -> AgentFailure:
         return AgentFailure(f"{self.address}: {error['message']}", error["kind"], error.get("traceback") or "")
@@ -362,8 +303,7 @@ class Session:
             # where its Python is missing, nothing is left on the board
             f"elif command -v {python} >/dev/null; then echo; echo {no_agent.decode()}; else exec {python}; fi"
         )
-        self._buffer = b""
-        said = b""
+        self._buffer = said = b""
         for _ in range(BANNER_LINES):
             line = self._read_line(self._reply_s)
             if line.strip() == wire.SENTINEL:

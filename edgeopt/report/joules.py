@@ -52,8 +52,8 @@ def render(document: dict[str, Any], console: Console) -> None:
         console.print(Text(line))
     for words, times in sensor["failures"].items():
         console.print(Text(f"{units.count(times)} readings failed: {units.text(words, 200)}", "yellow"))
-    for mark in document["disturbances"]:
-        console.print(Text(f"marked: {units.text(mark, 300)}", "yellow"))
+    for line in marks(document):
+        console.print(Text(line, "yellow"))
     if document["random_inputs"]:
         console.print(Text("marked: random inputs", "yellow"))
 
@@ -66,6 +66,13 @@ def source(document: dict[str, Any]) -> str:
         return f"no power sensor: {units.text(sensor['how'])} from the watts of {rail} by time, as if all cores worked"
     name = f"{units.text(sensor['kind'])}:{units.text(sensor['rail'])}"
     return f"{'meter' if document['alignment'] else 'sensor'} {name}, read every {sensor['period_s']:.3g} s"
+
+
+def marks(document: dict[str, Any]) -> list[str]:
+    """What disturbed the run, and why it was measured a second time."""
+    again = document.get("repeated")
+    told = [f"measured again because: {units.text(again, 300)}"] if again else []
+    return told + [f"marked: {units.text(mark, 300)}" for mark in document["disturbances"]]
 
 
 def windows(result: dict[str, Any]) -> tuple[str, list[str]]:

@@ -27,14 +27,13 @@ def view(document: dict[str, Any]) -> dict[str, Any]:
     board, overhead = document["board"], document["sampler_overhead"]
     plot = _plot(document)
     lost = [f"{units.count(n)} readings failed: {units.text(why)}" for why, n in document["sensor"]["failures"].items()]
-    lost += [f"marked: {units.text(mark, 300)}" for mark in document["disturbances"]]
     return {
         "mark": MARK,
         "name": units.text(board["model"] or board["hostname"], 80),
         "place": f"{units.text(board['cpu_model'])}, at {units.text(document['device'])}",
         "source": joules.source(document),
         "estimated": document["sensor"]["how"] != "measured",
-        "notes": [line for line in (joules.aligned(document), *lost) if line],
+        "notes": [line for line in (joules.aligned(document), *lost, *joules.marks(document)) if line],
         "overhead": None if overhead is None else units.ratio(overhead),
         "random": document["random_inputs"],
         "rows": [_row(result) for result in document["results"]],

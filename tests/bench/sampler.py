@@ -112,7 +112,7 @@ def main() -> None:
                 own = sides(found)
                 on, off = on + own[0], off + own[1]
                 told = found.result["sensor"]
-                marks = "; ".join(found.disturbances())
+                marks = "; ".join(found.remarks())
                 print(
                     f"{scheme} {told['kind']}:{told['rail']} every {told['period_s']:g} s, run {number + 1}: "
                     f"{shown(stats.ratio_of_medians(*own))} {marks}",

@@ -6,7 +6,7 @@ A runtime module has
   require()           imports it, without a model; raises RemoteError('missing-runtime')
   OPTIONS             the options that load() knows, with the values that each may have (PATH: any absolute path)
   load(path, threads, options, batch) a Session, after which `Session.inputs` and `.outputs` describe the tensors;
-                      batch: 1 leaves the model as it is, more are so many samples a query; raises RemoteError('runtime')
+                      batch: 1 leaves the model as it is, more are so many samples a query, or RemoteError('runtime')
 and its Session has
   inputs, outputs     lists of {"name", "shape", "dtype"}
   set_inputs(arrays)  copies them in; invoke() runs; get_outputs() returns copies
