@@ -87,13 +87,15 @@ class Evaluation(Section):
 
 
 class Manifest(Section):
+    """verdict: of the accuracy on final samples; "not judged": nobody compared it with a floor (`edgeopt bundle`)."""
+
     format: Literal[1]
     name: FileName
     created_by: str
     profile: str
     root: str
     python: str
-    verdict: Literal["pass", "undecided"]
+    verdict: Literal["pass", "undecided", "not judged"]
     budgets: dict[str, float]
     artifact: ArtifactEntry
     files: dict[FileName, FileEntry]

@@ -56,6 +56,7 @@ def describe(entry: dict[str, Any]) -> str:
 
 
 def rollback(session: Session) -> dict[str, Any]:
-    """Make the predecessor of the current release current: {"activation", "health", "from"}. Raises AgentFailure."""
+    """Make the predecessor of the current release current: {"activation", "health", "from", "name", "verdict"}, and
+    "current" and "previous" as `Session.status` has them afterwards. Raises AgentFailure."""
     _, result = session.run({"kind": "rollback"})
-    return result
+    return {**result, "name": result["current"]["name"], "verdict": result["current"]["verdict"]}

@@ -18,7 +18,8 @@ def figure(value: float | None, interval: list[float] | None = None, invalid: st
 
 def result(name: str, mode: str = "rapid", **executed: Any) -> dict[str, Any]:
     late = figure(None, invalid="not given in rapid mode") if mode == "rapid" else figure(0.03)
-    latency = {"mode": mode, "n": 64, "mean_s": figure(0.02), "copy_s": figure(0.001)}
+    latency = {"mode": mode, "n": 64, "mean_s": figure(0.02), "min_s": figure(0.0123)}
+    latency |= {"pre_s": figure(0.002), "copy_s": figure(0.000456), "post_s": figure(1.2e-6)}
     latency |= {"p50_s": figure(0.02, [0.019, 0.021]), "p90_s": figure(0.025), "p95_s": late, "p99_s": late}
     own = {"name": name, "runtime": "tflite", "size_bytes": 1000, "latency": latency, "memory": None, "marks": []}
     return own | {"load_s": 0.1, "first_inference_s": 0.2, "executed": {"threads": 1, **executed}}
@@ -68,3 +69,15 @@ def test_rows_that_say_nothing_are_left_out() -> None:
     for words in ("latency p95", "latency p99", "float parts computed in", "bf16", "75.0 % int8", "not told"):
         assert words in told
     assert "need --mode" not in told
+
+
+def test_the_quickest_query_and_what_a_query_costs_beside_its_invoke() -> None:
+    lines = [" ".join(line.split()) for line in shown([result("a"), result("b")]).splitlines()]
+    assert "min 12.3 ms 12.3 ms" in lines
+    apart = "preparing 2.00 ms, copying in 0.456 ms, fetching outputs 1.20 µs"
+    assert [line for line in lines if "beside" in line] == [
+        f"medians beside invoke of {name}: {apart}" for name in "ab"
+    ]
+    alone = shown([result("a")]).splitlines()
+    assert f"medians beside invoke: {apart}" in alone
+    assert max(map(len, alone)) <= 100

@@ -188,4 +188,10 @@ def test_an_overdue_return_is_the_rollback_that_was_asked_for(
     time.sleep(0.2)
     done = json.loads(board.run("rollback", "--json").stdout)
     assert done["activation"]["release"] == versions[1].release
+    told = versions[1].manifest
+    assert (done["name"], done["verdict"], done["previous"]["release"]) == (
+        told.name,
+        told.verdict,
+        versions[0].release,
+    )
     assert board.current() == (versions[1].release, versions[0].release)

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from boards import artifact_entry, bench_request, dense_bundle, dense_tflite, fake_model, local_session, npz
-from conftest import EDGEOPT, run_cli
+from boards import artifact_entry, bench_request, dense_tflite, fake_model, local_session, npz
+from conftest import EDGEOPT
 from edgeopt_agent import energy as agent_energy
 from edgeopt_agent.jobs import Context
 from edgeopt_agent.power import Sensor
@@ -26,7 +26,6 @@ from edgeopt_agent.runner import Runner
 from edgeopt_agent.worker import Worker
 from test_watch import series
 
-from edgeopt import bundle as bundles
 from edgeopt import measure, power
 from edgeopt.artifact import Artifact
 from edgeopt.device.local import LocalTransport
@@ -453,24 +452,6 @@ def test_referees_run_with_threads_and_precision_pinned(make_bench: Any, monkeyp
     assert "--num_threads 3" in litert
     for words in ("-nthreads 3", "-infer_precision f32", "-api sync", "-nstreams 1"):
         assert words in openvino
-
-
-# What is undecided
-
-
-@pytest.mark.parametrize("verdict", ["pass", "undecided"])
-def test_what_is_undecided_can_be_flashed_and_is_marked_so(verdict: str, tmp_path: Path) -> None:
-    dense_bundle(tmp_path / "made.edgeopt", 4, 3)
-    made = bundles.read(tmp_path / "made.edgeopt")
-    blobs = {entry.sha256: made.blob(entry) for entry in made.manifest.files.values()}
-    bundles.write(tmp_path / "told.edgeopt", made.manifest.model_copy(update={"verdict": verdict}), blobs)
-    for words in ("is current on", "nothing was changed"):
-        done = run_cli("flash", tmp_path / "told.edgeopt", "--root", tmp_path / "root")
-        assert done.returncode == 0, done.stderr
-        assert words in done.stdout
-        assert ("marked: undecided" in done.stdout) == (verdict == "undecided")
-    again = run_cli("flash", tmp_path / "told.edgeopt", "--root", tmp_path / "root", "--json")
-    assert json.loads(again.stdout)["verdict"] == verdict
 
 
 def test_counters_that_only_root_may_read_are_said_to_be(tmp_path: Path) -> None:

@@ -267,6 +267,7 @@ def run(*arguments: str) -> Result:
 def test_list_show_and_keys() -> None:
     listed = run("list")
     assert listed.exit_code == 0
+    assert run().output == listed.output
     lines = [line.split() for line in listed.output.splitlines()]
     assert lines[0] == ["profile", "architecture", "runtimes", "board"]
     assert [line[0] for line in lines[1:-1]] == profile.names()
@@ -279,6 +280,8 @@ def test_list_show_and_keys() -> None:
 
 def test_json_is_one_document() -> None:
     assert [board["id"] for board in json.loads(run("list", "--json").stdout)["profiles"]] == profile.names()
+    assert run("--json").stdout == run("list", "--json").stdout
+    assert run("--json", "keys").exit_code == 2
     assert json.loads(run("show", "imx93-evk", "--json").stdout) == profile.load("imx93-evk").dump()
     keys = {key["key"]: key for key in json.loads(run("keys", "--json").stdout)["keys"]}
     assert keys["cpu.architecture"]["default"] is None

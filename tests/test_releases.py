@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from board_folder import Board, Way, tree
+from boards import dense_bundle
+from bundle_variants import variant
 from conftest import EDGEOPT, SshBoard, run_cli
 from edgeopt_agent import health
 from edgeopt_agent.wire import RemoteError
@@ -52,6 +55,41 @@ def test_rollback_returns_and_ends(board: Board, versions: list[bundles.Bundle])
     assert board.current() == (three.release, one.release)
     history = [json.loads(line)["why"] for line in (board.root / "log.jsonl").read_text().splitlines()]
     assert history == ["flash", "flash", "flash", "rollback", "rollback", "flash"]
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> dict[str, bundles.Bundle]:
+    """A release of each verdict that a manifest can have."""
+    dense_bundle(tmp_path / "dense.edgeopt", 4, 3)
+    verdicts = {"passed": "pass", "undecided": "undecided", "vendors": "not judged"}
+    return {
+        name: variant(tmp_path / "dense.edgeopt", tmp_path / f"{name}.edgeopt", name=name, verdict=verdict)
+        for name, verdict in verdicts.items()
+    }
+
+
+def test_whether_its_accuracy_was_shown_is_said_of_every_release(
+    tmp_path: Path, judged: dict[str, bundles.Bundle]
+) -> None:
+    board = Board(tmp_path / "board")
+    said = {"passed": "accuracy passed", "undecided": "marked: undecided", "vendors": "marked: not judged"}
+    for name, words in said.items():
+        flashed = board.flash(judged[name]).stdout
+        assert {own for own in said.values() if own in flashed} == {words}
+    again = json.loads(board.run("flash", judged["vendors"].path, "--json").stdout)
+    assert (again["already"], again["verdict"]) == (True, "not judged")
+
+    current, previous = board.run("status").stdout.splitlines()[1:3]
+    assert re.search(r"^current +vendors .*, accuracy not judged, whole$", current)
+    assert re.search(r"^previous +undecided .*, accuracy undecided, whole$", previous)
+    found = board.status()
+    assert [found[key]["verdict"] for key in ("current", "previous")] == ["not judged", "undecided"]
+
+    back, previous = board.run("rollback").stdout.splitlines()
+    assert "marked: undecided" in back
+    assert re.search(r"^previous +passed .*, accuracy passed, not checked$", previous)
+    last = json.loads(board.agent("rollback").stdout)["result"]["result"]  # without a host, too
+    assert (last["current"]["name"], last["current"]["verdict"], last["previous"]) == ("passed", "pass", None)
 
 
 def test_an_empty_board_has_no_release(board: Board) -> None:

@@ -342,7 +342,7 @@ def test_any_model_becomes_a_bundle_that_can_be_flashed(tmp_path: Path, suffix: 
     assert done.returncode == 0, done.stderr
     made = bundles.read(out)
     made.check()
-    assert made.manifest.verdict == "undecided"
+    assert made.manifest.verdict == "not judged"
     assert made.manifest.artifact.file == f"model{suffix}"
     assert made.manifest.artifact.threads == 2
     files = {f"model{suffix}", "health.npz", *({"model.bin"} if suffix == ".xml" else ())}
@@ -353,6 +353,8 @@ def test_any_model_becomes_a_bundle_that_can_be_flashed(tmp_path: Path, suffix: 
     pytest.importorskip({".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "ai_edge_litert"}[suffix])
     flashed = run_cli("flash", out, "--root", tmp_path / "board")
     assert flashed.returncode == 0, flashed.stderr
+    assert "marked: not judged" in flashed.stdout
+    assert "undecided" not in flashed.stdout
 
 
 @needs_onnx

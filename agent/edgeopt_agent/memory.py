@@ -1,4 +1,8 @@
-"""Memory of this process, of the board and of the control group that this process is kept in."""
+"""Memory of this process, of the board and of the control group that this process is kept in.
+
+Not of the arena that a runtime keeps its tensors in, which is within the peak: none tells Python its size on a CPU
+(LiteRT 2.3, OpenVINO 2026.4, ONNX Runtime 1.31), and the sum of the tensors is more, since they take turns in it.
+"""
 
 from __future__ import annotations
 

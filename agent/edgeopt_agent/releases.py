@@ -72,11 +72,14 @@ def rollback(context: Context) -> Dict[str, Any]:
 
 
 def rollback_job(context: Context, _request: Dict[str, Any]) -> Dict[str, Any]:
+    """With what is current then and what is before it, as `status` tells them."""
     now = current_record(context.root)
     back = recover(context.root)
     if now is not None and back is not None:  # an overdue return is what was asked for; one step back, not two
-        return {"activation": back, "health": None, "from": now["release"]}
-    return rollback(context)
+        done = {"activation": back, "health": None, "from": now["release"]}
+    else:
+        done = rollback(context)
+    return dict(status(context.root, verify=False), **done)
 
 
 def confirm(root: str) -> Dict[str, Any]:
@@ -111,7 +114,8 @@ def recover(root: str) -> Optional[Dict[str, Any]]:
 
 
 def status(root: str, verify: bool) -> Dict[str, Any]:
-    """Which release is current and which one a rollback returns to; with `verify`, every hash is computed again."""
+    """Which release is current and which one a rollback returns to, with the `verdict` of their manifests (None: not
+    told); with `verify`, every hash is computed again."""
     number = current_number(root)
     if number is None:
         return {"root": root, "current": None, "previous": None}
@@ -184,18 +188,19 @@ def _return_from(root: str, release: str) -> Optional[int]:
 
 
 def _unreadable(number: int) -> Dict[str, Any]:
-    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name")
+    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name", "verdict")
     problem = f"the record of activation {number} is missing or damaged; flash again"
     return dict(dict.fromkeys(known), number=number, whole=False, problem=problem, confirmed=True)
 
 
 def _summary(root: str, record: Dict[str, Any], verify: bool) -> Dict[str, Any]:
     """One release in words; damage is said, never raised: `status` must answer on a broken board too."""
-    summary = dict(record, whole=None, problem=None, name=None)
+    summary = dict(record, whole=None, problem=None, name=None, verdict=None)
     path = os.path.join(root, "releases", record["release"], "manifest.json")
     try:
         manifest = read_json(path)
         summary["name"], summary["runtime"] = manifest["name"], manifest["artifact"]["runtime"]
+        summary["verdict"] = manifest.get("verdict")
         if verify:
             verified(root, record["release"])
             summary["whole"] = True

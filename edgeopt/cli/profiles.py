@@ -14,14 +14,20 @@ from edgeopt.errors import ConfigError
 from .document import print_json
 
 
-@click.group()
-def profiles() -> None:
-    """Device profiles: what is known of a board, and what is demanded of it.
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Of `list`: one JSON document on stdout.")
+@click.pass_context
+def profiles(context: click.Context, as_json: bool) -> None:
+    """Device profiles: what is known of a board, and what is demanded of it. Without a command: `list`.
 
     \b
     Example:
       edgeopt profiles show raspberry-pi-4
     """
+    if context.invoked_subcommand is None:
+        context.invoke(list_, as_json=as_json)
+    elif as_json:
+        raise click.UsageError(f"--json goes behind {context.invoked_subcommand}", context)
 
 
 @profiles.command("list")

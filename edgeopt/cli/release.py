@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import AgentFailure, EdgeoptError, IntegrityError
+from ..errors import AgentFailure, IntegrityError
 from .common import Boards, Where, boards_options, json_option, undecided_option, verdict_code
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from ..device.session import Session
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
-UNDECIDED = "; marked: undecided, its accuracy is not shown to hold the floor"
+JUDGED = {"pass": "passed", "undecided": "undecided", "not judged": "not judged"}  # a manifest's verdict in words
+MARKS = {
+    "pass": "; accuracy passed",
+    "undecided": "; marked: undecided, its accuracy is not shown to hold the floor",
+    "not judged": "; marked: not judged, nobody compared its accuracy with a floor",
+}
 
 
 @click.command(short_help="Make a bundle's release current on a board.")
@@ -48,7 +53,7 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
             session, python = where.open(display, opened.manifest.root, opened.manifest.python)
             with session:
                 done = dict(job.flash(session, opened, python), board=where.board(session))
-        name, marked = _titled(done["name"], done["release"]), UNDECIDED if done["verdict"] == "undecided" else ""
+        name, marked = _titled(done["name"], done["release"]), MARKS[done["verdict"]]
         if done["already"]:
             return Done(done, "pass", f"{name} was current already{marked}")
         return Done(done, "pass", f"{name} is current; {_health(done['health'], opened.manifest.health.of)}{marked}")
@@ -139,10 +144,9 @@ def rollback(boards: Boards, as_json: bool) -> int:
             session, _ = where.open(display)
             with session:
                 done = dict(job.rollback(session), device=session.address, board=where.board(session))
-                done["name"] = _name_of(session, done["activation"]["release"])
         return Done(done, "pass", _back(done))
 
-    return on_each(boards, work, lambda done: click.echo(_back(done, f" on {boards.named(done)}")), as_json)
+    return on_each(boards, work, lambda done: _show_rollback(done, boards), as_json)
 
 
 @click.command(short_help="What is current, is it whole, what is before it.")
@@ -183,22 +187,13 @@ def _rolled_back(session: Session, kept: bool) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _name_of(session: Session, release: str) -> str | None:
-    """The name of what is current now. Asked only after the change: asking may itself undo an unconfirmed release."""
-    try:
-        current = session.status(verify=False)["current"]
-    except EdgeoptError:  # what was done stands, and is told with its id
-        return None
-    return current["name"] if current is not None and current["release"] == release else None
-
-
 def _titled(name: str | None, release: str) -> str:
     return f"{name or 'release ?'} ({release[:12]})"
 
 
 def _show_flash(done: dict[str, Any], boards: Boards, of: int) -> None:
     title, place = _titled(done["name"], done["release"]), boards.named(done)
-    marked = UNDECIDED if done["verdict"] == "undecided" else ""
+    marked = MARKS[done["verdict"]]
     if done["already"]:
         click.echo(f"{title} is current on {place} already; nothing was changed{marked}")
     else:
@@ -215,7 +210,13 @@ def _back(done: dict[str, Any], place: str = "") -> str:
     now = _titled(done["name"], done["activation"]["release"])
     slow = (done["health"] or {}).get("slow")
     marked = f"; marked: {slow}" if slow else ""
-    return f"{now} is current again{place}, instead of release {done['from'][:12]}{marked}"
+    judged = MARKS.get(done["verdict"], "; accuracy not told")
+    return f"{now} is current again{place}, instead of release {done['from'][:12]}{judged}{marked}"
+
+
+def _show_rollback(done: dict[str, Any], boards: Boards) -> None:
+    click.echo(_back(done, f" on {boards.named(done)}"))
+    click.echo(f"previous  {_release(done['previous'])}")
 
 
 def _show_status(found: dict[str, Any], boards: Boards) -> None:
@@ -258,7 +259,13 @@ def _release(entry: dict[str, Any] | None) -> str:
         return whole
     at = datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds")
     confirmed = "" if entry.get("confirmed", True) else ", not confirmed yet"
-    return f"{_titled(entry['name'], entry['release'])}, by {entry['why']} at {at}, {whole}{confirmed}"
+    title = _titled(entry["name"], entry["release"])
+    return f"{title}, by {entry['why']} at {at}, {_accuracy(entry['verdict'])}, {whole}{confirmed}"
+
+
+def _accuracy(verdict: str | None) -> str:
+    """In words; None: its manifest cannot be read."""
+    return f"accuracy {JUDGED.get(str(verdict), 'not told')}"
 
 
 def _show_validation(found: dict[str, Any], boards: Boards) -> None:
@@ -273,4 +280,4 @@ def _show_validation(found: dict[str, Any], boards: Boards) -> None:
     back = found["rollback"]
     if back:
         said = f"not rolled back: {back['error']}" if "error" in back else None
-        click.echo(said or f"rolled back to {back['activation']['release'][:12]}")
+        click.echo(said or f"rolled back to {back['activation']['release'][:12]}, {_accuracy(back['verdict'])}")

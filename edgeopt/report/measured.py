@@ -14,6 +14,7 @@ from .terminal import COLOURS, worst
 
 PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
 NOT_IN_RAPID = ("p95_s", "p99_s")
+BESIDE = {"pre_s": "preparing", "copy_s": "copying in", "post_s": "fetching outputs"}
 NOT_TOLD = "not told"  # breakdown.detail's word for it
 MARGIN = 0.02  # as ladder.MARGIN: two processes of one artifact differ by as much
 
@@ -32,6 +33,8 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
     for title, cells in _rows(document["results"]):
         table.add_row(title, *map(Text, cells))
     console.print(table)
+    for result in document["results"]:
+        console.print(Text(_beside(result, len(document["results"]) > 1)))
     for result in document["results"]:
         if result.get("operators"):
             render_operators(result, console)
@@ -123,6 +126,13 @@ def compared(results: list[dict[str, Any]], ratio: dict[str, Any]) -> str:
     return f"{second} takes {units.ratio(ratio)} as long as {first}: {judged}"
 
 
+def _beside(result: dict[str, Any], several: bool) -> str:
+    """What a query costs before and after the invoke that is timed."""
+    of = f" of {units.text(result['name'], 40)}" if several else ""
+    told = ", ".join(f"{words} {units.figure(result['latency'][key], 's')}" for key, words in BESIDE.items())
+    return f"medians beside invoke{of}: {told}"
+
+
 def _all_rapid(results: list[dict[str, Any]]) -> bool:
     return all(result["latency"].get("mode") == "rapid" for result in results)
 
@@ -135,7 +145,7 @@ def _rows(results: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         *((f"latency {name[:-2]}", [units.figure(r["latency"][name], "s") for r in results]) for name in names),
         ("queries", [units.count(r["latency"]["n"]) for r in results]),
         ("mean", [units.figure(r["latency"]["mean_s"], "s") for r in results]),
-        ("copying the input", [units.figure(r["latency"]["copy_s"], "s") for r in results]),
+        ("min", [units.figure(r["latency"]["min_s"], "s") for r in results]),
         ("load, from the disk", [units.quantity(r.get("load_cold_s"), "s") for r in results]),
         ("load, file in memory", [units.quantity(r["load_s"], "s") for r in results]),
         ("first inference", [units.quantity(r["first_inference_s"], "s") for r in results]),

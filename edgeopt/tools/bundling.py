@@ -213,7 +213,7 @@ def write(
             "profile": wanted.profile.id,
             "root": wanted.root,
             "python": wanted.python,
-            "verdict": "undecided",
+            "verdict": "not judged",
             "budgets": budgets,
             "artifact": {
                 "file": next(iter(files)),
@@ -238,7 +238,7 @@ def write(
         "runtime": contents.runtime,
         "files": list(files),
         "profile": wanted.profile.id,
-        "verdict": "undecided",
+        "verdict": "not judged",
         "health": limits,
         "evaluation": len(samples) if shards else None,
         **_prospects(source, samples, wanted),
