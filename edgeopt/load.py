@@ -53,9 +53,9 @@ def settled(
     power_mode: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`measured`, and all of it once more after a cool-down where the board throttled or a second half departed from
-    its first. `say` is told; `conditions` then has the reason as `repeated`."""
+    its first. `say` is told; the reason is `repeated` then."""
     found = measured(session, artifact, inputs, asked, folder, power_mode)
-    if disturbed := found["conditions"]["disturbances"]:
+    if disturbed := found["disturbances"]:
         say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {measure.COOL_DOWN_S:.0f} s"})
         session.pause(measure.COOL_DOWN_S)
         found = measured(session, artifact, inputs, asked, folder, power_mode, repeated=disturbed[0])
@@ -71,8 +71,8 @@ def measured(
     power_mode: Mapping[str, Any] | None = None,
     repeated: str | None = None,
 ) -> dict[str, Any]:
-    """{"streams", "batches", "arrivals", "slow_inputs", "corner_inputs", "executed", "conditions"}; raw samples stay in
-    `folder`.
+    """{"streams", "batches", "arrivals", "slow_inputs", "corner_inputs", "executed", "conditions", "disturbances",
+    "repeated"}; raw samples stay in `folder`.
 
     inputs: shards of real samples; none: random tensors, and nothing is said of slow and corner inputs. repeated: why
     this is the second time. Raises AgentFailure, DeviceUnreachable.
@@ -125,7 +125,6 @@ def figures(folder: Path) -> dict[str, Any]:
     together = by_streams["streams"] + by_streams["batches"]
     disturbances = [mark for one in together for mark in _drifted(one, folder)] + conditions.slowed(series)
     marks = disturbances + conditions.background(series) + conditions.changed(series)
-    why = {"marks": marks, "disturbances": disturbances, "repeated": kept["repeated"]}
     return {
         "streams": [_together(one, folder) for one in by_streams["streams"]],
         "batches": [_together(one, folder) for one in by_streams["batches"]],
@@ -133,7 +132,9 @@ def figures(folder: Path) -> dict[str, Any]:
         "slow_inputs": slow,
         "corner_inputs": corners,
         "executed": by_rates["executed"],
-        "conditions": {**why, **conditions.summary(series)},
+        "conditions": {"marks": marks, **conditions.summary(series)},
+        "disturbances": disturbances,
+        "repeated": kept["repeated"],
     }
 
 

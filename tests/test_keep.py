@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import schema_check
 from boards import dense_tflite, events, is_alive, job_folders, progress_of, until
-from conftest import EDGEOPT, SshBoard, run_cli
+from conftest import EDGEOPT, SshBoard, run_cli, run_quick
 
 from edgeopt import documents, report
 
@@ -32,7 +32,7 @@ def model(tmp_path: Path) -> Path:
 
 def kept(folder: Path, *command: object) -> dict[str, Any]:
     """The document of a command with --keep."""
-    done = run_cli(*command, "--keep", folder, "--json")
+    done = run_quick(*command, "--keep", folder, "--json")
     assert done.returncode in (0, 10, 11), done.stderr
     return dict(json.loads(done.stdout))
 
@@ -126,6 +126,12 @@ def check(folder: Path, document: dict[str, Any], figure: str) -> None:
     shown = run_cli("report", folder, "--json")
     assert json.loads(shown.stdout) == document
     assert run_cli("report", folder).returncode == 0
+    page = folder.with_name("page.html")
+    has_curves = document["kind"] == "power" or any("sustained" in one for one in document.get("results", ()))
+    told = run_cli("report", folder, "--out", page)
+    assert (told.returncode, page.is_file(), f"--out {page}: pages are made of" in plain(told.stderr)) == (
+        (0, True, False) if has_curves else (2, False, True)
+    )
     schema = json.loads(run_cli("report", "--schema", document["kind"]).stdout)
     assert list(schema_check.problems(document, schema, schema, document["kind"])) == []
     found = recomputed(folder, 0)

@@ -322,7 +322,7 @@ def test_what_throttled_is_repeated_by_default_and_marked(command: tuple[str, ..
         assert throttled in found["results"][0]["marks"]
     else:
         assert throttled in found["marks"]
-        assert found["conditions"]["repeated"] == (throttled if jobs == 4 else None)
+        assert found["repeated"] == (throttled if jobs == 4 else None)
     assert len(list((tmp_path / "root" / "jobs").glob(f"{command[0]}-*"))) == jobs
 
 

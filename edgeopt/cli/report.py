@@ -20,8 +20,8 @@ from .prices import price_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="With --against: write both as one offline page, a new .html file or an earlier such page. With --recompute: "
-    "write what was computed again as JSON.",
+    help="With --against: write both as one offline page, a new .html file or an earlier such page; so, too, for a "
+    "folder of --keep with watts or a sustained run. With --recompute: write what was computed again as JSON.",
 )
 @click.option(
     "--recompute",
@@ -58,16 +58,12 @@ def report(
       edgeopt report runs/smartwatch-activity --against runs/before --out two-runs.html
       edgeopt report runs/smartwatch-activity --recompute
       edgeopt report runs/smartwatch-activity --hardware-price 60 --life-years 5 --energy-price 0.30 --currency EUR
+      edgeopt report warm --out warm.html
       edgeopt report --schema
       edgeopt report --schema power
     """
     if again and against is not None:
         raise ConfigError("--recompute and --against: give one; recompute each run alone")
-    if out is not None and against is None and not again:
-        raise ConfigError(
-            f"--out {out}: it is for a page of two runs; name the other run with --against, or leave --out away: the "
-            "page of one run is always runs/<name>/report.html"
-        )
     if kind is not None:
         print_json(schema(kind))
         return 0
@@ -76,7 +72,12 @@ def report(
     if _is_kept(run):
         if against is not None:
             raise ConfigError(f"--against: {run} is a folder of --keep; runs of `edgeopt optimize` stand side by side")
-        return _recompute(None, run, out, as_json) if again else _show_kept(run, as_json)
+        return _recompute(None, run, out, as_json) if again else _show_kept(run, out, as_json)
+    if out is not None and against is None and not again:
+        raise ConfigError(
+            f"--out {out}: it is for a page of two runs; name the other run with --against, or leave --out away: the "
+            "page of one run is always runs/<name>/report.html"
+        )
     document = _read(run)
     if against is not None:
         _show_against(document, _read(against), (str(run), str(against)), out, as_json)
@@ -116,20 +117,38 @@ def _is_kept(run: Path) -> bool:
     return kept.is_kept(run)
 
 
-def _show_kept(run: Path, as_json: bool) -> int:
-    """As the command showed it."""
+def _show_kept(run: Path, out: Path | None, as_json: bool) -> int:
+    """As the command showed it; with `out` as a page, too, where something goes over time."""
     from rich.console import Console
 
     from .. import kept
     from ..report import joules, measured, under_load
 
     record, document = kept.read(run)
+    if out is not None:
+        _write_kept(record["command"], document, out)
     if as_json:
-        print_json(document)
+        print_json(document if out is None else dict(document, report=str(out)))
         return 0
     screens = {"load": under_load.render, "power": joules.render, "validate": measured.render_validation}
     screens.get(record["command"], measured.render_bench)(document, Console())
+    if out is not None:
+        click.echo(f"\nreport  {out}")
     return 0
+
+
+def _write_kept(command: str, document: dict[str, Any], out: Path) -> None:
+    from ..report import power_page, sustained_page
+
+    if command == "power":
+        power_page.write(document, out)
+    elif any("sustained" in result for result in document.get("results", ())):
+        sustained_page.write(document, out)
+    else:
+        raise ConfigError(
+            f"--out {out}: pages are made of power, and of bench and compare with --mode sustained; this is a "
+            f"{command} without curves"
+        )
 
 
 def _recompute(document: dict[str, Any] | None, run: Path, out: Path | None, as_json: bool) -> int:

@@ -43,6 +43,8 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
     for result in document["results"]:
         for mark in result["marks"]:
             console.print(Text(f"marked {units.text(result['name'], 40)}: {units.text(mark)}", "yellow"))
+    if again := document.get("repeated"):
+        console.print(Text(f"measured again because {units.text(again)}"))
     for result in document["results"]:
         if "sustained" in result:
             curves.render(result, console)

@@ -49,8 +49,8 @@ def render(document: dict[str, Any], console: Console) -> None:
     if corners := document["corner_inputs"]:
         told = ", ".join(f"{units.text(name)} {ratio:.2f}×" for name, ratio in corners.items())
         console.print(Text(f"corner inputs, to the median of the real ones: {told}"))
-    if document["conditions"]["repeated"]:
-        console.print(Text(f"measured again: {units.text(document['conditions']['repeated'])}"))
+    if document["repeated"]:
+        console.print(Text(f"measured again because {units.text(document['repeated'])}"))
     for mark in document["marks"]:
         console.print(Text(f"marked: {units.text(mark)}", "yellow"))
 
