@@ -119,9 +119,9 @@ class SystemdBoard(NamespacedBoard):
         for top in self._groups():
             deadline = time.monotonic() + 10
             while top.exists() and time.monotonic() < deadline:
-                for path in sorted([top, *(p for p in top.rglob("*") if p.is_dir())], reverse=True):
+                for path, _, _ in os.walk(top, topdown=False):  # passes over what the kernel takes away meanwhile
                     with contextlib.suppress(OSError):
-                        path.rmdir()
+                        os.rmdir(path)
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def test_a_value_given_twice_is_refused(cli: Run, model: Path) -> None:
 
 def test_the_screen_shows_every_table(cli: Run, model: Path) -> None:
     root = str(model.parent / "root")
-    done = cli("load", str(model), "--random", "--seconds", "1", "--rate", "20", "--root", root)
+    done = cli("load", str(model), "--random", "--seconds", "1", "--no-repeat", "--rate", "20", "--root", root)
     assert done.returncode == 0, done.stderr
     for words in ("a second", "arriving", "20.0/s", "random inputs"):
         assert words in done.stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from boards import dense_tflite
-from conftest import QUICK, REPOSITORY
+from conftest import EDGEOPT, QUICK, REPOSITORY
 from loopback_board import LoopbackBoard
 
 EXAMPLES = REPOSITORY / "examples"
@@ -44,7 +44,7 @@ def walk(name: str, folder: Path, env: dict[str, str], stands_for: dict[str, str
     quick.parent.mkdir()
     quick.write_text(f'#!/bin/sh\nexec {shlex.join(QUICK)} "$@"\n')
     quick.chmod(0o755)
-    environment = {**os.environ, **env, "PATH": f"{quick.parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, **env, "PATH": f"{quick.parent}:{EDGEOPT.parent}:{os.environ['PATH']}"}
     for language, text in blocks(name):
         for words, own in (stands_for or {}).items():
             text = text.replace(words, own)

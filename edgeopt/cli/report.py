@@ -64,12 +64,7 @@ def report(
     """
     if again and against is not None:
         raise ConfigError("--recompute and --against: give one; recompute each run alone")
-    if kind is not None:
-        print_json(schema(kind))
-        return 0
-    if run is None:
-        raise ConfigError("report: name a folder that `edgeopt optimize` wrote, runs/<name>")
-    if _is_kept(run):
+    if kind is None and run is not None and _is_kept(run):
         if against is not None:
             raise ConfigError(f"--against: {run} is a folder of --keep; runs of `edgeopt optimize` stand side by side")
         return _recompute(None, run, out, as_json) if again else _show_kept(run, out, as_json)
@@ -78,6 +73,11 @@ def report(
             f"--out {out}: it is for a page of two runs; name the other run with --against, or leave --out away: the "
             "page of one run is always runs/<name>/report.html"
         )
+    if kind is not None:
+        print_json(schema(kind))
+        return 0
+    if run is None:
+        raise ConfigError("report: name a folder that `edgeopt optimize` wrote, runs/<name>")
     document = _read(run)
     if against is not None:
         _show_against(document, _read(against), (str(run), str(against)), out, as_json)
