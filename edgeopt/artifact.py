@@ -89,8 +89,8 @@ class Artifact:
         for port in formats.read(self.paths[0], self.runtime).inputs:
             if None in port.shape[1:]:
                 raise ConfigError(
-                    f"{self.name}: input {port} has sizes that are free, so random tensors cannot stand for it; give "
-                    "real inputs with --inputs FILE.npz"
+                    f"{self.name}: input {port} has sizes that are free; fix them with --shape, once per input, or "
+                    "give real inputs with --inputs FILE.npz"
                 )
 
     def read(self) -> dict[str, bytes]:

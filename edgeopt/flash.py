@@ -14,7 +14,7 @@ from .errors import AgentFailure, EdgeoptError
 
 def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     """Make the bundle's release current on the board: {"activation", "health", "release", "name", "verdict" of the
-    bundle, "already"}.
+    bundle, "made_for" (the profile's id), "already"}.
 
     Every blob is checked before the first is sent; the runtime, and what it can take, before anything is. Raises
     IntegrityError, ModelError, AgentFailure (no-space, read-only, missing-runtime, health, …), DeviceUnreachable.
@@ -24,7 +24,7 @@ def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     measure.require_runtime(facts, bundle.manifest.artifact.runtime, session.address, python)
     before = session.status(verify=True)["current"]
     done: dict[str, Any] = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
-    done["verdict"] = bundle.manifest.verdict
+    done["verdict"], done["made_for"] = bundle.manifest.verdict, bundle.manifest.profile
     done["frequency_max_hz"] = bundle.manifest.artifact.frequency_max_hz  # nothing sets it: its owner must know
     if before is not None and before["release"] == bundle.release and before["whole"]:
         return {**done, "already": True, "activation": None, "health": None}

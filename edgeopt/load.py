@@ -51,14 +51,14 @@ def settled(
     folder: Path,
     say: Callable[[dict[str, Any]], None],
     power_mode: Mapping[str, Any] | None = None,
+    repeat: bool = True,
 ) -> dict[str, Any]:
-    """`measured`, and all of it once more after a cool-down where the board throttled or a second half departed from
-    its first. `say` is told; the reason is `repeated` then."""
+    """`measured`, and with `repeat` all of it once more after a cool-down where the board throttled or a second half
+    departed from its first. `say` is told; the reason is `repeated` then."""
     found = measured(session, artifact, inputs, asked, folder, power_mode)
-    if disturbed := found["disturbances"]:
-        say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {measure.COOL_DOWN_S:.0f} s"})
-        session.pause(measure.COOL_DOWN_S)
-        found = measured(session, artifact, inputs, asked, folder, power_mode, repeated=disturbed[0])
+    if repeat and (disturbed := found["disturbances"]):
+        reason = measure.cool_down(session, disturbed, say)
+        found = measured(session, artifact, inputs, asked, folder, power_mode, repeated=reason)
     return found
 
 

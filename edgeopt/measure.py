@@ -173,19 +173,29 @@ def settled(
     folder: Path,
     say: Callable[[dict[str, Any]], None],
     power_mode: Mapping[str, Any] | None = None,
+    minutes: float = 30.0,
+    repeat: bool = True,
 ) -> Comparison:
-    """`bench`, and once more after COOL_DOWN_S where the board throttled or its second half departed from its first.
+    """`bench`, and with `repeat` once more where the board throttled or its second half departed from its first.
 
-    `say` is told (an event of the agent's kind); `conditions` then has the reason as `repeated`.
+    Not of mode "sustained", which is to show just that. `say` is told (an event of the agent's kind); `conditions` then
+    has the reason as `repeated`.
     """
-    found = bench(session, artifacts, inputs, mode, seed, folder, power_mode=power_mode)
-    if disturbed := found.disturbances():
-        say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {COOL_DOWN_S:.0f} s"})
-        session.pause(COOL_DOWN_S)
-        found = bench(session, artifacts, inputs, mode, seed, folder, power_mode=power_mode)
-        found.result["repeated"] = disturbed[0]
+    found = bench(session, artifacts, inputs, mode, seed, folder, minutes, power_mode)
+    if repeat and mode != stats.SUSTAINED and (disturbed := found.disturbances()):
+        reason = cool_down(session, disturbed, say)
+        found = bench(session, artifacts, inputs, mode, seed, folder, minutes, power_mode)
+        found.result["repeated"] = reason
         (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": found.result}))
     return found
+
+
+def cool_down(session: Session, disturbed: Sequence[str], say: Callable[[dict[str, Any]], None]) -> str:
+    """A pause before what was disturbed is measured once more; the reason."""
+    reason = "; ".join(disturbed)
+    say({"event": "stage", "what": f"{reason}; measuring again after {COOL_DOWN_S:.0f} s"})
+    session.pause(COOL_DOWN_S)
+    return reason
 
 
 def outputs(session: Session, artifact: Artifact, inputs: Sequence[bytes]) -> tuple[Array, ...]:

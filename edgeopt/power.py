@@ -228,10 +228,9 @@ def settled(
     found = take()
     if not repeat or found.result["meter"] or not (disturbed := found.disturbances()):
         return found
-    say({"event": "stage", "what": f"{disturbed[0]}; measuring again after {measure.COOL_DOWN_S:.0f} s"})
-    session.pause(measure.COOL_DOWN_S)
+    reason = measure.cool_down(session, disturbed, say)
     found = take()
-    found.result["repeated"] = disturbed[0]
+    found.result["repeated"] = reason
     (folder / "energy.json").write_text(json.dumps(found.result))
     return found
 

@@ -110,13 +110,20 @@ def mode_for(bundle: Bundle, asked: str | None) -> str:
 
 
 def validate(
-    session: Session, bundle: Bundle, mode: str, samples: Path, say: Event, score: Score | None = None
+    session: Session,
+    bundle: Bundle,
+    mode: str,
+    samples: Path,
+    say: Event,
+    score: Score | None = None,
+    *,
+    repeat: bool = True,
 ) -> dict[str, Any]:
     """Measure the board's current release with the bundle's evaluation pack; what `figures` needs beside the raw
     samples, which are written into `samples`.
 
-    `score` replaces the pack's metric (tasks that score in Python). Raises AgentFailure when another release is
-    current, ConfigError, IntegrityError, DeviceUnreachable.
+    `score` replaces the pack's metric (tasks that score in Python); `repeat`: latency that drifted or throttled is
+    measured again. Raises AgentFailure when another release is current, ConfigError, IntegrityError, DeviceUnreachable.
     """
     bundle.check()
     _require_current(session, bundle)
@@ -134,7 +141,7 @@ def validate(
         inputs = dataclasses.replace(pack.samples, labels=None)
         outputs = measure.outputs(session, artifact, measure.shards(inputs))
         some = measure.shards(inputs.take(np.arange(min(len(inputs), measure.LATENCY_SAMPLES))))
-        measure.settled(session, [artifact], some, mode, 0, samples, say)
+        measure.settled(session, [artifact], some, mode, 0, samples, say, repeat=repeat)
     numbers, lost = _numbers(outputs)
     Scored.of(numbers, pack.source, pack.samples, score, metric in ("top1", "top5")).write(samples / SCORED)
     return {

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from boards import artifact_entry, bench_request, dense_tflite, fake_model, local_session, npz
-from conftest import EDGEOPT
+from conftest import EDGEOPT, run_cli
 from edgeopt_agent import energy as agent_energy
 from edgeopt_agent.jobs import Context
 from edgeopt_agent.power import Sensor
@@ -299,6 +299,18 @@ def short_cli(folder: Path, *arguments: object, before: tuple[object, ...] = ())
     return json.loads(done.stdout)
 
 
+def throttling(tmp_path: Path) -> tuple[tuple[Any, ...], str]:
+    """(what goes before a command so that it sees a cooling device holding the processor back, where the kernel shows
+    it: Documentation/driver-api/thermal; what is then said)."""
+    require_namespace()
+    device = tmp_path / "class" / "thermal" / "cooling_device0"
+    device.mkdir(parents=True)
+    (device / "type").write_text("cpufreq-cpu0\n")
+    (device / "cur_state").write_text("2\n")
+    before = ("unshare", "--mount", "sh", "-c", WITH_TREE, "sh", tmp_path / "class")
+    return before, "the board throttled (cooling device cpufreq-cpu0 2)"
+
+
 LOAD = ("load", "--seconds", "1", "--streams", "1", "--rate", "20")
 
 
@@ -307,23 +319,30 @@ LOAD = ("load", "--seconds", "1", "--streams", "1", "--rate", "20")
     [(("bench",), 2), (("bench", "--no-repeat"), 1), (LOAD, 4), ((*LOAD, "--no-repeat"), 2)],
 )
 def test_what_throttled_is_repeated_by_default_and_marked(command: tuple[str, ...], jobs: int, tmp_path: Path) -> None:
-    """A cooling device that holds the processor back, where the kernel shows it (Documentation/driver-api/thermal)."""
-    require_namespace()
-    device = tmp_path / "class" / "thermal" / "cooling_device0"
-    device.mkdir(parents=True)
-    (device / "type").write_text("cpufreq-cpu0\n")
-    (device / "cur_state").write_text("2\n")
+    before, throttled = throttling(tmp_path)
     (tmp_path / "model.tflite").write_bytes(dense_tflite())
-    before = ("unshare", "--mount", "sh", "-c", WITH_TREE, "sh", tmp_path / "class")
     asked = [*command, "model.tflite", "--random", "--root", tmp_path / "root"]
     found = short_cli(tmp_path, *asked, before=before)
-    throttled = "the board throttled (cooling device cpufreq-cpu0 2)"
     if command[0] == "bench":
         assert throttled in found["results"][0]["marks"]
     else:
         assert throttled in found["marks"]
-        assert found["repeated"] == (throttled if jobs == 4 else None)
+        assert throttled in found["repeated"] if jobs == 4 else found["repeated"] is None
     assert len(list((tmp_path / "root" / "jobs").glob(f"{command[0]}-*"))) == jobs
+
+
+@pytest.mark.parametrize(("option", "jobs"), [((), 2), (("--no-repeat",), 1)])
+def test_a_validation_repeats_what_throttled(
+    bundle_file: Path, option: tuple[str, ...], jobs: int, tmp_path: Path
+) -> None:
+    before, throttled = throttling(tmp_path)
+    root = ["--root", tmp_path / "root"]
+    assert run_cli("flash", bundle_file, *root).returncode == 0
+    validate = ["validate", bundle_file, *root, "--allow-undecided", *option]
+    conditions = short_cli(tmp_path, *validate, before=before)["conditions"]
+    assert throttled in conditions["marks"]
+    assert throttled in conditions["repeated"] if jobs == 2 else conditions["repeated"] is None
+    assert len(list((tmp_path / "root" / "jobs").glob("bench-*"))) == jobs
 
 
 # Energy: what the board does when, and what sampling costs

@@ -92,6 +92,19 @@ def test_whether_its_accuracy_was_shown_is_said_of_every_release(
     assert (last["current"]["name"], last["current"]["verdict"], last["previous"]) == ("passed", "pass", None)
 
 
+def test_a_bundle_made_for_another_board_is_flashed_with_a_remark(
+    tmp_path: Path, judged: dict[str, bundles.Bundle]
+) -> None:
+    board, bundle = Board(tmp_path / "board"), judged["passed"]
+    remark = "; made for generic-x86-64, and this board is a raspberry-pi-4: validate it here"
+    for profile, said in ((None, ""), ("generic-x86-64", ""), ("raspberry-pi-4", remark)):
+        chosen = ("--profile", profile) if profile else ()
+        first, *_ = board.run("flash", bundle.path, *chosen).stdout.splitlines()
+        assert first.endswith(f"; accuracy passed{said}")
+        told = json.loads(board.run("flash", bundle.path, *chosen, "--json").stdout)
+        assert (told["made_for"], told["profile"]) == ("generic-x86-64", profile)
+
+
 def test_an_empty_board_has_no_release(board: Board) -> None:
     said = board.run("status").stdout
     name = board.by.server.address if board.by.server else "this machine"

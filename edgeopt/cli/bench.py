@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
 from .common import (
     Boards,
     Where,
@@ -23,31 +22,14 @@ from .common import (
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
+from .queries import Queries, load, place, query_options
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
 
 
-def input_options(command: Any) -> Any:
-    """What the queries are made of, and by how many threads they are run."""
-    for option in (
-        click.option("--seed", default=0, show_default=True, help="Seed of the order of queries."),
-        click.option(
-            "--threads", type=click.IntRange(1), help="Threads of the runtime; default: the bundle's, else 1."
-        ),
-        click.option("--random", "use_random", is_flag=True, help="Random tensors instead of real inputs; marked so."),
-        click.option(
-            "--inputs",
-            type=click.Path(path_type=Path),
-            help="An .npz of real inputs, an array (n, ...) for each, before preprocessing; default: the bundle's own.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 def _options(command: Any) -> Any:
-    return mode_options(power_mode_options(input_options(placement_options(keep_options(json_option(command))))))
+    return mode_options(power_mode_options(query_options(placement_options(keep_options(json_option(command))))))
 
 
 def placement_options(command: Any) -> Any:
@@ -146,14 +128,11 @@ def _measure(
     paths: list[Path],
     where: Where,
     keep: Keep,
-    inputs: Path | None,
-    use_random: bool,
+    queries: Queries,
     mode: str,
     minutes: float,
     no_repeat: bool,
     power_mode: dict[str, Any],
-    threads: int | None,
-    seed: int,
     settings: dict[str, str],
     require_int8: float | None,
     allow_fallback: tuple[str, ...],
@@ -163,13 +142,13 @@ def _measure(
 
     subject = f"{', '.join(path.name for path in paths)} on {where.device}"
     expected_s = 60 * minutes if mode == stats.SUSTAINED else stats.MODES[mode].min_seconds * len(paths)
-    asked = {"models": [str(path) for path in paths], "mode": mode, "seed": seed, "no_repeat": no_repeat}
+    asked = {"models": [str(path) for path in paths], "mode": mode, "seed": queries.seed, "no_repeat": no_repeat}
     with (
         tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as text,
         Display(subject) as display,
         keeping(keep, "compare" if len(paths) == 2 else "bench", asked, expected_s, display) as kept,
     ):
-        artifacts, shards = load(paths, inputs, use_random, threads, Path(text), where, settings)
+        artifacts, shards = load(paths, queries, Path(text), where, settings)
         demand = placement.Demand(require_int8, allow_fallback)
         session, python = where.open(display, *place(paths))
         with session:
@@ -180,11 +159,8 @@ def _measure(
                 measure.require_runtime(facts, artifact.runtime, session.address, python)
                 artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
             ran = [placement.checked(session, one, shards, demand, operators) for one in artifacts]
-            given = (session, artifacts, shards, mode, seed, kept.samples)
-            if no_repeat or mode == stats.SUSTAINED:
-                measure.bench(*given, minutes, power_mode)
-            else:
-                measure.settled(*given, display.event, power_mode)
+            given = (session, artifacts, shards, mode, queries.seed, kept.samples, display.event, power_mode, minutes)
+            measure.settled(*given, repeat=not no_repeat)
             board = {**facts, **where.board(session)}
         return kept.document(
             {
@@ -193,7 +169,7 @@ def _measure(
                 "artifacts": [_told(artifact) for artifact in artifacts],
                 "operators": [found["operators"] if found and operators else None for found in ran],
                 "budgets": _budgets(paths, where),
-                "random_inputs": not shards,
+                "random_inputs": queries.random,
             }
         )
 
@@ -208,70 +184,6 @@ def _budgets(paths: list[Path], where: Where) -> dict[str, float]:
     from .. import bundle
 
     return dict(bundle.read(paths[0]).manifest.budgets) if paths[0].suffix == ".edgeopt" else where.budgets()
-
-
-def place(paths: list[Path]) -> tuple[str | None, str | None]:
-    """(edgeopt's folder, Python) as the first bundle among `paths` was made for."""
-    from .. import bundle
-
-    found = next((bundle.read(path).manifest for path in paths if path.suffix == ".edgeopt"), None)
-    return (found.root, found.python) if found else (None, None)
-
-
-def load(
-    paths: list[Path],
-    inputs: Path | None,
-    use_random: bool,
-    threads: int | None,
-    folder: Path,
-    where: Where | None = None,
-    settings: dict[str, str] | None = None,
-) -> tuple[list[Artifact], list[bytes]]:
-    """The artifacts, and the shards of real inputs (none for random tensors). settings: the runtime's own."""
-    from .. import measure
-    from ..task import Samples, read_npz
-
-    if inputs is not None and use_random:
-        raise ConfigError("--inputs and --random contradict each other; give one")
-    loaded = [
-        _artifact(path, threads, folder / str(number), where, settings or {}) for number, path in enumerate(paths)
-    ]
-    artifacts, own = [artifact for artifact, _ in loaded], [shard for _, shard in loaded]
-    if use_random:
-        for artifact in artifacts:
-            artifact.require_fixed_sizes()
-        return artifacts, []
-    if inputs is not None:
-        arrays = tuple(read_npz(inputs, "--inputs").values())
-        if len({len(array) if array.ndim else 0 for array in arrays}) != 1 or not len(arrays[0]):
-            raise ConfigError(f"--inputs {inputs}: every array needs the same number of samples, at least one")
-        return artifacts, measure.shards(Samples(arrays, None, None))
-    if None in own:
-        bare = paths[own.index(None)]
-        raise ConfigError(f"{bare}: a model file brings no inputs; give real ones with --inputs FILE.npz, or --random")
-    if len(set(own)) > 1:
-        raise ConfigError(
-            "the bundles bring different inputs; give one set for both with --inputs FILE.npz, or --random"
-        )
-    return artifacts, [shard for shard in own[:1] if shard]
-
-
-def _artifact(
-    path: Path, threads: int | None, folder: Path, where: Where | None, settings: dict[str, str]
-) -> tuple[Artifact, bytes | None]:
-    """(artifact, the inputs that a bundle brings)."""
-    import dataclasses
-
-    from .. import artifact, bundle, profile, validate
-
-    if path.suffix != ".edgeopt":
-        known = where.profile if where else None
-        board = profile.load(known) if isinstance(known, str) else known
-        return artifact.of_model(path, threads or 1, options=artifact.options_for(path, board, settings)), None
-    opened = bundle.read(path)
-    folder.mkdir()
-    made = opened.artifact(folder, path.stem, threads)
-    return dataclasses.replace(made, options={**made.options, **settings}), validate.health_inputs(opened)
 
 
 def _show(document: dict[str, Any]) -> None:

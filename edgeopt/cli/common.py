@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..profile import DeviceProfile
     from .display import Display
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 VERDICT_CODES = {"pass": 0, "fail": 10, "undecided": 11}
 LOCAL_ROOT = Path("~/.local/state/edgeopt")
 
@@ -32,6 +33,18 @@ undecided_option = click.option(
 repeat_option = click.option(
     "--no-repeat", is_flag=True, help="Do not measure again, after a pause, what drifted or throttled."
 )
+
+
+def _shapes(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(tuple(int(size) for size in text.split(",")) for text in texts)
+    except ValueError:
+        raise click.BadParameter(f"{texts[-1]!r} is not sizes with commas between, as 1,3,224,224") from None
+
+
+def shape_option(told: str) -> Callable[[Command], Command]:
+    """--shape as a `shapes` argument; told: its help."""
+    return click.option("--shape", "shapes", callback=_shapes, multiple=True, help=told)
 
 
 def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,6 +248,12 @@ class Where:
     def profile(self) -> str | DeviceProfile | None:
         """The option's, else the known board's."""
         return self._profile
+
+    def profile_id(self) -> str | None:
+        """As a bundle made for it names it; None where no profile is known."""
+        if self._profile is None or isinstance(self._profile, str):
+            return Path(self._profile).stem if self._profile else None
+        return self._profile.id
 
     def base_python(self) -> str | None:
         """The Python that `device setup` built upon, of a board that was added."""

@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
-from .bench import input_options, place
-from .bench import load as load_inputs
 from .common import Where, device_options, json_option, power_mode_options, print_json, repeat_option
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
+from .queries import Queries, place, query_options
+from .queries import load as load_inputs
 
 MOST_STREAMS, MOST_BATCH = 64, 4096
 
@@ -47,7 +47,7 @@ MOST_STREAMS, MOST_BATCH = 64, 4096
 @repeat_option
 @device_options
 @power_mode_options
-@input_options
+@query_options
 @keep_options
 @json_option
 def load(
@@ -59,10 +59,7 @@ def load(
     no_repeat: bool,
     where: Where,
     power_mode: dict[str, Any],
-    inputs: Path | None,
-    use_random: bool,
-    threads: int | None,
-    seed: int,
+    queries: Queries,
     keep: Keep,
     as_json: bool,
 ) -> int:
@@ -82,14 +79,14 @@ def load(
         ended = stopped(keep, where, place([model]))
         print_json(ended) if as_json else click.echo(stop_words(ended))
         return 0
-    wanted = job.Asked(list(streams), list(batches), list(rates), seconds, seed)
+    wanted = job.Asked(list(streams), list(batches), list(rates), seconds, queries.seed)
     asked = {"model": str(model), **dataclasses.asdict(wanted), "no_repeat": no_repeat}
     with (
         tempfile.TemporaryDirectory(prefix="edgeopt-load-") as text,
         Display(f"{model.name} on {where.device}") as show,
         keeping(keep, "load", asked, wanted.timed_s(), show) as kept,
     ):
-        (artifact,), shards = load_inputs([model], inputs, use_random, threads, Path(text), where)
+        (artifact,), shards = load_inputs([model], queries, Path(text), where)
         session, python = where.open(show, *place([model]))
         with session:
             if kept.journal:
@@ -100,13 +97,10 @@ def load(
             placement.checked(session, artifact, shards, placement.Demand(), wanted=False)
             if not streams:
                 wanted = dataclasses.replace(wanted, streams=[min(MOST_STREAMS, facts["cores_allowed"])])
-            if no_repeat:
-                job.measured(session, artifact, shards, wanted, kept.samples, power_mode)
-            else:
-                job.settled(session, artifact, shards, wanted, kept.samples, show.event, power_mode)
+            job.settled(session, artifact, shards, wanted, kept.samples, show.event, power_mode, repeat=not no_repeat)
             board = {**facts, **where.board(session)}
         names = {"name": artifact.name, "runtime": artifact.runtime, "threads": artifact.threads}
-        document = kept.document({"device": session.address, "board": board, **names, "random_inputs": not shards})
+        document = kept.document({"device": session.address, "board": board, **names, "random_inputs": queries.random})
     print_json(document) if as_json else _show(document)
     return 0
 

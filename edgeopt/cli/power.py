@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from . import bench
 from .common import (
     Where,
     device_options,
@@ -25,6 +24,7 @@ from .common import (
 )
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
+from .queries import Queries, load, place, query_options
 
 if TYPE_CHECKING:
     from .. import power as job
@@ -87,7 +87,7 @@ def _meter_options(command: Any) -> Any:
     "--out", type=click.Path(path_type=Path), help="Also write one offline page with the watts over time: an .html."
 )
 @power_mode_options
-@bench.input_options
+@query_options
 @keep_options
 @undecided_option
 @json_option
@@ -123,7 +123,7 @@ def power(
     if not models:
         raise ConfigError("power: name one or more bundles or model files; --list shows the board's sensors")
     if keep.stop:
-        ended = stopped(keep, where, bench.place(list(models)))
+        ended = stopped(keep, where, place(list(models)))
         print_json(ended) if as_json else click.echo(stop_words(ended))
         return 0
     _require_place(out)
@@ -188,10 +188,7 @@ def _measure(
     seconds: float | None,
     no_repeat: bool,
     power_mode: dict[str, Any],
-    inputs: Path | None,
-    use_random: bool,
-    threads: int | None,
-    seed: int,
+    queries: Queries,
 ) -> dict[str, Any]:
     from .. import measure
     from .. import power as job
@@ -211,13 +208,13 @@ def _measure(
             "meter": meter,
             "windows": windows,
         }
-        asked |= {"seconds": seconds, "estimate": estimate, "seed": seed, "no_repeat": no_repeat}
+        asked |= {"seconds": seconds, "estimate": estimate, "seed": queries.seed, "no_repeat": no_repeat}
         alone = "a meter at this machine cannot be taken up again" if meter else ""
         expected_s = (windows or WINDOWS) * (seconds or 10.0) * (len(paths) + 1)
         kept = stack.enter_context(keeping(keep, "power", asked, expected_s, display, alone))
         metering = _metering(meter, meter_columns, meter_wait, sensor, estimate, stack)
-        artifacts, shards = bench.load(paths, inputs, use_random, threads, folder, where)
-        session, python = where.open(_Live(display, metering), *bench.place(paths))  # type: ignore[arg-type]
+        artifacts, shards = load(paths, queries, folder, where)
+        session, python = where.open(_Live(display, metering), *place(paths))  # type: ignore[arg-type]
         stack.enter_context(session)
         if kept.journal:
             session.keep(kept.journal)
@@ -227,18 +224,15 @@ def _measure(
             artifact.require_fit(facts["runtimes"], session.address, path if path.suffix == ".edgeopt" else None)
         if estimate and not facts["sensors"]:  # one that is there, and misspelt, is the agent's to name
             estimated = _require_typical(profile)
-            given = (session, artifacts, shards, "rapid", seed, kept.samples)
-            if no_repeat:
-                measure.bench(*given, power_mode=power_mode)
-            else:
-                measure.settled(*given, display.event, power_mode)
+            given = (session, artifacts, shards, "rapid", queries.seed, kept.samples, display.event, power_mode)
+            measure.settled(*given, repeat=not no_repeat)
         else:
             estimated = None
             window_s = seconds or job.window_s(facts["sensors"], wanted, metering)
             take = functools.partial(
                 job.sample,
-                *(session, artifacts, shards, wanted, kept.samples, windows or WINDOWS, window_s, window_s / 2, seed),
-                *(metering, power_mode),
+                *(session, artifacts, shards, wanted, kept.samples, windows or WINDOWS, window_s, window_s / 2),
+                *(queries.seed, metering, power_mode),
             )
             job.settled(session, take, kept.samples, display.event, repeat=not no_repeat)
         return kept.document(
@@ -251,7 +245,7 @@ def _measure(
                 "whole_board": whole_board,
                 "profile": estimated.model_dump(mode="json", by_alias=True) if estimated else None,
                 "profile_id": estimated.id if estimated else None,
-                "random_inputs": not shards,
+                "random_inputs": queries.random,
             }
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import AgentFailure, IntegrityError
-from .common import Boards, Where, boards_options, json_option, undecided_option, verdict_code
+from .common import Boards, Where, boards_options, json_option, repeat_option, undecided_option, verdict_code
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
@@ -52,8 +52,8 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
         with Display(f"{opened.manifest.name} on {where.device}") as display:
             session, python = where.open(display, opened.manifest.root, opened.manifest.python)
             with session:
-                done = dict(job.flash(session, opened, python), board=where.board(session))
-        name, marked = _titled(done["name"], done["release"]), MARKS[done["verdict"]]
+                done = dict(job.flash(session, opened, python), board=where.board(session), profile=where.profile_id())
+        name, marked = _titled(done["name"], done["release"]), _marks(done)
         if done["already"]:
             return Done(done, "pass", f"{name} was current already{marked}")
         return Done(done, "pass", f"{name} is current; {_health(done['health'], opened.manifest.health.of)}{marked}")
@@ -71,6 +71,7 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
 @click.option("--rollback-on-fail", is_flag=True, help="Return to the earlier release when the verdict is fail.")
 @click.option("--run-file", type=click.Path(path_type=Path), help="For tasks that score in Python: their edgeopt.toml.")
 @price_options
+@repeat_option
 @boards_options
 @keep_options
 @undecided_option
@@ -83,6 +84,7 @@ def validate(
     rollback_on_fail: bool,
     run_file: Path | None,
     prices: dict[str, Any],
+    no_repeat: bool,
     allow_undecided: bool,
     as_json: bool,
 ) -> int:
@@ -106,7 +108,8 @@ def validate(
         if keep.stop:
             ended = stopped(own, where, place)
             return Done(ended, "stopped", stop_words(ended))
-        asked = {"bundle": str(bundle), "mode": chosen_mode, "run_file": str(run_file) if run_file else None}
+        asked: dict[str, Any] = {"bundle": str(bundle), "mode": chosen_mode, "no_repeat": no_repeat}
+        asked["run_file"] = str(run_file) if run_file else None
         with (
             Display(f"{opened.manifest.name} on {where.device}") as display,
             keeping(own, "validate", asked, stats.MODES[chosen_mode].min_seconds, display) as kept,
@@ -115,7 +118,9 @@ def validate(
             with session:
                 if kept.journal:
                     session.keep(kept.journal)
-                about = job.validate(session, opened, chosen_mode, kept.samples, display.event, score)
+                about = job.validate(
+                    session, opened, chosen_mode, kept.samples, display.event, score, repeat=not no_repeat
+                )
                 told = dataclasses.asdict(Prices.of(where.cost(), prices))
                 found = kept.document({**about, "board": where.board(session), "prices": told})
                 go_back = rollback_on_fail and found["verdict"] == "fail"
@@ -191,9 +196,16 @@ def _titled(name: str | None, release: str) -> str:
     return f"{name or 'release ?'} ({release[:12]})"
 
 
+def _marks(done: dict[str, Any]) -> str:
+    """What a flashed bundle's owner must know of it."""
+    own, made_for = done["profile"], done["made_for"]
+    other = f"; made for {made_for}, and this board is a {own}: validate it here" if own not in (None, made_for) else ""
+    return MARKS[done["verdict"]] + other
+
+
 def _show_flash(done: dict[str, Any], boards: Boards, of: int) -> None:
     title, place = _titled(done["name"], done["release"]), boards.named(done)
-    marked = MARKS[done["verdict"]]
+    marked = _marks(done)
     if done["already"]:
         click.echo(f"{title} is current on {place} already; nothing was changed{marked}")
     else:

@@ -10,7 +10,7 @@ import click
 
 from ..errors import ConfigError
 from . import tool_screens
-from .common import about_a_board, json_option, print_json, where_of
+from .common import about_a_board, json_option, print_json, shape_option, where_of
 from .display import Display
 
 if TYPE_CHECKING:
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("tflite", "openvino", "onnxruntime")
 INT8_SCHEMES = ("int8", "int8-mixed", "int8-safe")
-
-
-def _shapes(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    try:
-        return tuple(tuple(int(size) for size in text.split(",")) for text in texts)
-    except ValueError:
-        raise click.BadParameter(f"{texts[-1]!r} is not sizes with commas between, as 1,3,224,224") from None
-
-
 REQUIRED = "  [required]"
 
 to_option = click.option(
@@ -63,9 +54,7 @@ def lowering_options(note: str = "") -> Callable[..., Any]:
 @click.option(
     "--scheme", default="fp32", show_default=True, help="fp32, fp16, fp16-compute, int8, … as the runtime has."
 )
-@click.option(
-    "--shape", "shapes", callback=_shapes, multiple=True, help="Shape of random samples: 1,3,224,224; once per input."
-)
+@shape_option("Shape of random samples: 1,3,224,224; once per input.")
 def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **how: Any) -> int:
     """Convert MODEL (an .onnx file, package.module:factory of torch, or a .tflite) and compare it with its source.
 
@@ -213,6 +202,7 @@ def prune(
 @out_option
 @overwrite_option
 @inputs_option()
+@shape_option("Shape of random samples, for a model whose sizes are free: 1,3,48,320; once per input.")
 @click.option("--labels", help="Name of the array of labels in --inputs; then validate can judge the bundle.")
 @click.option("--metric", type=click.Choice(["top1", "top5", "negative_mae"]), help="How labels are compared.")
 @click.option(
@@ -239,6 +229,7 @@ def bundle(
     out: Path,
     overwrite: bool,
     inputs: Path | None,
+    shapes: tuple[tuple[int, ...], ...],
     labels: str | None,
     metric: str | None,
     reference: Path | None,
@@ -273,7 +264,7 @@ def bundle(
     board = profile.load(str(known))
     root, python = options["root"] or board.board.root, options["board_python"] or board.board.python
     contents = formats.read(model)
-    given, names = bundling.samples_of(contents, inputs, labels)
+    given, names = bundling.samples_of(contents, inputs, shapes, labels)
     steps, settings = bundling.read_steps(preprocess, names)
     settings = options_for(model, board, settings)
     bundling.require_samples_fit(contents, given, steps)

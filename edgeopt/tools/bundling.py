@@ -34,10 +34,9 @@ from edgeopt.task import CLASS_METRICS, Array, Samples, check_labels, check_outp
 
 from . import reference as references
 from .reference import Reference
-from .source import Given, fits, random_array, read_inputs
+from .source import Given, fits, random_arrays, read_inputs
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
-RANDOM_SAMPLES = 8
 Steps = list[list[dict[str, Any]]]
 
 
@@ -101,12 +100,16 @@ def read_steps(path: Path | None, names: Sequence[str]) -> tuple[Steps, dict[str
     return given, options
 
 
-def samples_of(contents: formats.Contents, inputs: Path | None, labels: str | None) -> tuple[Given, list[str]]:
-    """(samples, the inputs' names in the model's order); random ones, in the model's own shapes, without `inputs`.
+def samples_of(
+    contents: formats.Contents, inputs: Path | None, shapes: Sequence[tuple[int, ...]], labels: str | None
+) -> tuple[Given, list[str]]:
+    """(samples, the inputs' names in the model's order); without `inputs` random ones, in `shapes` or the model's own.
 
-    Raises ConfigError.
+    Raises ConfigError, ModelError.
     """
     names = [port.name for port in contents.inputs]
+    if inputs is not None and shapes:
+        raise ConfigError("--inputs and --shape contradict each other; give one")
     if inputs is not None:
         given = read_inputs(inputs, labels, names)
         if len(given.arrays) != len(names):
@@ -116,13 +119,7 @@ def samples_of(contents: formats.Contents, inputs: Path | None, labels: str | No
                 "them holds the labels, name it with --labels"
             )
         return given, names
-    for port in contents.inputs:
-        if None in port.shape[1:] or not port.shape:
-            raise ConfigError(
-                f"{contents.path}: input {port} has sizes that are free; give samples with --inputs FILE.npz"
-            )
-    made = tuple(random_array([1, *port.shape[1:]], port.dtype, RANDOM_SAMPLES) for port in contents.inputs)  # type: ignore[list-item]
-    return Given(made, None, True), names
+    return Given(random_arrays(contents, shapes), None, True), names
 
 
 def require_samples_fit(contents: formats.Contents, given: Given, steps: Steps) -> None:

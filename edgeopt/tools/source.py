@@ -131,28 +131,39 @@ def random_array(shape: Sequence[int], dtype: str, count: int) -> Array:
 
 
 def _random(source: Source, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
-    for shape in shapes:
-        if len(shape) < 1 or shape[0] != 1 or min(shape) < 1:
-            raise ConfigError(
-                f"--shape {','.join(map(str, shape))}: the first size is the sample's and must be 1: 1,3,224,224"
-            )
-    if source.contents is None:
-        if not shapes:
-            raise ConfigError(
-                "give samples with --inputs FILE.npz, or --shape 1,3,224,224 for random ones, once per input"
-            )
-        return tuple(random_array(shape, "float32", RANDOM_SAMPLES) for shape in shapes)
-    ports = source.contents.inputs
+    if source.contents is not None:
+        return random_arrays(source.contents, shapes)
+    _require_samples(shapes)
+    if not shapes:
+        raise ConfigError("give samples with --inputs FILE.npz, or --shape 1,3,224,224 for random ones, once per input")
+    return tuple(random_array(shape, "float32", RANDOM_SAMPLES) for shape in shapes)
+
+
+def random_arrays(contents: formats.Contents, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
+    """Random samples (n, ...) of each input, in `shapes` (each of one sample), or else in the model's own.
+
+    Raises ConfigError; ModelError where a size is free and no shape is given.
+    """
+    _require_samples(shapes)
+    ports = contents.inputs
     if shapes and len(shapes) != len(ports):
         raise ConfigError(f"--shape is given {len(shapes)} times, the model takes {len(ports)} inputs: {_names(ports)}")
     for port in ports if not shapes else ():
         if None in port.shape[1:] or not port.shape:
             raise ModelError(
-                f"{source.named}: input {port} has sizes that are free; fix them with --inputs FILE.npz, whose samples "
-                "have the sizes that the board will see, or with --shape"
+                f"{contents.path}: input {port} has sizes that are free; fix them with --inputs FILE.npz, whose "
+                "samples have the sizes that the board will see, or with --shape"
             )
     wanted = shapes or [tuple(size or 1 for size in port.shape) for port in ports]
     return tuple(random_array(shape, port.dtype, RANDOM_SAMPLES) for shape, port in zip(wanted, ports, strict=True))
+
+
+def _require_samples(shapes: Sequence[tuple[int, ...]]) -> None:
+    for shape in shapes:
+        if len(shape) < 1 or shape[0] != 1 or min(shape) < 1:
+            raise ConfigError(
+                f"--shape {','.join(map(str, shape))}: the first size is the sample's and must be 1: 1,3,224,224"
+            )
 
 
 def unfit(contents: formats.Contents, arrays: Sequence[Array]) -> list[str]:
