@@ -40,7 +40,7 @@ from edgeopt.device.local import LocalTransport
 from edgeopt.device.session import Placement, Session
 from edgeopt.errors import AgentFailure
 
-MAX_ARCHIVE_BYTES = 60 * 1024
+MAX_ARCHIVE_BYTES = 128 * 1024
 OLD_PYTHONS = ("3.8", "3.9")
 
 
