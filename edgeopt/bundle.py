@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Literal
 from edgeopt_agent import preprocess, wire
 from pydantic import Field, ValidationError
 
+from . import disk
 from .artifact import Artifact
 from .config import Section
 from .errors import ConfigError, IntegrityError
@@ -143,19 +143,13 @@ class Bundle:
 def write(path: Path, manifest: Manifest, blobs: Mapping[str, bytes]) -> Bundle:
     """Write a bundle whole or not at all; `blobs`: bytes by SHA-256. The same content gives the same file."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            for name, data in (("manifest.json", text.encode("utf-8")), *_named(blobs)):
-                info = zipfile.ZipInfo(name, EPOCH)
-                info.external_attr = 0o644 << 16
-                archive.writestr(info, data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return read(path)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in (("manifest.json", text.encode("utf-8")), *_named(blobs)):
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
+    return read(disk.write(path, content.getbuffer()))
 
 
 def read(path: Path) -> Bundle:

@@ -9,6 +9,7 @@ samples/<trial>.selection.npz, samples/final.npz    per sample: scores, decision
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cost, power, slices, stats
+from . import cost, disk, power, slices, stats
 from .errors import IntegrityError
 from .measure import Comparison
 from .plan import OF_ENERGY
@@ -77,7 +78,7 @@ class Scored:
     def write(self, path: Path) -> None:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         arrays: dict[str, Any] = {name: array for name, array in given.items() if array is not None}
-        np.savez_compressed(path, **arrays)
+        _write_arrays(path, arrays)
 
     @classmethod
     def read(cls, path: Path) -> Scored:
@@ -186,7 +187,13 @@ def write_job(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
         arrays[f"{prefix}started"] = np.array([block["began_s"] for block in own])
     job = {"names": list(names), "mode": comparison.mode, "result": comparison.result}
     arrays["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
-    np.savez_compressed(path, **arrays)
+    _write_arrays(path, arrays)
+
+
+def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    disk.write(path, buffer.getvalue())
 
 
 def read_job(path: Path) -> tuple[list[str], Comparison]:
@@ -261,7 +268,7 @@ def write_energy(path: Path, run: power.Run, names: Sequence[str], most_w: float
     arrays["overhead"] = np.zeros(0) if run.overhead_s is None else run.overhead_s
     job = {"names": list(names), "most_w": most_w, "result": run.result}
     arrays["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
-    np.savez_compressed(path, **arrays)
+    _write_arrays(path, arrays)
 
 
 def read_energy(path: Path) -> tuple[power.Run, list[str], float]:

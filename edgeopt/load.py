@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import conditions, measure, stats
+from . import conditions, disk, measure, stats
 from .artifact import Artifact
 from .device.session import Session
 from .task import Array, Samples
@@ -95,21 +95,21 @@ def measured(
     job, result = session.run(request, limit_s)
     for one in result["streams"] + result["batches"]:
         for entry, name in zip(one.get("samples", ()), _names(one), strict=True):
-            (folder / name).write_bytes(session.fetch(job, entry))
+            disk.write(folder / name, session.fetch(job, entry))
     offered = list(asked.rates) or [share * _per_second(result["streams"][0]) for share in SHARES]
     job, second = session.run({**common, "rates": offered}, limit_s)
     for number, one in enumerate(second["rates"]):
-        (folder / f"arrivals-{number}.f64").write_bytes(session.fetch(job, one["samples"]))
+        disk.write(folder / f"arrivals-{number}.f64", session.fetch(job, one["samples"]))
     done, corners = [result, second], None
     if inputs:
         plain = not any(artifact.preprocess)
         names, made, real = corner_inputs(inputs, plain)
         shards = [*common["shards"], *(session.send(data, "corner inputs") for data in measure.shards(made))]
         job, third = session.run({**common, "shards": shards, "repeats": REPEATS}, limit_s)
-        (folder / "each.f64").write_bytes(session.fetch(job, third["each"]["samples"]))
+        disk.write(folder / "each.f64", session.fetch(job, third["each"]["samples"]))
         corners = {"names": names, "real": real}
         done.append(third)
-    (folder / "load.json").write_text(json.dumps({"jobs": done, "corners": corners, "repeated": repeated}))
+    disk.write(folder / "load.json", json.dumps({"jobs": done, "corners": corners, "repeated": repeated}))
     return figures(folder)
 
 

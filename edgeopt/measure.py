@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import conditions, stats
+from . import conditions, disk, stats
 from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ProtocolError
@@ -159,8 +159,8 @@ def bench(
         chosen.max_seconds * len(artifacts) + SLACK_S,
     )
     for index, entry in enumerate(result["artifacts"]):
-        (folder / f"samples-{index}.f64").write_bytes(session.fetch(job, entry["samples"]))
-    (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": result}))
+        disk.write(folder / f"samples-{index}.f64", session.fetch(job, entry["samples"]))
+    disk.write(folder / "bench.json", json.dumps({"mode": mode, "result": result}))
     return Comparison.read(folder)
 
 
@@ -186,7 +186,7 @@ def settled(
         reason = cool_down(session, disturbed, say)
         found = bench(session, artifacts, inputs, mode, seed, folder, minutes, power_mode)
         found.result["repeated"] = reason
-        (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": found.result}))
+        disk.write(folder / "bench.json", json.dumps({"mode": mode, "result": found.result}))
     return found
 
 

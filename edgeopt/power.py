@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import align, conditions, energy, measure, meters, stats
+from . import align, conditions, disk, energy, measure, meters, stats
 from .artifact import Artifact
 from .device.session import Session
 from .energy import Readings, Sensor, Window
@@ -209,10 +209,10 @@ def sample(
     )
     result["meter"] = _finish(session, meter, before, folder) if meter else None
     if meter is None:
-        (folder / "power.f64").write_bytes(session.fetch(job, result["power"]))
+        disk.write(folder / "power.f64", session.fetch(job, result["power"]))
     if result["overhead_samples"]:
-        (folder / "samples-overhead.f64").write_bytes(session.fetch(job, result["overhead_samples"]))
-    (folder / "energy.json").write_text(json.dumps(result))
+        disk.write(folder / "samples-overhead.f64", session.fetch(job, result["overhead_samples"]))
+    disk.write(folder / "energy.json", json.dumps(result))
     return Run.read(folder)
 
 
@@ -231,7 +231,7 @@ def settled(
     reason = measure.cool_down(session, disturbed, say)
     found = take()
     found.result["repeated"] = reason
-    (folder / "energy.json").write_text(json.dumps(found.result))
+    disk.write(folder / "energy.json", json.dumps(found.result))
     return found
 
 

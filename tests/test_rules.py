@@ -34,7 +34,7 @@ LAYERS = (
     {"runfile"},
     {"distributions", "sensing", "intervals"},
     {"profile", "model", "onnx_model", "task", "tasks", "config", "toml_lines", "formats"},
-    {"errors"},
+    {"errors", "disk"},
 )
 HEAVY = {
     *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),

@@ -128,12 +128,14 @@ def power(
         return 0
     _require_place(out)
     document = _measure(list(models), where, keep, **how)
-    if out is not None:
-        from ..report import power_page
+    try:
+        if out is not None:
+            from ..report import power_page
 
-        power_page.write(document, out)
-        document["report"] = str(out)
-    print_json(document) if as_json else _show(document)
+            power_page.write(document, out)
+            document["report"] = str(out)
+    finally:  # what was measured is shown, even where the page cannot be written
+        print_json(document) if as_json else _show(document)
     return verdict_code(document["verdict"], allow_undecided) if document["verdict"] else 0
 
 

@@ -8,8 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import Address, ssh_config, ssh_hop, ssh_words, takes_ssh
-from .registry import write_text
+from .. import disk
+from . import Address, registry, ssh_config, ssh_hop, ssh_words, takes_ssh
 
 if TYPE_CHECKING:
     import paramiko
@@ -39,7 +39,7 @@ def shown_by(address: Address) -> HostKey:
 
 
 def keep(key: HostKey, path: Path) -> None:
-    write_text(path, key.line)
+    disk.write(path, key.line, mode=0o600, durable=True, named_by=registry.VARIABLE)
 
 
 def _asked(address: Address) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt import disk
 from edgeopt.cost import Prices, per_1000_runs
 from edgeopt.report import accounts, breakdown, units
 from edgeopt.report.terminal import (
@@ -47,9 +48,7 @@ PERCENTILES = (
 
 def write(run: dict[str, Any], run_dir: Path) -> Path:
     """Make `run_dir/report.html` from run.json's content and the samples that lie in `run_dir`; gives its path."""
-    target = run_dir / "report.html"
-    target.write_text(render(run, run_dir), encoding="utf-8")
-    return target
+    return disk.write(run_dir / "report.html", render(run, run_dir))
 
 
 def render(run: dict[str, Any], run_dir: Path) -> str:

@@ -12,7 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import formats, lower, model
+from edgeopt import disk, formats, lower, model
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered
@@ -101,6 +101,7 @@ def writable(out: Path, overwrite: bool) -> Path:
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ConfigError(f"--out {out}: it cannot be written; name a file in a folder of yours")
+    disk.require_room(out.parent)
     taken = [path for path in (out, *companions(out)) if path.exists()]
     if taken and not overwrite:
         raise ConfigError(f"--out {out}: {taken[0]} exists; name another, or add --overwrite")
