@@ -29,6 +29,7 @@ LAYERS = (
     {"parity", "artifact"},
     {"align"},
     {"energy", "cost"},
+    {"frozen"},
     {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
     {"plan"},
     {"runfile"},

@@ -147,18 +147,24 @@ def _require_place(out: Path | None) -> None:
 
 
 def _list(where: Where, as_json: bool) -> int:
+    from ..sensing import no_sensor
+
     with Display(where.device) as display:
         session, _ = where.open(display)
         with session:
-            found = session.facts()["sensors"]
+            facts = session.facts()
+            found, problems = facts["sensors"], facts["sensor_problems"]
             document = {"device": session.address, "board": where.board(session), "sensors": found}
+            document["problems"] = problems
     if as_json:
         print_json(document)
         return 0
     for told in found:
         click.echo(f"{told['kind']}:{told['rail']}  every {told['interval_s']:g} s, {told['where']}")
     if not found:
-        click.echo(f"{where.device} shows no power sensor to this user (RAPL's counters are root's alone)")
+        click.echo(no_sensor(facts, where.device))
+    for problem in problems if found else ():
+        click.echo(f"not asked: {problem}")
     return 0
 
 
