@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from typing import Any, Dict, List, Tuple
 
-from . import facts, store
+from . import facts, libraries, store
 from .jobs import Context
 from .power_mode import Caps, held
 from .watch import Watch
@@ -27,6 +27,7 @@ def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dic
     main, files = field(entry, "file", str), field(entry, "files", dict)
     if main not in files or not all(is_plain_name(name) for name in files):
         raise RemoteError("bad-request", f"'files' must hold '{main}' and plain names only, not {sorted(files)}")
+    libraries.require_own(context.root, field(entry, "runtime", str), field(entry, "options", dict))
     folder = os.path.join(context.folder, f"artifact-{number}")
     store.lay_out({name: context.blob(sha256) for name, sha256 in files.items()}, folder)
     return {

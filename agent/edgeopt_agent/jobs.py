@@ -18,8 +18,8 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import logind, power_mode, store
-from .files import code_path, read_json, remote_error, sha256_file, write_json
+from . import logind, power_mode, room, store
+from .files import append_line, code_path, read_json, remote_error, sha256_file, write_json
 from .wire import RemoteError, field, is_plain_name
 
 KINDS = {  # (module, function), imported when such a job begins
@@ -33,7 +33,12 @@ KINDS = {  # (module, function), imported when such a job begins
     "set-up": ("environment", "set_up"),
 }
 KEEP_FINISHED = 20
-RECORDS_BYTES = 64 << 10  # what a job must be able to write: its events, its end, and a new activation
+VITAL = ("rollback",)  # the way back, for which a reserve is kept (room.py)
+UNWRITTEN = "unwritten.json"
+NOT_WRITTEN = (
+    "the job came to its end, but the board's disk did not take its outcome: it is full or failing. Whether it did "
+    "what was asked stands in its log, in its folder under jobs/ on the board"
+)
 MAX_EVENT_BYTES = 1 << 20
 START_WAIT_S = 30.0
 TERM_WAIT_S = 5.0
@@ -51,8 +56,12 @@ class Context:
         self.folder = folder
 
     def emit(self, event: Dict[str, Any]) -> None:
-        with open(os.path.join(self.folder, "events.jsonl"), "ab", buffering=0) as file:
-            file.write(json.dumps(event, allow_nan=False).encode("utf-8") + b"\n")
+        """Tell the host. What a full or failing disk does not take stands in the job's log: the work goes on."""
+        text = json.dumps(event, allow_nan=False)
+        try:
+            append_line(os.path.join(self.folder, "events.jsonl"), text.encode("utf-8"))
+        except OSError as error:
+            print(f"an event could not be written ({error}): {text}", file=sys.stderr)
 
     def progress(self, done: int, total: int, what: str) -> None:
         self.emit({"event": "progress", "done": done, "of": total, "what": what})
@@ -75,7 +84,7 @@ def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
     """Start a job, detached from this session; a job that is known already is left as it is."""
     folder = _folder(root, job)
     _forget_old(root, job)
-    store.require_room(root, 0, RECORDS_BYTES)
+    _require_room(root, request.get("kind") in VITAL)
     try:
         os.makedirs(folder, exist_ok=True)
         alive = os.open(os.path.join(folder, "alive"), os.O_RDWR | os.O_CREAT, 0o644)
@@ -90,6 +99,17 @@ def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
     finally:
         os.close(alive)
     return {"state": state(root, job)}
+
+
+def _require_room(root: str, vital: bool) -> None:
+    """Raises RemoteError('no-space'); blobs that nothing uses are forgotten first, unless a job may be using them."""
+    if not room.has(root):
+        with BoardLock(root) as held:
+            if held:
+                room.make(root, vital=vital)
+            elif vital:
+                room.give_up_reserve(root)
+        room.require(root, vital)
 
 
 def _may_begin(folder: str, alive: int) -> bool:
@@ -189,22 +209,23 @@ def cancel(root: str, job: str) -> Dict[str, Any]:
 def work(root: str, folder: str) -> None:
     """The detached process: runs the job of `folder` and leaves result.json, whatever happens."""
     signal.signal(signal.SIGTERM, _terminated)
-    write_json(os.path.join(folder, "process.json"), {"pid": os.getpid()})
     context = Context(root, folder)
     try:
         try:
+            write_json(os.path.join(folder, "process.json"), {"pid": os.getpid()})
+            write_json(os.path.join(folder, UNWRITTEN), _failure("crash", NOT_WRITTEN))
             request = read_json(os.path.join(folder, "request.json"))
             kind = field(request, "kind", str)
             if kind not in KINDS:
                 raise RemoteError("bad-request", f"unknown job kind {kind!r}; known: {', '.join(KINDS)}")
             module, function = KINDS[kind]
-            from . import releases
-
             work_of = getattr(importlib.import_module(f".{module}", __package__), function)
             with BoardLock(root, context):
                 power_mode.recover(root)
+                if kind in VITAL:
+                    room.make(root, vital=True)
                 outcome = {"ok": True, "result": work_of(context, request)}
-                releases.trim(root)
+                room.tidy(root)
             json.dumps(outcome, allow_nan=False)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on it has an outcome, which must be written
@@ -215,7 +236,24 @@ def work(root: str, folder: str) -> None:
         outcome = _failure(typed.kind, str(typed), traceback.format_exc())
     except BaseException as error:
         outcome = _failure("crash", f"{type(error).__name__}: {error}", traceback.format_exc())
-    write_json(os.path.join(folder, "result.json"), outcome)
+    _leave(root, folder, outcome)
+
+
+def _leave(root: str, folder: str, outcome: Dict[str, Any]) -> None:
+    """Write the outcome. Where the disk does not take it, the reserve is given up; and where it takes nothing at all, a
+    word for that case gets the outcome's name: it was written when the job began, and a rename needs no room."""
+    path, unwritten = os.path.join(folder, "result.json"), os.path.join(folder, UNWRITTEN)
+    for _ in range(2):
+        try:
+            write_json(path, outcome)
+            break
+        except OSError as error:
+            print(f"the job's outcome could not be written ({error}): {json.dumps(outcome)[:4000]}", file=sys.stderr)
+            room.give_up_reserve(root)
+    if not os.path.exists(path):
+        os.rename(unwritten, path)
+    elif os.path.exists(unwritten):
+        os.unlink(unwritten)
 
 
 class BoardLock:
@@ -288,8 +326,17 @@ def _events(path: str, offset: int) -> Tuple[List[Any], int, bool]:
         file.seek(offset)
         data = file.read(MAX_EVENT_BYTES)
     whole = data[: data.rfind(b"\n") + 1]
-    events = [json.loads(line.decode("utf-8")) for line in whole.splitlines()]
+    events = [event for event in map(_event, whole.split(b"\n")[:-1]) if event is not None]
     return events, offset + len(whole), len(data) == MAX_EVENT_BYTES
+
+
+def _event(line: bytes) -> Any:
+    """None for what a failing disk left of one: the others can be told all the same."""
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _tail(path: str) -> str:

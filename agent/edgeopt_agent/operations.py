@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any, BinaryIO, Callable, Dict, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Optional, Tuple
 
 from . import wire
 from .root import prepare
@@ -49,9 +49,14 @@ def _blob_stat(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 
 def _blob_put(root: str, request: Dict[str, Any], payload: bytes) -> Any:
-    from . import store
+    from . import jobs, room, store
 
     size, offset = count(request, "size_bytes"), count(request, "offset")
+    room_needed = size - offset + store.SPARE_BYTES
+    if not room.has(root, room_needed):
+        with jobs.BoardLock(root) as held:
+            if held:  # a job that works now may use what nothing else needs
+                room.make(root, room_needed)
     return store.put(root, field(request, "sha256", str), size, offset, payload)
 
 
@@ -113,10 +118,10 @@ OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
 }
 
 
-def on_board(root: str, command: str, replies: BinaryIO) -> None:
+def on_board(root: str, command: str, release: Optional[str], replies: BinaryIO) -> None:
     """status, rollback, confirm and recover, without a host; ends the process where that went wrong."""
     try:
-        outcome = _outcome(root, command)
+        outcome = _outcome(root, command, release)
     except (RemoteError, OSError) as error:
         print(f"edgeopt-agent: {error}", file=sys.stderr)
         sys.exit(4)
@@ -128,7 +133,7 @@ def on_board(root: str, command: str, replies: BinaryIO) -> None:
         sys.exit(5)
 
 
-def _outcome(root: str, command: str) -> Any:
+def _outcome(root: str, command: str, release: Optional[str]) -> Any:
     from . import jobs, releases
 
     prepare(root)
@@ -142,5 +147,5 @@ def _outcome(root: str, command: str) -> Any:
             if now["state"] != "running":
                 return now
     if command == "confirm":  # without the board's lock: the flash that waits for it holds that
-        return releases.confirm(root)
+        return releases.confirm(root, release)
     return _recovered_status(root, verify=True)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .facts import read
-from .files import code_path, read_json, write_json
+from .files import code_path, read_json, set_aside, write_json
 from .watch import cooling
 from .wire import RemoteError
 
@@ -139,16 +139,33 @@ def recover(root: str) -> None:
         with open(record, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # a guardian that still works is waited for
             if os.path.exists(record):
-                with _sole(read_json(record)["settings"]):
+                with _sole(_read(record)["settings"]):
                     _give_back(record)
     except FileNotFoundError:
         return
+    except ValueError as error:  # what it held cannot be given back, and must not stop all that is done here
+        set_aside(record)
+        print(f"the power mode that a job left behind cannot be given back: {error}", file=sys.stderr)
     except RemoteError as error:  # the record stays until that one has ended
         print(error, file=sys.stderr)
 
 
-def _give_back(record: str) -> None:
+def _read(record: str) -> Dict[str, Any]:
+    """Raises ValueError for what is no record of `held`."""
     left = read_json(record)
+    settings = left.get("settings") if isinstance(left, dict) else None
+    if not isinstance(settings, list) or not settings or "boot_id" not in left:
+        raise ValueError(f"{record} is no record of a power mode")
+    for setting in settings:
+        is_pair = isinstance(setting, list) and len(setting) == 2 and all(isinstance(text, str) for text in setting)
+        if not is_pair or os.path.dirname(setting[0]) not in glob.glob(POLICIES):
+            raise ValueError(f"{record} names {str(setting)[:80]}, which is no frequency setting of this board")
+    found: Dict[str, Any] = left
+    return found
+
+
+def _give_back(record: str) -> None:
+    left = _read(record)
     if left["boot_id"] == read("/proc/sys/kernel/random/boot_id"):
         for path, value in reversed(left["settings"]):
             try:

@@ -249,9 +249,9 @@ def probe(name: str, out: Path | None, overwrite: bool, as_json: bool, **options
     out = out or Path(f"{where.name or address.host or 'this-machine'}.toml")
     if out.exists() and not overwrite:
         raise ConfigError(f"--out {out} exists; name another, or add --overwrite")
-    python = where.place(job.DEFAULT_ROOT).python
+    python = where.place(root=job.DEFAULT_ROOT).python
     facts = _look(where, python)
-    root = where.place(job.DEFAULT_ROOT).root
+    root = where.place(root=job.DEFAULT_ROOT).root
     text = job.profile_text(facts, root, python, datetime.date.today())
     job.write(out, text, overwrite)
     board = {key: facts[key] for key in ("model", "serial", "machine_id")}
@@ -294,7 +294,7 @@ def _download(where: Where, wanted: list[str], wheels: Path | None, out: Path) -
     if where.entry is not None and where.entry.wheels:
         target = job.Target.parse(where.entry.wheels)
     else:
-        facts = _look(where, where.base_python() or where.place(probe.DEFAULT_ROOT).python)
+        facts = _look(where, where.base_python() or where.place(root=probe.DEFAULT_ROOT).python)
         target = job.Target.of(facts["environment"], where.device)
     with Display(where.device) as display:
         paths = job.prepare(target, wanted, wheels, out, where.device, display.event)

@@ -24,7 +24,7 @@ from .common import (
 )
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
-from .queries import Queries, load, place, query_options
+from .queries import Queries, load, made_for, query_options
 
 if TYPE_CHECKING:
     from .. import power as job
@@ -123,7 +123,7 @@ def power(
     if not models:
         raise ConfigError("power: name one or more bundles or model files; --list shows the board's sensors")
     if keep.stop:
-        ended = stopped(keep, where, place(list(models)))
+        ended = stopped(keep, where, made_for(list(models)))
         print_json(ended) if as_json else click.echo(stop_words(ended))
         return 0
     _require_place(out)
@@ -222,7 +222,7 @@ def _measure(
         kept = stack.enter_context(keeping(keep, "power", asked, expected_s, display, alone))
         metering = _metering(meter, meter_columns, meter_wait, sensor, estimate, stack)
         artifacts, shards = load(paths, queries, folder, where)
-        session, python = where.open(_Live(display, metering), *place(paths))  # type: ignore[arg-type]
+        session, python = where.open(_Live(display, metering), made_for(paths))  # type: ignore[arg-type]
         stack.enter_context(session)
         if kept.journal:
             session.keep(kept.journal)

@@ -50,9 +50,10 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
 
     def work(where: Where) -> Done:
         with Display(f"{opened.manifest.name} on {where.device}") as display:
-            session, python = where.open(display, opened.manifest.root, opened.manifest.python)
+            session, python = where.open(display, opened.manifest.profile)
             with session:
-                done = dict(job.flash(session, opened, python), board=where.board(session), profile=where.profile_id())
+                flashed = job.flash(session, opened, python, where.known_profile())
+                done = dict(flashed, board=where.board(session), profile=where.profile_id())
         name, marked = _titled(done["name"], done["release"]), _marks(done)
         if done["already"]:
             return Done(done, "pass", f"{name} was current already{marked}")
@@ -104,17 +105,18 @@ def validate(
     score = _score_of(run_file) if run_file else None
 
     def work(where: Where) -> Done:
-        place, own = (opened.manifest.root, opened.manifest.python), keep.of(where, boards)
+        made_for, own = opened.manifest.profile, keep.of(where, boards)
         if keep.stop:
-            ended = stopped(own, where, place)
+            ended = stopped(own, where, made_for)
             return Done(ended, "stopped", stop_words(ended))
+        opened.require_own_libraries(where.known_profile())
         asked: dict[str, Any] = {"bundle": str(bundle), "mode": chosen_mode, "no_repeat": no_repeat}
         asked["run_file"] = str(run_file) if run_file else None
         with (
             Display(f"{opened.manifest.name} on {where.device}") as display,
             keeping(own, "validate", asked, stats.MODES[chosen_mode].min_seconds, display) as kept,
         ):
-            session, _ = where.open(display, *place)
+            session, _ = where.open(display, made_for)
             with session:
                 if kept.journal:
                     session.keep(kept.journal)
