@@ -180,7 +180,7 @@ def test_result_files_come_by_their_hash(session: Session, root: Path) -> None:
         session.fetch(job, entry)
     with pytest.raises(AgentFailure, match="no file 'nothing'"):
         session.fetch(job, {**entry, "name": "nothing"})
-    with pytest.raises(AgentFailure, match="not a file name"):
+    with pytest.raises(AgentFailure, match="'name' must be a plain name"):
         session.fetch(job, {**entry, "name": "../../secret"})
 
 

@@ -62,9 +62,14 @@ def write_json(path: str, value: Any) -> None:
     write_atomic(path, json.dumps(value, sort_keys=True, allow_nan=False).encode("utf-8") + b"\n")
 
 
-def read_json(path: str) -> Any:
+def read_text(path: str) -> str:
+    """Raises OSError, ValueError for what is not UTF-8."""
     with open(path, "rb") as file:
-        return json.loads(file.read().decode("utf-8"))
+        return file.read().decode("utf-8")
+
+
+def read_json(path: str) -> Any:
+    return json.loads(read_text(path))
 
 
 def sha256_file(path: str) -> str:

@@ -19,8 +19,17 @@ import sys
 import time
 from typing import Any, Dict, List, Optional
 
-from . import facts, health, store
-from .files import code_path, fsync_folder, read_json, sha256_file, sweep_temporaries, write_atomic, write_json
+from . import facts, health, requests, store
+from .files import (
+    code_path,
+    fsync_folder,
+    read_json,
+    read_text,
+    sha256_file,
+    sweep_temporaries,
+    write_atomic,
+    write_json,
+)
 from .jobs import Context
 from .wire import RemoteError, field, is_plain_name, is_sha256
 
@@ -38,7 +47,7 @@ def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     release = hashlib.sha256(text.encode("utf-8")).hexdigest()
     if release != field(request, "release", str):
         raise RemoteError("integrity", "the manifest does not have the hash that the host announced")
-    manifest = json.loads(text)
+    manifest = requests.manifest(text)
     recover(root)
     context.stage("checking hashes")
     paths = {name: store.whole(root, entry["sha256"]) for name, entry in manifest["files"].items()}
@@ -137,7 +146,7 @@ def verified(root: str, release: str) -> Any:
         raise RemoteError("integrity", f"release {release[:12]} has no manifest under {root}")
     if sha256_file(path) != release:
         raise RemoteError("integrity", f"the manifest of release {release[:12]} is damaged")
-    manifest = read_json(path)
+    manifest = requests.manifest(read_text(path))
     paths = {}
     for name, entry in manifest["files"].items():
         paths[name] = os.path.join(root, "releases", release, name)
@@ -198,7 +207,7 @@ def _summary(root: str, record: Dict[str, Any], verify: bool) -> Dict[str, Any]:
     summary = dict(record, whole=None, problem=None, name=None, verdict=None)
     path = os.path.join(root, "releases", record["release"], "manifest.json")
     try:
-        manifest = read_json(path)
+        manifest = requests.manifest(read_text(path))
         summary["name"], summary["runtime"] = manifest["name"], manifest["artifact"]["runtime"]
         summary["verdict"] = manifest.get("verdict")
         if verify:

@@ -127,8 +127,6 @@ RESULTS: Dict[str, Schema] = {
                     {
                         "load_s": seconds(),
                         "first_inference_s": maybe(seconds()),
-                        "inputs": TENSORS,
-                        "outputs": TENSORS,
                         "pre_s": items(seconds(), least=1),
                         "post_s": items(seconds(), least=1),
                         "executed": EXECUTED,
@@ -138,10 +136,10 @@ RESULTS: Dict[str, Schema] = {
                                 "above_runtime_bytes": maybe(whole(-MOST_SIZE, MOST_SIZE)),
                             }
                         ),
-                        "load_cold_s": seconds(),
-                        "frequency_max_hz": maybe(HERTZ),
+                        "load_cold_s": maybe(seconds()),
                         "samples": OUTPUT,
-                    }
+                    },
+                    {"inputs": TENSORS, "outputs": TENSORS, "frequency_max_hz": maybe(HERTZ)},
                 ),
                 least=1,
             ),
@@ -155,7 +153,6 @@ RESULTS: Dict[str, Schema] = {
             "turns": whole(1, 1 << 40),
             "shared_cpus": items(items(whole(0, 1 << 20))),
             "renew": whole(0, 1 << 40),
-            "cores_allowed": whole(1, 1 << 20),
             **MEASURED,
         }
     ),
