@@ -41,7 +41,7 @@ HEAVY = {
     *("openvino", "nncf", "onnx", "onnxruntime"),
 }
 MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "parity", "compress", "lower"}
-AGENT_FOR_HOST = {"wire", "preprocess", "replies"}
+AGENT_FOR_HOST = {"wire", "preprocess", "requests", "replies"}
 RUNTIME_PACKAGES = {"ai_edge_litert", "tflite_runtime", "openvino", "onnxruntime"}
 
 

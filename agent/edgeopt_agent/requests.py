@@ -6,7 +6,7 @@ Numbers are bounded, so that nothing that is computed of them overflows; names c
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from . import preprocess, wire
 from .schema import (
@@ -48,10 +48,15 @@ def manifest(content: str) -> Dict[str, Any]:
         found = wire.parse(content)
     except ValueError as error:
         raise RemoteError("bad-request", f"the manifest is not JSON: {error}") from error
-    wrong = check(_whole_manifest, found)
+    wrong = manifest_problem(found)
     if wrong:
         raise RemoteError("bad-request", f"the manifest is not one that this agent knows: {wrong}")
     return dict(found)
+
+
+def manifest_problem(value: Any) -> Optional[str]:
+    """What is wrong with the parts of a manifest that a board uses, in words; None where nothing is."""
+    return check(_whole_manifest, value)
 
 
 def require(schema: Schema, value: Any, what: str) -> None:
