@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from edgeopt_agent import preprocess, wire
+from edgeopt_agent import preprocess, requests, wire
 from pydantic import Field, ValidationError
 
 from . import disk
@@ -29,6 +29,7 @@ from .errors import ConfigError, IntegrityError
 MANIFEST_LIMIT_BYTES = 4 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)
 ENCRYPTED = 1  # zip's flag
+MOST_NUMBER = 1e15
 MODEL_FILES = (".tflite", ".onnx", ".xml")
 LIBRARIES = {("tflite", "delegate")}  # options of a runtime that name a library of the board
 WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:+-]*")  # what the value of any other option may be
@@ -37,7 +38,9 @@ MOST_EXPANSION = 2.0  # times the bundle's own size, when every name has its own
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,120}$")]
-Size = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=0, le=requests.MOST_SIZE)]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,4096}$")]  # no control characters
+Number = Annotated[float, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
 
 
 class FileEntry(Section):
@@ -53,10 +56,10 @@ class ArtifactEntry(Section):
 
     file: FileName
     runtime: FileName
-    threads: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1, le=4096)]
     preprocess: list[list[dict[str, Any]]]
     options: dict[str, str] = Field(default_factory=dict)
-    frequency_max_hz: float | None = None
+    frequency_max_hz: Number | None = None
 
 
 class Health(Section):
@@ -66,14 +69,14 @@ class Health(Section):
     metric: str | None
     of: Size
     least_correct: Size | None
-    greatest_median_latency_s: float | None
-    greatest_output_error: float | None
+    greatest_median_latency_s: Number | None
+    greatest_output_error: Number | None
 
 
 class Policy(Section):
     """confirm_within_s: the application must run `edgeopt-agent confirm` in time, or the old release returns."""
 
-    confirm_within_s: float | None = None
+    confirm_within_s: Number | None = None
 
 
 class Evaluation(Section):
@@ -86,10 +89,10 @@ class Evaluation(Section):
     shards: list[FileEntry]
     metric: str | None
     n: Size
-    floor_drop: float
+    floor_drop: Number
     classes: list[str]
     golden: FileEntry | None = None
-    confidence_threshold: float | None = None
+    confidence_threshold: Number | None = None
 
 
 class Manifest(Section):
@@ -101,12 +104,12 @@ class Manifest(Section):
 
     format: Literal[1]
     name: FileName
-    created_by: str
-    profile: str
-    root: str
-    python: str
+    created_by: Line
+    profile: Line
+    root: Line
+    python: Line
     verdict: Literal["pass", "undecided", "not judged"]
-    budgets: dict[str, float]
+    budgets: dict[str, Number]
     artifact: ArtifactEntry
     files: dict[FileName, FileEntry]
     health: Health
@@ -182,6 +185,8 @@ def read(path: Path) -> Bundle:
     """Open a bundle and check its manifest. Raises ConfigError (no such file, a model's file), IntegrityError."""
     data = _member(path, "manifest.json", MANIFEST_LIMIT_BYTES)
     try:
+        text = data.decode("utf-8")
+        value = wire.parse(text)
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -190,9 +195,15 @@ def read(path: Path) -> Bundle:
             f"{path}: manifest.json, key '{key}': {first['msg']}, found {first['input']!r:.80}; this bundle was made "
             "by another version of edgeopt, or damaged"
         ) from error
+    except ValueError as error:
+        raise IntegrityError(
+            f"{path}: manifest.json is not JSON: {error}; the bundle is damaged, get it again"
+        ) from error
     _check_consistent(path, manifest)
     _check_expansion(path, manifest)
-    return Bundle(path, data.decode("utf-8"), manifest, hashlib.sha256(data).hexdigest())
+    if wrong := requests.manifest_problem(value):
+        raise IntegrityError(f"{path}: manifest.json, {wrong}; no board takes this bundle")
+    return Bundle(path, text, manifest, hashlib.sha256(data).hexdigest())
 
 
 def _member(path: Path, name: str, limit_bytes: int) -> bytes:

@@ -33,7 +33,7 @@ LAYERS = (
     {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
     {"plan"},
     {"runfile"},
-    {"distributions", "sensing", "intervals"},
+    {"distributions", "sensing", "intervals", "arrays"},
     {"profile", "model", "onnx_model", "task", "tasks", "config", "toml_lines", "formats"},
     {"errors", "disk"},
 )
@@ -42,7 +42,7 @@ HEAVY = {
     *("openvino", "nncf", "onnx", "onnxruntime"),
 }
 MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "parity", "compress", "lower"}
-AGENT_FOR_HOST = {"wire", "preprocess"}
+AGENT_FOR_HOST = {"wire", "preprocess", "requests", "replies"}
 RUNTIME_PACKAGES = {"ai_edge_litert", "tflite_runtime", "openvino", "onnxruntime"}
 
 

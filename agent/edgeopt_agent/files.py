@@ -123,9 +123,14 @@ def size_of(path: str) -> Optional[int]:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def read_json(path: str) -> Any:
+def read_text(path: str) -> str:
+    """Raises OSError, ValueError for what is not UTF-8."""
     with open(path, "rb") as file:
-        return json.loads(file.read().decode("utf-8"))
+        return file.read().decode("utf-8")
+
+
+def read_json(path: str) -> Any:
+    return json.loads(read_text(path))
 
 
 def sha256_file(path: str) -> str:

@@ -7,15 +7,16 @@ import os
 import sys
 from typing import Any, BinaryIO, Callable, Dict, Optional, Tuple
 
-from . import wire
+from . import requests, wire
 from .root import prepare
-from .wire import RemoteError, count, field, seconds
+from .wire import RemoteError
 
 
 def do(root: str, op: str, request: Dict[str, Any], payload: bytes) -> Tuple[Any, bytes]:
     """(result, payload of the reply). Raises RemoteError, OSError."""
     if op not in OPERATIONS:
         raise RemoteError("bad-request", f"unknown op {op!r}; known: {', '.join(['hello', *OPERATIONS])}")
+    requests.require(requests.REQUESTS[op], request, f"'{op}'")
     if sys.flags.no_site and "site" not in sys.modules:  # hello needs no packages; what runtimes are there, these tell
         import site
 
@@ -45,50 +46,51 @@ def _environment(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
 def _blob_stat(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import store
 
-    return {sha256: store.stat(root, sha256) for sha256 in field(request, "sha256", list)}
+    return {sha256: store.stat(root, sha256) for sha256 in request["sha256"]}
 
 
 def _blob_put(root: str, request: Dict[str, Any], payload: bytes) -> Any:
     from . import jobs, room, store
 
-    size, offset = count(request, "size_bytes"), count(request, "offset")
+    size, offset = request["size_bytes"], request["offset"]
     room_needed = size - offset + store.SPARE_BYTES
     if not room.has(root, room_needed):
         with jobs.BoardLock(root) as held:
             if held:  # a job that works now may use what nothing else needs
                 room.make(root, room_needed)
-    return store.put(root, field(request, "sha256", str), size, offset, payload)
+    return store.put(root, request["sha256"], size, offset, payload)
 
 
 def _job_start(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs, logind
 
-    started = jobs.start(root, field(request, "job", str), field(request, "request", dict))
+    requests.job_request(request["request"])
+    started = jobs.start(root, request["job"], request["request"])
     return dict(started, warning=logind.escape()[1])
 
 
 def _job_poll(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs
 
-    return jobs.poll(root, field(request, "job", str), count(request, "offset"), seconds(request, "wait_s"))
+    return jobs.poll(root, request["job"], request["offset"], request["wait_s"])
 
 
 def _job_file(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs
 
-    offset, limit = count(request, "offset"), min(count(request, "limit"), wire.CHUNK_BYTES)
-    size, data = jobs.read_file(root, field(request, "job", str), field(request, "name", str), offset, limit)
+    limit = min(request["limit"], wire.CHUNK_BYTES)
+    size, data = jobs.read_file(root, request["job"], request["name"], request["offset"], limit)
     return {"size_bytes": size}, data
 
 
 def _job_cancel(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs
 
-    return jobs.cancel(root, field(request, "job", str))
+    return jobs.cancel(root, request["job"])
 
 
 def _status(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
-    return _recovered_status(root, field(request, "verify", bool))
+    return _recovered_status(root, request["verify"])
 
 
 def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:

@@ -18,12 +18,12 @@ import sys
 import time
 from typing import Any, Dict, Optional, Tuple
 
-from . import activations, facts, health, hooks, room, store
+from . import activations, facts, health, hooks, requests, room, store
 from .files import (
     append_line,
     code_path,
     fsync_folder,
-    read_json,
+    read_text,
     remove,
     replace_symlink,
     sha256_file,
@@ -49,7 +49,7 @@ def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     release = hashlib.sha256(text.encode("utf-8")).hexdigest()
     if release != field(request, "release", str):
         raise RemoteError("integrity", "the manifest does not have the hash that the host announced")
-    manifest = json.loads(text)
+    manifest = requests.manifest(text)
     recover(root)
     context.stage("checking hashes")
     blobs = {entry["sha256"] for entry in _files(manifest).values()}
@@ -171,8 +171,7 @@ def _manifest(root: str, release: str) -> Dict[str, Any]:
         raise RemoteError("integrity", f"release {release[:12]} has no manifest under {root}")
     if sha256_file(path) != release:
         raise RemoteError("integrity", f"the manifest of release {release[:12]} is damaged")
-    manifest: Dict[str, Any] = read_json(path)
-    return manifest
+    return requests.manifest(read_text(path))
 
 
 def _files(manifest: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:

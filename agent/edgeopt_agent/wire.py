@@ -34,6 +34,7 @@ VERSION = 1
 SENTINEL = b"edgeopt-wire-%d" % VERSION
 MAX_LINE_BYTES = 8 << 20
 CHUNK_BYTES = 256 << 10
+MOST_DIGITS = 300  # of a whole number
 
 ERROR_KINDS = (
     "bad-request",  # the host sent what this version does not know
@@ -78,8 +79,8 @@ def encode(message: Dict[str, Any], payload: bytes = b"") -> bytes:
 def decode(line: bytes) -> Dict[str, Any]:
     """The object on one line. Raises WireError."""
     try:
-        message = json.loads(line.decode("utf-8"), parse_constant=_refuse)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        message = parse(line.decode("utf-8"))
+    except ValueError as error:
         raise WireError(f"not a JSON line: {line[:80]!r}") from error
     if not isinstance(message, dict):
         raise WireError(f"not a JSON object: {line[:80]!r}")
@@ -128,8 +129,30 @@ def seconds(message: Dict[str, Any], name: str) -> float:
     return float(value)
 
 
+def parse(text: str) -> Any:
+    """The value of a JSON text that came from elsewhere. Raises ValueError, also for NaN, for infinity (1e999 is read
+    as that), for whole numbers of thousands of digits and for what is nested too deeply."""
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_countable)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits[:40]} is more than a number can hold")
+    return value
+
+
+def _countable(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def is_sha256(text: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shlex
 import time
 import uuid
@@ -11,10 +10,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from edgeopt_agent import wire
+from edgeopt_agent import replies, wire
 
-from ..errors import AgentFailure, DeviceUnreachable, EdgeoptError, IntegrityError, ProtocolError
-from . import Pipe, Transport
+from ..errors import AgentFailure, DeviceUnreachable, EdgeoptError, ProtocolError
+from . import Pipe, Transport, transfer
 from .archive import agent_archive
 from .journal import Journal
 from .kept_jobs import KeptJobs
@@ -29,6 +28,7 @@ REPLY_TIMEOUT_S = 60.0
 POLL_S = 5.0
 CANCEL_PATIENCE_S = 5.0
 BANNER_LINES = 500
+BANNER_BYTES = 4 << 20
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 SAY_AGAIN_S = 30.0
@@ -159,28 +159,7 @@ class Session:
 
     def send(self, data: bytes, what: str = "data") -> str:
         """Put a blob on the board, from the byte where an earlier try stopped; its SHA-256."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        held = self.request("blob.stat", sha256=[sha256])[sha256]
-        damaged = 0
-        while not held["whole"]:
-            offset = held["have"]
-            if offset > len(data):  # of no upload of this: the board drops it when the first byte comes
-                damaged += 1
-                if damaged > 2:
-                    raise ProtocolError(f"{self.address} says it has {offset} of {len(data)} bytes of {what}")
-                offset = 0
-            self._on_event({"event": "progress", "what": f"sending {what}", "done": offset, "of": len(data)})
-            chunk = data[offset : offset + wire.CHUNK_BYTES]
-            try:
-                held = self.request("blob.put", chunk, sha256=sha256, size_bytes=len(data), offset=offset)
-            except AgentFailure as error:
-                damaged += error.kind == "integrity"
-                if error.kind != "integrity" or damaged > 2:
-                    raise
-                held = {"have": 0, "whole": False}
-            if not held["whole"] and held["have"] == len(data):
-                held = self.request("blob.stat", sha256=[sha256])[sha256]
-        return sha256
+        return transfer.send(self.request, data, what, self.address, self._on_event)
 
     def run(self, request: dict[str, Any], limit_s: float = 86400.0) -> tuple[str, dict[str, Any]]:
         """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it, unless kept.
@@ -191,7 +170,7 @@ class Session:
         try:
             self.request("job.start", job=job, request=request)
             self._kept.started(job)
-            return job, self._followed(job, time.monotonic() + limit_s, limit_s)
+            return job, self._checked(job, request["kind"], self._followed(job, time.monotonic() + limit_s, limit_s))
         except KeyboardInterrupt:
             self._drop()  # the interrupt may have cut a message in two
             if not self._kept.left(job):
@@ -214,9 +193,15 @@ class Session:
             time.sleep(seconds)
 
     def _followed(self, job: str, deadline: float, limit_s: float) -> dict[str, Any]:
-        offset = 0
+        offset = count = 0
         while True:
             now = self.request("job.poll", job=job, offset=offset, wait_s=POLL_S)
+            count += len(now["events"])
+            if now["offset"] < offset or count > replies.MOST_EVENTS:
+                raise ProtocolError(
+                    f"{self.address}: the reply to 'job.poll' of job {job} is not one: byte {now['offset']} after "
+                    f"{offset}, {count} events, at most {replies.MOST_EVENTS} are allowed"
+                )
             offset = now["offset"]
             for event in now["events"]:
                 self._on_event(event)
@@ -237,11 +222,22 @@ class Session:
                 + (f"; its log ends: {log[-400:]}" if log else "")
             )
         outcome = now["result"]
+        if outcome is None:
+            raise ProtocolError(
+                f"{self.address}: the reply to 'job.poll' says that job {job} is over, without a result"
+            )
         if not outcome["ok"]:
             self._kept.forget(job)
             raise self._failure(outcome["error"])
         self._kept.ended(job)
         result: dict[str, Any] = outcome["result"]
+        return result
+
+    def _checked(self, job: str, kind: str, result: dict[str, Any]) -> dict[str, Any]:
+        """The result of such a job; one that is none is forgotten, so that the same command tries again."""
+        if wrong := replies.result_problem(kind, result):
+            self._kept.forget(job)
+            raise ProtocolError(f"{self.address}: job {job} ended with what is no result of '{kind}': {wrong}")
         return result
 
     def say(self, what: str) -> None:
@@ -261,19 +257,8 @@ class Session:
                 self.say(f"job {job} may still be running on the board: {error}")
 
     def fetch(self, job: str, entry: dict[str, Any]) -> bytes:
-        """A file that a job wrote, checked by its hash."""
-        data = bytearray()
-        while len(data) < entry["size_bytes"]:
-            _, chunk = self.request("job.file", job=job, name=entry["name"], offset=len(data), limit=wire.CHUNK_BYTES)
-            if not chunk:
-                raise ProtocolError(f"{self.address}: file {entry['name']} of job {job} is shorter than announced")
-            data += chunk
-            self._on_event(
-                {"event": "progress", "what": f"fetching {entry['name']}", "done": len(data), "of": entry["size_bytes"]}
-            )
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise IntegrityError(f"{self.address}: file {entry['name']} of job {job} does not have its announced hash")
-        return bytes(data)
+        """A file that a job wrote, checked by its hash; no more is read than it is announced to have."""
+        return transfer.fetch(self.request, job, entry, self.address, self._on_event)
 
     def _failure(self, error: dict[str, Any]) -> AgentFailure:
         return AgentFailure(f"{self.address}: {error['message']}", error["kind"], error.get("traceback") or "")
@@ -307,8 +292,10 @@ class Session:
             f"elif command -v {python} >/dev/null; then echo; echo {no_agent.decode()}; else exec {python}; fi"
         )
         self._buffer = said = b""
+        read = 0
         for _ in range(BANNER_LINES):
             line = self._read_line(self._reply_s)
+            read += len(line)
             if line.strip() == wire.SENTINEL:
                 return True
             if line.strip() == no_agent:
@@ -327,6 +314,8 @@ class Session:
                     kind="no-python",
                 )
             said = (said + line)[-400:]
+            if read > BANNER_BYTES:
+                raise ProtocolError(f"{self.address}: {read} bytes came before the agent's first word; is it a shell?")
         raise ProtocolError(f"{self.address}: {BANNER_LINES} lines came before the agent's first word; is it a shell?")
 
     def _bring(self, archive: bytes, sha256: str) -> None:
@@ -369,9 +358,9 @@ class Session:
         except wire.WireError as error:
             self._drop()
             raise ProtocolError(f"{self.address}: {error}") from error
-        if reply.get("id") != self._number or not ("error" in reply or "result" in reply):
+        if wrong := replies.reply_problem(op, self._number, reply):
             self._drop()
-            raise ProtocolError(f"{self.address}: not a reply to request {self._number}: {str(reply)[:200]}")
+            raise ProtocolError(f"{self.address}: not a reply to request {self._number}, '{op}': {wrong}")
         if not reply["ok"]:
             raise self._failure(reply["error"])
         return (reply["result"], data) if op == "job.file" else reply["result"]
