@@ -14,7 +14,7 @@ from .errors import AgentFailure, EdgeoptError
 
 def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     """Make the bundle's release current on the board: {"activation", "health", "release", "name", "verdict" of the
-    bundle, "made_for" (the profile's id), "already"}.
+    bundle, "made_for" (the profile's id), "already": nothing was changed}.
 
     Every blob is checked before the first is sent; the runtime, and what it can take, before anything is. Raises
     IntegrityError, ModelError, AgentFailure (no-space, read-only, missing-runtime, health, …), DeviceUnreachable.
@@ -22,12 +22,9 @@ def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     bundle.check()
     facts = session.facts()
     measure.require_runtime(facts, bundle.manifest.artifact.runtime, session.address, python)
-    before = session.status(verify=True)["current"]
     done: dict[str, Any] = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
     done["verdict"], done["made_for"] = bundle.manifest.verdict, bundle.manifest.profile
     done["frequency_max_hz"] = bundle.manifest.artifact.frequency_max_hz  # nothing sets it: its owner must know
-    if before is not None and before["release"] == bundle.release and before["whole"]:
-        return {**done, "already": True, "activation": None, "health": None}
     with tempfile.TemporaryDirectory(prefix="edgeopt-flash-") as folder:
         bundle.artifact(Path(folder)).require_fit(facts["runtimes"], session.address, bundle.path)
     try:
@@ -36,7 +33,7 @@ def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
         _, result = session.run({"kind": "activate", "release": bundle.release, "manifest": bundle.text})
     except AgentFailure as error:
         raise AgentFailure(f"{error}; {_current(session)}", error.kind, error.traceback) from error
-    return {**done, "already": False, **result}
+    return {**done, **result}  # whether it was current already is the job's to say: others may flash meanwhile
 
 
 def _current(session: Session) -> str:

@@ -58,7 +58,8 @@ def _blob_put(root: str, request: Dict[str, Any], payload: bytes) -> Any:
 def _job_start(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs, logind
 
-    started = jobs.start(root, field(request, "job", str), field(request, "request", dict))
+    asked = field(request, "job", str), field(request, "request", dict)
+    started = jobs.start(root, *asked, request.get("by"), request.get("followed") is not False)
     return dict(started, warning=logind.escape()[1])
 
 
@@ -88,15 +89,15 @@ def _status(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
     """Status, after an overdue return to the old release; while a job works, the job sees to that itself."""
-    from . import jobs, power_mode, releases
+    from . import power_mode, releases, turn
 
     recovered = None
     if os.access(root, os.W_OK):  # a root that cannot be written can still be looked at
-        with jobs.BoardLock(root) as held:
+        with turn.BoardLock(root) as held:
             recovered = releases.recover(root) if held else None
             if held:
                 power_mode.recover(root)
-    return dict(releases.status(root, verify), recovered=recovered)
+    return dict(releases.status(root, verify), recovered=recovered, jobs=turn.present(root))
 
 
 OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
@@ -134,7 +135,7 @@ def _outcome(root: str, command: str) -> Any:
     prepare(root)
     if command == "rollback":
         job = f"rollback-{os.urandom(6).hex()}"
-        jobs.start(root, job, {"kind": "rollback"})
+        jobs.start(root, job, {"kind": "rollback"}, "the board itself")
         offset = 0
         while True:
             now = jobs.poll(root, job, offset, 5.0)

@@ -43,10 +43,11 @@ class Caps:
 
     def set(self, cap_hz: Optional[float]) -> None:
         if cap_hz != self._now:
-            for path, value in self._settings[cap_hz]:
+            there = [(path, value) for path, value in self._settings[cap_hz] if not _is_off(path)]
+            for path, value in there:
                 _write(path, value)
             self._now = cap_hz
-            self.kept[cap_hz] = 1000.0 * max(int(read(path) or 0) for path, _ in self._settings[cap_hz])
+            self.kept[cap_hz] = 1000.0 * max((int(read(path) or 0) for path, _ in there), default=0)
 
 
 @contextmanager
@@ -149,14 +150,18 @@ def recover(root: str) -> None:
 
 def _give_back(record: str) -> None:
     left = read_json(record)
+    still: List[List[str]] = []
     if left["boot_id"] == read("/proc/sys/kernel/random/boot_id"):
         for path, value in reversed(left["settings"]):
             try:
                 _write(path, value)
-            except RemoteError as error:  # the record stays for whoever may
+            except RemoteError as error:  # it stays in the record, for whoever may, or for when its processor is back
                 print(error, file=sys.stderr)
-                return
-    os.unlink(record)
+                still.insert(0, [path, value])
+    if not still:
+        os.unlink(record)
+    elif still != left["settings"]:
+        write_json(record, dict(left, settings=still))
 
 
 def control() -> Optional[Dict[str, Any]]:
@@ -183,7 +188,7 @@ def _settings(wanted: Dict[str, Any]) -> List[Tuple[str, str]]:
     governor, cap_hz = wanted.get("governor"), wanted.get("frequency_max_hz")
     if governor is None and cap_hz is None:
         return []
-    policies = sorted(glob.glob(POLICIES))
+    policies = [policy for policy in sorted(glob.glob(POLICIES)) if not _is_off(f"{policy}/scaling_max_freq")]
     if not policies:
         raise RemoteError(
             "bad-request", f"this board has no frequency control ({POLICIES}); leave its power mode alone"
@@ -209,6 +214,11 @@ def _settings(wanted: Dict[str, Any]) -> List[Tuple[str, str]]:
             f"the board throttles now ({', '.join(hot)}), so the cap to give back cannot be read; let it cool first",
         )
     return settings
+
+
+def _is_off(path: str) -> bool:
+    """Whether the processors of a policy were switched off meanwhile: it cannot be read then, or is gone."""
+    return read(path) is None
 
 
 def _write(path: str, value: str) -> None:

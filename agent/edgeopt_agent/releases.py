@@ -40,6 +40,9 @@ def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         raise RemoteError("integrity", "the manifest does not have the hash that the host announced")
     manifest = json.loads(text)
     recover(root)
+    record = current_record(root)
+    if record is not None and record["release"] == release and _summary(root, record, verify=True)["whole"]:
+        return {"activation": record, "health": None, "already": True}
     context.stage("checking hashes")
     paths = {name: store.whole(root, entry["sha256"]) for name, entry in manifest["files"].items()}
     context.stage("health check")
@@ -54,7 +57,7 @@ def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         _collect_garbage(root)
     except OSError as error:
         print(f"what nothing uses stays until the next flash: {error}", file=sys.stderr)
-    return {"activation": record, "health": checked}
+    return {"activation": record, "health": checked, "already": False}
 
 
 def rollback(context: Context) -> Dict[str, Any]:

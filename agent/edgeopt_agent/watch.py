@@ -110,6 +110,7 @@ def conditions() -> Dict[str, Any]:
         "throttle_count": sum(counts) if counts else None,
         "cooling": cooling(),
         "power_mode": power_mode(),
+        "cpus": sorted(os.sched_getaffinity(0)),  # those that may be used now
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..errors import AgentFailure, EdgeoptError
+from . import heartbeat, terminal
 from .document import keep_stdout, print_json
 
 INTERRUPTED = 130
@@ -84,6 +85,8 @@ def cli() -> None:
 
 def main() -> None:
     """The console script: every error becomes one message and one exit code here, and only here."""
+    terminal.prepare()
+    heartbeat.begin(" ".join(["edgeopt", *sys.argv[1:2]]))
     as_json = "--json" in sys.argv[1:]
     if as_json and not {"-h", "--help"} & set(sys.argv):
         keep_stdout()
