@@ -17,7 +17,7 @@ from .profile import DeviceProfile
 
 def flash(session: Session, bundle: Bundle, python: str, board: DeviceProfile | None = None) -> dict[str, Any]:
     """Make the bundle's release current on the board: {"activation", "health", "release", "name", "verdict" of the
-    bundle, "made_for" (the profile's id), "already"}.
+    bundle, "made_for" (the profile's id), "already": nothing was changed}.
 
     board: its profile, where it is known. Every blob is checked before the first is sent; the runtime, and what it can
     take, before anything is. Raises ConfigError, IntegrityError, ModelError, AgentFailure (no-space, read-only,
@@ -27,12 +27,9 @@ def flash(session: Session, bundle: Bundle, python: str, board: DeviceProfile | 
     bundle.check()
     facts = session.facts()
     measure.require_runtime(facts, bundle.manifest.artifact.runtime, session.address, python)
-    before = session.status(verify=True)["current"]
     done: dict[str, Any] = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
     done["verdict"], done["made_for"] = bundle.manifest.verdict, bundle.manifest.profile
     done["frequency_max_hz"] = bundle.manifest.artifact.frequency_max_hz  # nothing sets it: its owner must know
-    if before is not None and before["release"] == bundle.release and before["whole"]:
-        return {**done, "already": True, "activation": None, "health": None}
     with tempfile.TemporaryDirectory(prefix="edgeopt-flash-") as folder:
         bundle.artifact(Path(folder)).require_fit(facts["runtimes"], session.address, bundle.path)
     with _telling_what_is_current(session):

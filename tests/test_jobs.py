@@ -162,12 +162,13 @@ def test_two_jobs_never_work_at_once_and_the_second_says_that_it_waits(session: 
     until(lambda: progress_of(root), "the middle of the first job")
     session.request("job.start", job="two", request=request)
     waiting = until(lambda: events(root / "jobs" / "two"), "the second job's first word")
-    assert waiting[0] == {"event": "waiting", "what": "another job is running on this board"}
+    assert (waiting[0]["event"], waiting[0]["behind"]) == ("waiting", "one")
+    assert "waiting behind job one" in waiting[0]["what"]
     while session.request("job.poll", job="two", offset=0, wait_s=0)["state"] == "running":
         now = [session.request("job.poll", job=job, offset=0, wait_s=0)["state"] for job in ("two", "one")]
         working = [event for event in events(root / "jobs" / "two") if event["event"] == "progress"]
         assert not (working and now[1] == "running"), "both worked at the same time"
-    assert len(events(root / "jobs" / "two")) == 11
+    assert [event["event"] for event in events(root / "jobs" / "two")] == ["waiting"] * 2 + ["progress"] * 10
 
 
 def test_result_files_come_by_their_hash(session: Session, root: Path) -> None:

@@ -1,7 +1,6 @@
 """Jobs: a folder each (request.json, events.jsonl, result.json), run detached, so a lost link loses nothing.
 
-One job works at a time: they share the board, and a measurement beside another would be false. The lock is flock's,
-so it is gone with its process, however that ended.
+One job works at a time (turn.py): they share the board, and a measurement beside another would be false.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import logind, power_mode, room, store
+from . import logind, power_mode, room, store, turn
 from .files import append_line, code_path, read_json, remote_error, sha256_file, write_json
+from .turn import BoardLock, is_held
 from .wire import RemoteError, field, is_plain_name
 
 KINDS = {  # (module, function), imported when such a job begins
@@ -80,8 +80,13 @@ class Context:
         return {"name": name, "size_bytes": os.path.getsize(path), "sha256": sha256_file(path)}
 
 
-def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
-    """Start a job, detached from this session; a job that is known already is left as it is."""
+def start(
+    root: str, job: str, request: Dict[str, Any], by: Optional[str] = None, followed: bool = True
+) -> Dict[str, Any]:
+    """Start a job, detached from this session; a job that is known already is left as it is.
+
+    by: who asks, for others to read. followed: false for a job that is kept, and begins though nobody follows it.
+    """
     folder = _folder(root, job)
     _forget_old(root, job)
     _require_room(root, request.get("kind") in VITAL)
@@ -90,8 +95,10 @@ def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
         alive = os.open(os.path.join(folder, "alive"), os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise remote_error(error, f"job {job} cannot be started") from error
+    turn.follow(folder)
     try:
         if _may_begin(folder, alive):
+            turn.note_asked(folder, request.get("kind"), by, followed)
             _launch(root, folder, alive, request)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -150,7 +157,7 @@ def state(root: str, job: str) -> str:
     """running | done | failed | lost (its process ended without a result)."""
     folder = _existing(root, job)
     _children[:] = [child for child in _children if child.poll() is None]
-    held = _is_held(os.path.join(folder, "alive"))
+    held = is_held(os.path.join(folder, "alive"))
     result = _result(folder)
     if result is not None:
         return "done" if result["ok"] else "failed"
@@ -160,6 +167,7 @@ def state(root: str, job: str) -> str:
 def poll(root: str, job: str, offset: int, wait_s: float) -> Dict[str, Any]:
     """Events from byte `offset` on, as soon as there are any or the job ended, at the latest after `wait_s`."""
     folder = _existing(root, job)
+    turn.follow(folder)
     deadline = time.monotonic() + min(wait_s, 30.0)
     while True:
         now = state(root, job)
@@ -201,6 +209,8 @@ def cancel(root: str, job: str) -> Dict[str, Any]:
                 os.killpg(read_json(process)["pid"], signals.pop(0))
             except ProcessLookupError:
                 pass  # it ended meanwhile
+            except PermissionError as error:
+                raise remote_error(error, f"job {job} is another user's, and cannot be ended by this one") from error
             next_signal = time.monotonic() + TERM_WAIT_S
         time.sleep(0.02)
     return {"state": state(root, job)}
@@ -212,7 +222,7 @@ def work(root: str, folder: str) -> None:
     context = Context(root, folder)
     try:
         try:
-            write_json(os.path.join(folder, "process.json"), {"pid": os.getpid()})
+            write_json(os.path.join(folder, "process.json"), {"pid": os.getpid(), "began_s": None})
             write_json(os.path.join(folder, UNWRITTEN), _failure("crash", NOT_WRITTEN))
             request = read_json(os.path.join(folder, "request.json"))
             kind = field(request, "kind", str)
@@ -256,28 +266,6 @@ def _leave(root: str, folder: str, outcome: Dict[str, Any]) -> None:
         os.unlink(unwritten)
 
 
-class BoardLock:
-    """Held while a job works. With a context it waits, saying so; without one it only tries, and tells if it holds."""
-
-    def __init__(self, root: str, context: Optional[Context] = None) -> None:
-        self._path = os.path.join(root, "lock")
-        self._context = context
-
-    def __enter__(self) -> bool:
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if self._context is None:
-                return False
-            self._context.emit({"event": "waiting", "what": "another job is running on this board"})
-            fcntl.flock(self._handle, fcntl.LOCK_EX)
-        return True
-
-    def __exit__(self, *_: Any) -> None:
-        os.close(self._handle)
-
-
 def _terminated(*_: Any) -> None:
     raise RemoteError("cancelled", "the job was cancelled")
 
@@ -297,20 +285,6 @@ def _existing(root: str, job: str) -> str:
     if not os.path.exists(os.path.join(folder, "request.json")):
         raise RemoteError("not-found", f"there is no job {job} under {root}")
     return folder
-
-
-def _is_held(path: str) -> bool:
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
 
 
 def _result(folder: str) -> Any:
@@ -348,15 +322,17 @@ def _tail(path: str) -> str:
 
 
 def _forget_old(root: str, job: str) -> None:
-    """Keep the newest finished jobs only, `job` among them: a board's disk is small."""
-    folders = []
+    """Keep the newest finished jobs only, `job` among them, and as many that hosts will come back for, and of those
+    that do not tell: a board's disk is small. The newest were asked for last, whatever the clock says."""
+    folders: Dict[Optional[bool], List[Tuple[int, int, str]]] = {True: [], False: [], None: []}
     for name in os.listdir(os.path.join(root, "jobs")):
         folder = os.path.join(root, "jobs", name)
         try:
-            if name != job:
-                folders.append((os.stat(folder).st_mtime_ns, folder))
+            if name != job and not is_held(os.path.join(folder, "alive")):
+                made = os.stat(folder).st_mtime_ns
+                folders[turn.is_kept(folder)].append((turn.number_of(folder), made, folder))
         except FileNotFoundError:
             continue  # another session forgot it
-    for _, folder in sorted(folders, reverse=True)[KEEP_FINISHED - 1 :]:
-        if not _is_held(os.path.join(folder, "alive")):
+    for found in folders.values():
+        for _, _, folder in sorted(found, reverse=True)[KEEP_FINISHED - 1 :]:
             shutil.rmtree(folder, ignore_errors=True)

@@ -50,12 +50,12 @@ def _blob_stat(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 
 def _blob_put(root: str, request: Dict[str, Any], payload: bytes) -> Any:
-    from . import jobs, room, store
+    from . import room, store, turn
 
     size, offset = request["size_bytes"], request["offset"]
     room_needed = size - offset + store.SPARE_BYTES
     if not room.has(root, room_needed):
-        with jobs.BoardLock(root) as held:
+        with turn.BoardLock(root) as held:
             if held:  # a job that works now may use what nothing else needs
                 room.make(root, room_needed)
     return store.put(root, request["sha256"], size, offset, payload)
@@ -65,7 +65,8 @@ def _job_start(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs, logind
 
     requests.job_request(request["request"])
-    started = jobs.start(root, request["job"], request["request"])
+    followed = request.get("followed") is not False
+    started = jobs.start(root, request["job"], request["request"], request.get("by"), followed)
     return dict(started, warning=logind.escape()[1])
 
 
@@ -95,15 +96,15 @@ def _status(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
 
 def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
     """Status, after an overdue return to the old release; while a job works, the job sees to that itself."""
-    from . import jobs, power_mode, releases
+    from . import power_mode, releases, turn
 
     recovered = None
     if os.access(root, os.W_OK):  # a root that cannot be written can still be looked at
-        with jobs.BoardLock(root) as held:
+        with turn.BoardLock(root) as held:
             recovered = releases.recover(root) if held else None
             if held:
                 power_mode.recover(root)
-    return dict(releases.status(root, verify), recovered=recovered)
+    return dict(releases.status(root, verify), recovered=recovered, jobs=turn.present(root))
 
 
 OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
@@ -141,7 +142,7 @@ def _outcome(root: str, command: str, release: Optional[str]) -> Any:
     prepare(root)
     if command == "rollback":
         job = f"rollback-{os.urandom(6).hex()}"
-        jobs.start(root, job, {"kind": "rollback"})
+        jobs.start(root, job, {"kind": "rollback"}, "the board itself")
         offset = 0
         while True:
             now = jobs.poll(root, job, offset, 5.0)

@@ -51,6 +51,9 @@ def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         raise RemoteError("integrity", "the manifest does not have the hash that the host announced")
     manifest = requests.manifest(text)
     recover(root)
+    record = activations.current_record(root)
+    if record is not None and record["release"] == release and _summary(root, record, verify=True)["whole"]:
+        return {"activation": record, "health": None, "already": True}
     context.stage("checking hashes")
     blobs = {entry["sha256"] for entry in _files(manifest).values()}
     whole = {sha256: store.whole(root, sha256) for sha256 in blobs}
@@ -65,7 +68,7 @@ def activate(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
     if confirm_s is not None:
         _await_confirmation(context, record, confirm_s)
     room.collect_garbage(root)
-    return {"activation": record, "health": checked}
+    return {"activation": record, "health": checked, "already": False}
 
 
 def rollback(context: Context) -> Dict[str, Any]:

@@ -88,6 +88,10 @@ STATUS: Dict[str, Schema] = {"root": text(), "current": maybe(RELEASE), "previou
 
 # What a job says meanwhile, and at its end
 
+JOB = record(
+    {"job": NAME, "kind": WORD, "by": maybe(WORD), "waits": flag, "for_s": maybe(number(-LATEST_S, LATEST_S))},
+    {"followed": flag},
+)
 STATE = one_of("running", "done", "failed", "lost")
 ERROR = record({"kind": WORD, "message": text(1 << 18)}, {"traceback": maybe(text(1 << 20))})
 OUTPUT = record({"name": NAME, "size_bytes": whole(0, MOST_FILE_BYTES), "sha256": SHA256})
@@ -245,7 +249,7 @@ HEALTH = record(
         "slow": maybe(text()),
     }
 )
-RESULTS["activate"] = record({"activation": ACTIVATION, "health": HEALTH})
+RESULTS["activate"] = record({"activation": ACTIVATION, "health": maybe(HEALTH), "already": flag})
 RESULTS["rollback"] = record(
     {**STATUS, "current": RELEASE, "activation": ACTIVATION, "health": maybe(HEALTH), "from": SHA256}
 )
@@ -259,7 +263,7 @@ def _event(value: Any) -> None:
         _PROGRESS(value)
 
 
-_EVENT = record({"event": WORD, "what": text()})
+_EVENT = record({"event": WORD, "what": text()}, {"behind": maybe(text(200))})
 _PROGRESS = record({"done": SIZE, "of": SIZE}, {"power_w": maybe(number(-1e9, 1e9))})
 
 
@@ -292,7 +296,7 @@ REPLIES: Dict[str, Schema] = {
     ),
     "job.file": record({"size_bytes": whole()}),
     "job.cancel": record({"state": STATE}),
-    "status": record({**STATUS, "recovered": maybe(ACTIVATION)}),
+    "status": record({**STATUS, "recovered": maybe(ACTIVATION), "jobs": items(JOB, most=100_000)}),
 }
 ENVELOPE = record({"id": whole(), "ok": flag})
 

@@ -169,7 +169,7 @@ REQUESTS: Dict[str, Schema] = {
     "environment": NO_FIELDS,
     "blob.stat": record({"sha256": items(SHA256, most=100_000)}),
     "blob.put": record({"sha256": SHA256, "size_bytes": SIZE, "offset": SIZE}),
-    "job.start": record({"job": NAME, "request": record({})}),
+    "job.start": record({"job": NAME, "request": record({})}, {"by": maybe(text(1000)), "followed": flag}),
     "job.poll": record({"job": NAME, "offset": whole(), "wait_s": seconds()}),
     "job.file": record({"job": NAME, "name": NAME, "offset": whole(), "limit": whole()}),
     "job.cancel": record({"job": NAME}),

@@ -127,6 +127,7 @@ def conditions(sensed: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
         "throttle_count": sum(counts) if counts else None,
         "cooling": cooling(),
         "power_mode": power_mode(),
+        "cpus": sorted(os.sched_getaffinity(0)),  # those that may be used now
     }
 
 

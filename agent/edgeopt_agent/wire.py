@@ -14,11 +14,12 @@ Operations
   environment                                     -> what wheels must fit, and what is set up (environment.py)
   blob.stat  sha256[]                             -> {sha256: {"have": bytes held, "whole": bool}}
   blob.put   sha256 size_bytes offset + raw bytes -> {"have", "whole"}; appends at `offset`, checked when whole
-  job.start  job request                          -> {"state", "warning": text or null}; the same job twice is one job
+  job.start  job request [by followed]            -> {"state", "warning": text or null}; the same job twice is one job;
+                                                     by: who asks; followed: false for one that begins unfollowed
   job.poll   job offset wait_s                    -> {"state", "events", "offset", "result"}
   job.file   job name offset limit                -> {"size_bytes"} + raw bytes
   job.cancel job                                  -> {"state"}
-  status     verify                               -> releases.status()
+  status     verify                               -> releases.status(), "recovered", "jobs": turn.present()
 Job requests carry `kind`, one of jobs.KINDS. An artifact in them is
   {"file", "files": {name: sha256}, "runtime", "threads", "preprocess": steps per input, "options": the runtime's own};
 `file` is the one of `files` that the runtime is told to load; it finds the others beside it.

@@ -15,6 +15,7 @@ import click
 
 from .. import disk
 from ..errors import AgentFailure, ConfigError, EdgeoptError
+from . import heartbeat, terminal
 from .document import keep_stdout, print_json
 
 INTERRUPTED = 130
@@ -86,6 +87,8 @@ def cli() -> None:
 
 def main() -> None:
     """The console script: every error becomes one message and one exit code here, and only here."""
+    terminal.prepare()
+    heartbeat.begin(" ".join(["edgeopt", *sys.argv[1:2]]))
     as_json = "--json" in sys.argv[1:]
     _show_in_any_locale()
     if as_json and not {"-h", "--help"} & set(sys.argv):

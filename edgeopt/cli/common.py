@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,8 @@ class Where:
         transport: str | None = None,
     ) -> None:
         self.device = device
+        self._options = {"root": root, "board-python": python, "identity": identity, "known-hosts": known_hosts}
+        self._options |= {"transport": transport}
         self.name, self.entry = _known(device)
         if self.entry is not None and self.name is not None:
             from ..device import registry
@@ -239,6 +242,12 @@ class Where:
         if not chosen_root.startswith("/"):
             raise ConfigError(f"--root {chosen_root}: an absolute path on the board is needed")
         return Placement(chosen_root, self._python or (board.python if board else "python3"))
+
+    def spelled(self, root: str | None = None) -> str:
+        """How a command line names this board. root: its folder there, where it is known."""
+        given = {**self._options, "root": self._options["root"] or (None if self.name else root)}
+        options = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
+        return shlex.join([self.device, *options])
 
     def address(self) -> Address:
         """Raises ConfigError."""
@@ -289,6 +298,7 @@ class Where:
         place = self.place(made_for)
         place = Placement(place.root, upon or place.python)
         session = Session(open_transport(self.address()), place, on_event=display.event)
+        session.spelled = self.spelled(place.root)
         try:
             self.require_same(session.hello["board"])
         except BaseException:

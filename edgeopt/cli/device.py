@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from . import adding, complete
+from . import adding, complete, jobs
 from .common import Where, about_a_board, json_option, print_json, where_of
 from .display import Display
 
@@ -164,6 +164,43 @@ def remove(name: str, as_json: bool) -> int:
 
     entry = registry.remove(name)
     print_json(_record(name, entry)) if as_json else click.echo(f"{name} ({entry.address}) is forgotten")
+    return 0
+
+
+@device.command("stop")
+@click.argument("name", shell_complete=complete.devices)
+@click.option("--job", help="End this one, which may wait for its turn; default: the one that works.")
+@click.option("--yes", is_flag=True, help="End it without asking.")
+@about_a_board
+@json_option
+def stop(name: str, job: str | None, yes: bool, as_json: bool, **options: Any) -> int:
+    """End the job that works on the board NAME (or at an address), whoever began it; `edgeopt status` shows it too.
+
+    Says what it is and asks. What is current on the board stays, or becomes, one whole release.
+
+    \b
+    Example:
+      edgeopt device stop kitchen
+      edgeopt device stop kitchen --yes
+    """
+    where = where_of(name, options)
+    with Display(where.device) as display:
+        session, _ = where.open(display)
+        with session:
+            there = session.jobs()
+            found = jobs.chosen(there, job, where.device)
+            if found is not None and not yes:
+                jobs.require_consent(found, where.device)
+            done = jobs.stop(session, found) if found is not None else None
+            document = {"device": session.address, "board": where.board(session), "ended": found, "jobs": there}
+    if as_json:
+        print_json({**document, **(done or {"state": None, "current": None})})
+    elif found is None or done is None:
+        click.echo(f"nothing works or waits on {where.device}")
+    else:
+        click.echo(f"ended on {where.device}: {jobs.described(found)}")
+        if done["state"] == "done":
+            click.echo("it had come to its end by itself")
     return 0
 
 

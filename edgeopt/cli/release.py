@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import AgentFailure, IntegrityError
+from . import jobs
 from .common import Boards, Where, boards_options, json_option, repeat_option, undecided_option, verdict_code
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
@@ -175,10 +176,12 @@ def status(boards: Boards, as_json: bool) -> int:
             session, _ = where.open(display)
             with session:
                 found = dict(session.status(verify=True), device=session.address, board=where.board(session))
+                found["stop_command"] = f"edgeopt device stop {session.spelled}"
         entries = [found["current"], found["previous"]]
         whole = all(entry["whole"] for entry in entries if entry is not None)
         verdict = "pass" if whole else "damaged"
-        return Done(found, verdict, _release(found["current"]), 0 if whole else IntegrityError.exit_code)
+        works = "".join(f"; {jobs.described(job)}" for job in found["jobs"] if not job["waits"])
+        return Done(found, verdict, _release(found["current"]) + works, 0 if whole else IntegrityError.exit_code)
 
     return on_each(boards, work, lambda found: _show_status(found, boards), as_json)
 
@@ -239,6 +242,8 @@ def _show_status(found: dict[str, Any], boards: Boards) -> None:
     click.echo(f"{'board':<9} {place}, {found['root']}{serial}")
     for title in ("current", "previous"):
         click.echo(f"{title:<9} {_release(found[title])}")
+    for line in jobs.lines(found["jobs"], found["stop_command"]):
+        click.echo(line)
     if found["recovered"]:
         click.echo("nobody confirmed the release before in time, so the board went back to this one")
 

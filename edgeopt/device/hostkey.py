@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,12 @@ def shown_by(address: Address) -> HostKey:
     """
     from .openssh import OpenSshTransport
 
-    kind, key = OpenSshTransport(address, TIMEOUT_S).shown_key() if takes_ssh(address) else _asked(address)
+    try:
+        kind, key = OpenSshTransport(address, TIMEOUT_S).shown_key() if takes_ssh(address) else _asked(address)
+    except ssh_words.NothingInCommon:
+        if address.transport != "auto" or shutil.which("ssh") is None:
+            raise
+        kind, key = OpenSshTransport(address, TIMEOUT_S).shown_key()
     digest = ssh_words.fingerprint(kind, base64.b64decode(key)).partition(" ")[2]
     return HostKey(kind, digest, f"{ssh_config.chain(address)[-1].known_as} {kind} {key}\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,25 @@ from ..errors import AgentFailure, IntegrityError, ProtocolError
 MOST_DAMAGED = 2  # times that a blob may arrive damaged
 MOST_STANDSTILLS = 20  # pieces after which the board has no more of a blob than before
 
+LEAST_CHUNK_BYTES = 8 << 10  # 4 s at 16 kbit/s
+CHUNK_S = 4.0  # what one may take: ssh's own signs of life wait behind it
+
 Request = Callable[..., Any]
 Event = Callable[[dict[str, Any]], None]
 
 
-def send(request: Request, data: bytes, what: str, address: str, on_event: Event) -> str:
+class Pace:
+    """How large the next piece of a blob is, from how long the last one took."""
+
+    def __init__(self) -> None:
+        self.chunk_bytes = LEAST_CHUNK_BYTES
+
+    def note(self, sent_bytes: int, took_s: float) -> None:
+        fits = int(sent_bytes / max(took_s, 1e-3) * CHUNK_S)
+        self.chunk_bytes = min(max(fits, LEAST_CHUNK_BYTES), wire.CHUNK_BYTES)
+
+
+def send(request: Request, data: bytes, what: str, address: str, on_event: Event, pace: Pace) -> str:
     """Put a blob on the board, from the byte where an earlier try stopped; its SHA-256. request: Session.request."""
     sha256 = hashlib.sha256(data).hexdigest()
     held = _held(request, sha256, address)
@@ -29,9 +44,11 @@ def send(request: Request, data: bytes, what: str, address: str, on_event: Event
         if offset > len(data) or standstills > MOST_STANDSTILLS:
             raise ProtocolError(f"{address} says it has {offset} of {len(data)} bytes of {what}")
         on_event({"event": "progress", "what": f"sending {what}", "done": offset, "of": len(data)})
-        chunk = data[offset : offset + wire.CHUNK_BYTES]
+        chunk = data[offset : offset + pace.chunk_bytes]
+        began = time.monotonic()
         try:
             held = request("blob.put", chunk, sha256=sha256, size_bytes=len(data), offset=offset)
+            pace.note(held["have"] - offset, time.monotonic() - began)
         except AgentFailure as error:
             damaged += error.kind == "integrity"
             if error.kind != "integrity" or damaged > MOST_DAMAGED:
