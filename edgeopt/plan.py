@@ -34,11 +34,12 @@ NPUS = ("ethos-u65-256", "ethos-u65-512")  # that artifacts can be compiled for 
 
 @dataclasses.dataclass(frozen=True)
 class Prune:
-    """Remove a share `ratio` of the channels; widths stay multiples of `round_to`."""
+    """Remove a share `ratio` of the channels; widths stay multiples of `round_to`, and layers of `keep` as they are."""
 
     ratio: float
     round_to: int
     kind: str = "prune"
+    keep: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +226,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         more_threads=_more_threads(ladder.threads, board),
         fewer_threads=_fewer_threads(ladder.threads),
         seed=ladder.seed,
-        prunes=tuple((Prune(ratio, prune.round_to), recover) for ratio in prune.ratios),
+        prunes=tuple((Prune(ratio, prune.round_to, keep=prune.keep), recover) for ratio in prune.ratios),
         npu=npu,
         require_int8=ladder.require_int8,
         allow_fallback=ladder.allow_fallback,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Say = Callable[[dict[str, Any]], None]
 
 SOURCE_PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
+COMPRESS_FILES = ("cuts", "groups", "proof", "prune", "recover")
 PRUNE_PACKAGES = ("torch", "torch-pruning", "numpy")
 
 
@@ -236,7 +237,7 @@ def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
         "recover": dataclasses.asdict(recover_step),
         "calibration": bench.calibration_hash,
         "versions": versions(PRUNE_PACKAGES),
-        "code": source_of("edgeopt/compress/prune.py", "edgeopt/compress/recover.py"),
+        "code": source_of(*(f"edgeopt/compress/{name}.py" for name in COMPRESS_FILES)),
     }
 
     def build(folder: Path) -> None:
@@ -246,12 +247,13 @@ def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
             bench.progress(f"recovering the model pruned by {prune_step.ratio:.0%} (loss {loss:.4f})", done, total)
 
         calibration = Samples(bench.prepared("calibration"), bench.splits["calibration"].labels, None)
-        example = tuple(array[:1] for array in calibration.inputs)
-        module, history = prune.prune(bench.module, prune_step, example, bench.progress)
+        example = tuple(array[: prune.SAMPLES] for array in calibration.inputs)
+        module, history = prune.prune(bench.module, prune_step, example, bench.progress, prune_step.keep)
+        bench.progress(prune.summary(history))
         checkpoint = bench.cache.partial("pruned", inputs) / "checkpoint"
         module = recover.recover(module, bench.module, calibration, recover_step, checkpoint, epoch)
         prune.save(module, history, folder)
-        facts = {name: history[name] for name in ("macs", "parameters", "widths")}
+        facts = {name: history[name] for name in ("macs", "parameters", "widths", "whole", "proof")}
         (folder / "compress.json").write_text(json.dumps(facts))
 
     return bench.cache.stage("pruned", inputs, build)

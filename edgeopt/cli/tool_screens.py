@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import click
@@ -16,12 +17,9 @@ def show(document: dict[str, Any]) -> None:
         click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
     click.echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
     if cut := document.get("prune"):
-        (macs, macs_left), (size, size_left) = cut["macs"], cut["parameters"]
-        click.echo(
-            f"pruned: {units.count(macs_left)} of {units.count(macs)} multiply-accumulates left "
-            f"({units.share(macs_left / macs)}), {units.count(size_left)} of {units.count(size)} parameters; "
-            + (f"recovered over {cut['epochs']} epochs" if cut["epochs"] else "not recovered")
-        )
+        for title, lines in _pruned(cut):
+            for number, line in enumerate(lines):
+                click.echo(f"  {title if not number else '':<12} {line}")
     for title, lines in _sections(document):
         for number, line in enumerate(lines):
             click.echo(f"  {title if not number else '':<12} {line}")
@@ -32,6 +30,42 @@ def show(document: dict[str, Any]) -> None:
         f"accuracy was not judged: `edgeopt bundle --labels … --reference {source}` and then `edgeopt validate` tell "
         "the loss on the board; `edgeopt optimize` does all of it"
     )
+
+
+def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    from ..report import units
+
+    (macs, macs_left), (size, size_left) = cut["macs"], cut["parameters"]
+    left = (
+        f"{units.count(macs_left)} of {units.count(macs)} multiply-accumulates left ({units.share(macs_left / macs)}), "
+        f"{units.count(size_left)} of {units.count(size)} parameters; "
+        + (f"recovered over {cut['epochs']} epochs" if cut["epochs"] else "not recovered")
+    )
+    widths = [f"{name} {before} → {after}" for name, (before, after) in cut["widths"].items() if before != after]
+    by_reason: dict[str, list[str]] = {}
+    for own in cut["whole"]:
+        by_reason.setdefault(own["why"], []).append(f"{own['layer']} ({own['width']})")
+    proof = cut["proof"]
+    sections = [
+        ("pruned", [left]),
+        ("widths", textwrap.wrap(", ".join(widths), 100, break_on_hyphens=False)),
+        ("left whole", [f"{', '.join(layers)}: {why}" for why, layers in by_reason.items()]),
+        (
+            "proof",
+            [f"the source with these channels at 0, on {proof['samples']} samples" + _noise(proof["sqnr_db"])],
+        ),
+        (
+            "from source",
+            [
+                f"{own['stage']}: off by {own['max_abs_error']:.3g} at most" + _noise(own["sqnr_db"])
+                for own in cut["parity"]
+            ],
+        ),
+    ]
+    if score := cut["accuracy"]:
+        told = [f"{name} {units.score(score[name], score['metric'])}" for name in ("source", "pruned")]
+        sections.append(("score", [f"{', '.join(told)} on the {score['samples']} samples that it learned from"]))
+    return sections
 
 
 def show_npu(document: dict[str, Any]) -> None:
