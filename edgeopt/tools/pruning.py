@@ -12,7 +12,7 @@ from edgeopt.plan import Prune, Recover
 from edgeopt.task import Samples
 
 from .lowering import Clock, Say, lower_to, require_packages
-from .source import Given, Source, require_torch_runs
+from .source import Given, Source, load
 
 
 def prune(
@@ -42,9 +42,8 @@ def prune(
 
     clock = Clock(say)
     clock("loading the model")
-    loaded = source.load(folder)
+    loaded, given = load(source, given, folder)
     assert not isinstance(loaded, Path)
-    require_torch_runs(loaded, given.arrays)
     example = tuple(array[:1] for array in given.arrays)
     module, history = pruning.prune(loaded, step, example, clock)
     if recover_step is not None:
