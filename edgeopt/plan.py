@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,14 @@ class Plan:
         """The task's steps, a list per input, in the inputs' order."""
         task = self.run_file.task
         return [[dict(step) for step in task.preprocess.get(name, ())] for name in task.inputs]
+
+    def with_inputs(self, names: Sequence[str]) -> Plan:
+        """The same with [task] inputs in another order."""
+        task = self.run_file.task.model_copy(update={"inputs": tuple(names)})
+        return dataclasses.replace(self, run_file=self.run_file.model_copy(update={"task": task}))
+
+    def noted(self, note: str) -> Plan:
+        return dataclasses.replace(self, notes=(*self.notes, note))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as run.json keeps it, printable before work starts."""

@@ -97,10 +97,10 @@ def _large_error(found: dict[str, Any]) -> str:
 def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     from ..report import units
 
-    told = document["source_inputs"] or []
-    inputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["inputs"]]
-    inputs = [f"{own}, from {told[n]}" if n < len(told) else own for n, own in enumerate(inputs)]
-    inputs = [own + _steps(steps) for own, steps in zip(inputs, document["preprocess"], strict=True)]
+    inputs = _inputs(document)
+    calls = document["source_outputs"]
+    outputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]
+    outputs = [f"{own}, the source's {calls[n]}" if n < len(calls) else own for n, own in enumerate(outputs)]
     samples = document["samples"]
     parity = [
         f"{stage['stage']}: off by {stage['max_abs_error']:.3g} at most" + _noise(stage["sqnr_db"])
@@ -112,7 +112,7 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     moved = document["transposes_and_pads"]
     sections = [
         ("inputs", inputs),
-        ("outputs", [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]),
+        ("outputs", outputs),
         (
             "samples",
             [f"{samples['n']}" + (", random: ranges and errors of real ones may differ" if samples["random"] else "")],
@@ -139,6 +139,23 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("", [f"{units.quantity(document['total_s'], 's')} in all"]),
     ]
     return [(title, lines) for title, lines in sections if lines]
+
+
+def _inputs(document: dict[str, Any]) -> list[str]:
+    """What the artifact takes, which input of the source that is, and which array of --inputs it was given."""
+    told, pairs = document["source_inputs"] or [], document["binding"].get("inputs", [])
+    lines = []
+    for number, (own, steps) in enumerate(zip(document["inputs"], document["preprocess"], strict=True)):
+        line = f"{own['name']} {own['dtype']} {own['shape']}"
+        if number < len(told) or number < len(pairs):
+            line += f", from {told[number] if number < len(told) else pairs[number]['input']}"
+        if number < len(pairs):
+            line += f" ← array {pairs[number]['array']}"
+        line += _steps(steps)
+        lines.append(line)
+    by_order = "; taken in their order" if document["binding"].get("by") == "order" and len(pairs) > 1 else ""
+    left = ", ".join(document["binding"].get("left", []))
+    return lines + ([f"left alone: {left}{by_order}"] if left else [by_order.removeprefix("; ")] if by_order else [])
 
 
 def _layout(moved: dict[str, int]) -> str:

@@ -34,7 +34,7 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace --out
 
 def inputs_option(note: str = "") -> Callable[..., Any]:
     """note: what follows the help, as click's own "[required]": what is missing is told in our words."""
-    told = "An .npz of real samples: one array (n, ...) per model input, by its name or else in its order."
+    told = "An .npz of real samples: one array (n, ...) per model input, by the input's name; others are left alone."
     return click.option("--inputs", type=click.Path(path_type=Path), help=told + note)
 
 

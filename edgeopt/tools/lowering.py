@@ -19,7 +19,7 @@ from edgeopt.lower import Lowered
 from edgeopt.plan import Ability
 from edgeopt.profile import DeviceProfile
 
-from .source import Given, Source, named_nodes, require_torch_runs
+from .source import Given, Source, load, named_nodes, require_torch_runs
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def convert(
     clock = Clock(say)
     _load_packages(clock, runtime)
     clock("loading the model")
-    loaded = source.load(folder)
+    loaded, given = load(source, given, folder)
     return lower_to(loaded, source, given, runtime, scheme, out, clock)
 
 
@@ -227,6 +227,8 @@ def _document(
         "inputs": [_tensor(tensor) for tensor in made.inputs],
         "outputs": [_tensor(tensor) for tensor in made.outputs],
         "source_inputs": [str(port) for port in source.contents.inputs] if source.contents else None,
+        "source_outputs": list(given.outputs),
+        "binding": given.entry(),
         "preprocess": [[dict(step) for step in steps] for steps in made.adapters],
         "options": made.options,
         "samples": {"n": len(given), "random": given.is_random},

@@ -19,7 +19,7 @@ from edgeopt.plan import Prune, Recover
 from edgeopt.task import Array, Samples, check_labels, check_outputs
 
 from .lowering import Clock, Say, lower_to, require_packages
-from .source import Given, Source, require_torch_runs
+from .source import Given, Source, load
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +56,8 @@ def prune(
 
     clock = Clock(say)
     clock("loading the model")
-    loaded = source.load(folder)
+    loaded, given = load(source, given, folder)
     assert not isinstance(loaded, Path)
-    require_torch_runs(loaded, given.arrays)
     example = tuple(array[: pruning.SAMPLES] for array in given.arrays)
     try:
         module, history = pruning.prune(loaded, step, example, clock, step.keep)
