@@ -30,6 +30,8 @@ from typing import IO, Any, Protocol
 
 from edgeopt.plan import Ability
 
+SHARED = ("child", "ranges")
+
 
 def abilities() -> dict[str, Ability]:
     """What each file of this package can do, by runtime."""
@@ -39,9 +41,11 @@ def abilities() -> dict[str, Ability]:
 
 
 def sources(runtime: str) -> list[str]:
-    """The files that make a runtime's artifacts, for cache keys: <runtime>.py, and <runtime>_….py where it has such."""
+    """The files that make a runtime's artifacts, for cache keys: <runtime>.py, <runtime>_….py where it has such, and
+    what all share."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [f"edgeopt/lower/{name}.py" for name in names if name == runtime or name.startswith(f"{runtime}_")]
+    own = [name for name in names if name == runtime or name.startswith(f"{runtime}_")]
+    return [f"edgeopt/lower/{name}.py" for name in (*SHARED, *own)]
 
 
 class Progress(Protocol):

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeopt import onnx_model, parity
 from edgeopt.errors import MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, quiet
+from edgeopt.lower import Lowered, Progress, TensorSpec, onnxruntime_int8, quiet
 from edgeopt.model import untold
 from edgeopt.plan import Ability
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = tuple[Array, ...]
-
-PER_CHANNEL_OPSET = 13  # the first in which DequantizeLinear takes a scale per channel
 
 ABILITY = Ability(
     sources=("torch", "onnx"),
@@ -66,14 +64,18 @@ def lower(
         if scheme == "fp32":
             shutil.copyfile(plain, out)
         else:
+            ready, between = _ready(plain, samples, reference)
+            stages += between
             progress(f"quantizing to int8 ({len(calibration[0])} samples)")
             with _named_failure("ONNX Runtime cannot quantize the model"):
-                _quantize(plain, out, calibration)
+                told = onnxruntime_int8.out_of_range(ready, calibration)
+                kept = [own["name"] for own in told]
+                onnxruntime_int8.quantize(ready, out, [port.name for port in _inputs(ready)], calibration, kept)
             progress("comparing with the source model")
             stages.append(_check(out, samples, reference, "int8 quantization", None))
     notes: dict[str, Any] = {"scheme": scheme, "parity": stages, "ops": _operators(out)}
     if scheme == "int8":
-        notes["calibration_samples"] = len(calibration[0])
+        notes |= {"calibration_samples": len(calibration[0]), "out_of_range": told}
     inputs, outputs = _interface(out, samples, reference)
     return Lowered((out,), inputs, outputs, tuple(() for _ in inputs), {}, notes)
 
@@ -103,16 +105,6 @@ def _export(source: torch.nn.Module | Path, samples: Arrays, path: Path) -> None
     torch.onnx.export(source.eval(), parity.one(samples, 0), str(path), dynamo=True, external_data=False)
 
 
-def _raise_opset(path: Path) -> None:
-    """To the first opset that can say what per-channel int8 is, in place; a newer one is left as it is."""
-    import onnx
-    from onnx import version_converter
-
-    model = onnx.load(str(path))
-    if max((own.version for own in model.opset_import if own.domain in ("", "ai.onnx")), default=1) < PER_CHANNEL_OPSET:
-        onnx.save(version_converter.convert_version(model, PER_CHANNEL_OPSET), str(path))
-
-
 def _fix_shapes(model: Any, samples: Arrays) -> None:
     initialized = {tensor.name for tensor in model.graph.initializer}
     ports = [value for value in model.graph.input if value.name not in initialized]
@@ -125,34 +117,17 @@ def _fix_shapes(model: Any, samples: Arrays) -> None:
     del model.graph.value_info[:]
 
 
-def _quantize(plain: Path, out: Path, calibration: Arrays) -> None:
-    from onnxruntime import quantization
-    from onnxruntime.quantization import shape_inference
-
-    names = [port.name for port in _inputs(plain)]
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._rows = iter(range(len(calibration[0])))
-
-        def get_next(self) -> dict[str, Array] | None:
-            row = next(self._rows, None)
-            if row is None:
-                return None
-            return {name: array[row : row + 1] for name, array in zip(names, calibration, strict=True)}
-
-    _raise_opset(plain)
-    ready = plain.with_name("ready.onnx")
-    shape_inference.quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-    quantization.quantize_static(
-        str(ready),
-        str(out),
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-    )
+def _ready(plain: Path, samples: Arrays, reference: list[Array]) -> tuple[Path, list[dict[str, Any]]]:
+    """(the model as the quantizer takes it, beside `plain`; how far each stage on the way is from the source)."""
+    ready, stages = plain.with_name("ready.onnx"), []
+    with _named_failure("ONNX Runtime cannot quantize the model: its opset cannot be raised"):
+        is_raised = onnxruntime_int8.raise_opset(plain)
+    if is_raised:
+        stage = f"upgrade to opset {onnxruntime_int8.PER_CHANNEL_OPSET}"
+        stages.append(_check(plain, samples, reference, stage, parity.FP32_TOLERANCE))
+    with _named_failure("ONNX Runtime cannot quantize the model: its pre-processing failed"):
+        onnxruntime_int8.prepare(plain, ready)
+    return ready, [*stages, _check(ready, samples, reference, "pre-processing", parity.FP32_TOLERANCE)]
 
 
 def _inputs(path: Path) -> list[Any]:
