@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import shutil
 import tempfile
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import onnx_model, parity
-from edgeopt.errors import MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, quiet
+from edgeopt.errors import LoweringFault, MissingDependency, ModelError, PlanError
+from edgeopt.lower import Lowered, Progress, TensorSpec, joins, quiet
 from edgeopt.model import untold
 from edgeopt.plan import Ability
 
@@ -67,13 +68,19 @@ def lower(
             shutil.copyfile(plain, out)
         else:
             progress(f"quantizing to int8 ({len(calibration[0])} samples)")
-            with _named_failure("ONNX Runtime cannot quantize the model"):
-                _quantize(plain, out, calibration)
-            progress("comparing with the source model")
-            stages.append(_check(out, samples, reference, "int8 quantization", None))
+            ready = _ready(plain)
+            for in_float in joins.attempts(functools.partial(joins.in_onnx, ready), reference):
+                with _named_failure("ONNX Runtime cannot quantize the model", LoweringFault):
+                    _quantize(ready, out, calibration, in_float)
+                progress("comparing with the source model")
+                stage = _check(out, samples, reference, "int8 quantization", None)
+                if not parity.is_large(stage):
+                    break
+            stages.append(stage)
     notes: dict[str, Any] = {"scheme": scheme, "parity": stages, "ops": _operators(out)}
     if scheme == "int8":
         notes["calibration_samples"] = len(calibration[0])
+        notes["in_float"] = in_float
     inputs, outputs = _interface(out, samples, reference)
     return Lowered((out,), inputs, outputs, tuple(() for _ in inputs), {}, notes)
 
@@ -125,11 +132,22 @@ def _fix_shapes(model: Any, samples: Arrays) -> None:
     del model.graph.value_info[:]
 
 
-def _quantize(plain: Path, out: Path, calibration: Arrays) -> None:
-    from onnxruntime import quantization
+def _ready(plain: Path) -> Path:
+    """The model as the quantizer takes it, beside `plain`."""
     from onnxruntime.quantization import shape_inference
 
-    names = [port.name for port in _inputs(plain)]
+    ready = plain.with_name("ready.onnx")
+    with _named_failure("ONNX Runtime cannot quantize the model", LoweringFault):
+        _raise_opset(plain)
+        shape_inference.quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    return ready
+
+
+def _quantize(ready: Path, out: Path, calibration: Arrays, in_float: list[str]) -> None:
+    """in_float: names of the nodes that stay in float."""
+    from onnxruntime import quantization
+
+    names = [port.name for port in _inputs(ready)]
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -141,9 +159,6 @@ def _quantize(plain: Path, out: Path, calibration: Arrays) -> None:
                 return None
             return {name: array[row : row + 1] for name, array in zip(names, calibration, strict=True)}
 
-    _raise_opset(plain)
-    ready = plain.with_name("ready.onnx")
-    shape_inference.quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
     quantization.quantize_static(
         str(ready),
         str(out),
@@ -152,6 +167,7 @@ def _quantize(plain: Path, out: Path, calibration: Arrays) -> None:
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        nodes_to_exclude=in_float,
     )
 
 
@@ -162,7 +178,12 @@ def _inputs(path: Path) -> list[Any]:
 
 
 def _check(path: Path, samples: Arrays, reference: list[Array], stage: str, tolerance: float | None) -> dict[str, Any]:
-    return parity.compare(onnx_model.run(path, samples, untold), reference, stage, tolerance)
+    try:
+        found = onnx_model.run(path, samples, untold)
+    except ModelError as error:
+        told = str(error).replace(f"{path} ", "")
+        raise LoweringFault(f"after the stage '{stage}' the artifact {told}") from error
+    return parity.compare(found, reference, stage, tolerance, lambda: parity.in_onnx(path, samples))
 
 
 def _interface(
@@ -188,12 +209,13 @@ def _operators(path: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _named_failure(what: str) -> Iterator[None]:
-    """Runs a framework silently; whatever it raises becomes a ModelError with its first words."""
+def _named_failure(what: str, kind: type[ModelError] = ModelError) -> Iterator[None]:
+    """Runs a framework silently; whatever it raises becomes an error of this kind with its first words."""
     with quiet():
         try:
             yield
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             first = " ".join(lines[:2])[:400] or type(error).__name__
-            raise ModelError(f"{what}: {first}; leave runtime 'onnxruntime' out, or change that part") from error
+            mend = "" if kind is LoweringFault else "; leave runtime 'onnxruntime' out, or change that part"
+            raise kind(f"{what}: {first}{mend}") from error

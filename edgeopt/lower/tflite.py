@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import importlib
 import re
 import sysconfig
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import parity
-from edgeopt.errors import MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, quiet, tflite_bias
+from edgeopt.errors import LoweringFault, MissingDependency, ModelError, PlanError
+from edgeopt.lower import Lowered, Progress, TensorSpec, joins, quiet, tflite_bias
 from edgeopt.plan import Ability
 
 if TYPE_CHECKING:
@@ -81,12 +82,18 @@ def lower(
         progress("comparing with the source model")
         stages.append(_check(content, out, samples, channel_last, reference, "float16 weights", parity.FP16_TOLERANCE))
     elif scheme == "int8":
-        content, corrected = _quantize(content, _runtime_inputs(calibration, channel_last), progress)
+        plain = content
+        for in_float in joins.attempts(functools.partial(joins.in_tflite, plain), reference):
+            content, corrected = _quantize(plain, _runtime_inputs(calibration, channel_last), in_float, progress)
+            progress("comparing with the source model")
+            stage = _check(content, out, samples, channel_last, reference, "int8 quantization", None)
+            if not parity.is_large(stage):
+                break
+        stages.append(stage)
         notes["calibration_samples"] = len(calibration[0])
         notes["bias_corrections"] = corrected
         notes["ranges"] = "minimum and maximum"
-        progress("comparing with the source model")
-        stages.append(_check(content, out, samples, channel_last, reference, "int8 quantization", None))
+        notes["in_float"] = in_float
     inputs, outputs, adapters = _interface(out, samples, channel_last)
     notes |= {"parity": stages, **_contents(out, scheme)}
     return Lowered((out,), inputs, outputs, adapters, {}, notes)
@@ -104,7 +111,13 @@ def _check(
     """Writes `content` to `out` and compares what it answers with the source's outputs."""
     out.write_bytes(content)
     _, _, adapters = _interface(out, samples, channel_last)
-    return parity.compare(_artifact_outputs(out, samples, adapters), reference, stage, tolerance)
+    return parity.compare(
+        _artifact_outputs(out, samples, adapters),
+        reference,
+        stage,
+        tolerance,
+        lambda: parity.in_tflite(out, _runtime_inputs(samples, channel_last)),
+    )
 
 
 def executed_ops(path: Path) -> dict[str, int]:
@@ -161,15 +174,15 @@ def _halve(content: bytes) -> bytes:
     recipe = recipe_manager.RecipeManager()
     everything = qtyping.TFLOperationName.ALL_SUPPORTED
     recipe.add_quantization_config(".*", everything, half, quantizer.AlgorithmName.FLOAT_CASTING)
-    with _named_failure("ai-edge-quantizer cannot store the weights as float16"):
+    with _named_failure("ai-edge-quantizer cannot store the weights as float16", LoweringFault):
         work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
         result = work.quantize(enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
 
 
-def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> tuple[bytes, int]:
+def _quantize(content: bytes, calibration: Arrays, in_float: list[str], progress: Progress) -> tuple[bytes, int]:
     """Static int8: weights per output channel, activations per tensor with their true range over `calibration`, biases
-    corrected; (the model, how many layers' biases)."""
+    corrected; (the model, how many layers' biases). in_float: what operators that stay in float make."""
     from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
 
@@ -181,20 +194,25 @@ def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> tuple[
             end,
             algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE,  # keeps the artifact's own inputs float32
         )
+    for name in in_float:
+        scope = f"(^|;){re.escape(name)};"
+        recipe.add_quantization_config(
+            scope, qtyping.TFLOperationName.ALL_SUPPORTED, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
+        )
     total = len(calibration[0])
-    with _named_failure("ai-edge-quantizer cannot calibrate the model"):
+    with _named_failure("ai-edge-quantizer cannot calibrate the model", LoweringFault):
         ranges = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     for start in range(0, total, CALIBRATION_CHUNK):
         progress("calibrating", start, total)
         stop = min(start + CALIBRATION_CHUNK, total)
         feed = [{f"args_{i}": array[n : n + 1] for i, array in enumerate(calibration)} for n in range(start, stop)]
-        with _named_failure("ai-edge-quantizer cannot calibrate the model"):
+        with _named_failure("ai-edge-quantizer cannot calibrate the model", LoweringFault):
             ranges.calibrate({"serving_default": feed}, recipe)
     progress("quantizing to int8")
-    with _named_failure("ai-edge-quantizer cannot quantize the model"):
+    with _named_failure("ai-edge-quantizer cannot quantize the model", LoweringFault):
         work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
         result = work.quantize(ranges.get_model_qsvs(), enable_progress_bar=False, enable_progress_report=False)
-    with _named_failure("the biases of the int8 artifact cannot be corrected"):
+    with _named_failure("the biases of the int8 artifact cannot be corrected", LoweringFault):
         return tflite_bias.correct(
             content,
             bytes(result.quantized_model),
@@ -204,14 +222,17 @@ def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> tuple[
 
 
 @contextlib.contextmanager
-def _named_failure(what: str) -> Iterator[Path]:
-    """Runs a framework silently in a scratch folder; whatever it raises becomes a ModelError with node and operator."""
+def _named_failure(what: str, kind: type[ModelError] = ModelError) -> Iterator[Path]:
+    """Runs a framework silently in a scratch folder; whatever it raises becomes an error of this kind with node and
+    operator."""
     with tempfile.TemporaryDirectory() as folder, quiet() as kept:
         try:
             yield Path(folder)
         except Exception as error:
             kept.seek(0)
-            raise ModelError(f"{what}: {_reason(error, kept.read().decode('utf-8', 'replace'))}") from error
+            reason = _reason(error, kept.read().decode("utf-8", "replace"))
+            mend = "; rewrite that part with operators that TFLite has, or leave runtime 'tflite' out of the profile"
+            raise kind(f"{what}: {reason}{'' if kind is LoweringFault else mend}") from error
 
 
 _OPERATOR = re.compile(r"(?:target=torch\.ops\.|Lowering not found: |operation '|op ')([a-z_]+\.[\w.]+)")
@@ -228,8 +249,7 @@ def _reason(error: Exception, printed: str) -> str:
     named += [f"node '{node[1]}'"] if node else []
     named += [f"in {place}" for place in (_PLACE.findall(message) or _user_frames(error))[-1:]]
     first = next((line.strip() for line in [*mlir[:1], *message.splitlines()] if line.strip()), type(error).__name__)
-    mend = "rewrite that part with operators that TFLite has, or leave runtime 'tflite' out of the profile"
-    return f"{', '.join(named) or 'operator not known'}: {first[:300]}; {mend}"
+    return f"{', '.join(named) or 'operator not known'}: {first[:300]}"
 
 
 def _user_frames(error: Exception) -> list[str]:
