@@ -27,6 +27,7 @@ LAYERS = (
     {"meters"},
     {"bundle", "compress", "lower", "device"},
     {"parity", "artifact"},
+    {"fidelity"},
     {"align"},
     {"energy", "cost"},
     {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
@@ -34,7 +35,7 @@ LAYERS = (
     {"runfile"},
     {"distributions", "sensing", "intervals"},
     {"profile", "model", "onnx_model", "task", "tasks", "config", "toml_lines", "formats"},
-    {"errors"},
+    {"errors", "floor"},
 )
 HEAVY = {
     *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeopt.errors import ModelError
+from edgeopt.errors import LoweringFault
 from edgeopt.lower import Progress
 
 LAST_WORDS = 300  # characters of what a library said before it died
@@ -23,7 +23,7 @@ def run(what: str, function: Callable[..., Any], *arguments: Any, progress: Prog
     """What function(*arguments, progress) returns, computed in a fresh Python whose death is an error here.
 
     function: of a module of ours; its arguments and what it returns can be pickled. what: what it does, in words.
-    Raises what the function raises, and ModelError when its process died, with what was said and done last.
+    Raises what the function raises, and LoweringFault when its process died, with what was said and done last.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-child-") as text:
         folder = Path(text)
@@ -46,7 +46,7 @@ def run(what: str, function: Callable[..., Any], *arguments: Any, progress: Prog
                 process.kill()
                 process.wait()
         if not (folder / "answer").exists():
-            raise ModelError(f"{what}: {_death(code, doing, (folder / 'said').read_text('utf-8', 'replace'))}")
+            raise LoweringFault(f"{what}: {_death(code, doing, (folder / 'said').read_text('utf-8', 'replace'))}")
         is_error, answer = pickle.loads((folder / "answer").read_bytes())
         if is_error:
             raise answer
@@ -58,10 +58,7 @@ def _death(code: int, doing: str, said: str) -> str:
     cause = {"SIGKILL": ": the system ended it, as it does when memory runs out", "SIGABRT": ": it aborted"}
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("INFO:", "WARNING:"))]
     words = f"its last words: {' '.join(lines[-2:])[-LAST_WORDS:]}" if lines else "it said nothing"
-    return (
-        f"the library ended its process ({name}{cause.get(name, '')}) while {doing}; {words}. That is a fault of the "
-        "library and not of the model: try another runtime, or another scheme"
-    )
+    return f"the library ended its process ({name}{cause.get(name, '')}) while {doing}; {words}"
 
 
 def _main(folder: Path) -> None:

@@ -6,6 +6,7 @@ Inputs and outputs stay float32; an int8 artifact holds its own Quantize and Deq
 from __future__ import annotations
 
 import collections
+import functools
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import parity
-from edgeopt.errors import MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, child, quiet, tflite_int8
+from edgeopt.errors import LoweringFault, MissingDependency, ModelError, PlanError
+from edgeopt.lower import Lowered, Progress, TensorSpec, child, joins, quiet, tflite_int8
 from edgeopt.lower.tflite_reason import named_failure
 from edgeopt.plan import Ability
 
@@ -73,13 +74,19 @@ def lower(
         progress("comparing with the source model")
         stages.append(_check(content, out, samples, channel_last, reference, "float16 weights", parity.FP16_TOLERANCE))
     elif scheme == "int8":
-        told, outputs = child.run(
-            "int8 quantization",
-            *(_quantized, content, out.resolve(), samples, calibration, channel_last, []),
-            progress=progress,
-        )
+        for in_float in joins.attempts(functools.partial(joins.in_tflite, content), reference):
+            told, outputs = child.run(
+                "int8 quantization",
+                *(_quantized, content, out.resolve(), samples, calibration, channel_last, in_float),
+                progress=progress,
+            )
+            place = functools.partial(parity.in_tflite, out, _runtime_inputs(samples, channel_last))
+            stage = parity.compare(outputs, reference, "int8 quantization", None, place)
+            if not parity.is_large(stage):
+                break
+        stages.append(stage)
         notes |= {"calibration_samples": len(calibration[0]), "ranges": "minimum and maximum", **told}
-        stages.append(parity.compare(outputs, reference, "int8 quantization", None))
+        notes["in_float"] = in_float
     inputs, outputs, adapters = _interface(out, samples, channel_last)
     notes |= {"parity": stages, **_contents(out, scheme)}
     return Lowered((out,), inputs, outputs, adapters, {}, notes)
@@ -97,7 +104,13 @@ def _check(
     """Writes `content` to `out` and compares what it answers with the source's outputs."""
     out.write_bytes(content)
     _, _, adapters = _interface(out, samples, channel_last)
-    return parity.compare(_artifact_outputs(out, samples, adapters), reference, stage, tolerance)
+    return parity.compare(
+        _artifact_outputs(out, samples, adapters),
+        reference,
+        stage,
+        tolerance,
+        lambda: parity.in_tflite(out, _runtime_inputs(samples, channel_last)),
+    )
 
 
 def executed_ops(path: Path) -> dict[str, int]:
@@ -154,7 +167,7 @@ def _halve(content: bytes) -> bytes:
     recipe = recipe_manager.RecipeManager()
     everything = qtyping.TFLOperationName.ALL_SUPPORTED
     recipe.add_quantization_config(".*", everything, half, quantizer.AlgorithmName.FLOAT_CASTING)
-    with named_failure("ai-edge-quantizer cannot store the weights as float16"):
+    with named_failure("ai-edge-quantizer cannot store the weights as float16", LoweringFault):
         work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
         result = work.quantize(enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.errors import LoweringFault
 from edgeopt.lower import Progress, ranges, tflite_bias
 from edgeopt.lower.ranges import Operator
 from edgeopt.lower.tflite_reason import named_failure
@@ -43,7 +44,7 @@ def quantize(
     """
     from ai_edge_quantizer import quantizer
 
-    with named_failure("the float model cannot be run for its ranges"):
+    with named_failure("the float model cannot be run for its ranges", LoweringFault):
         graph = _read(content)
         out_of_range = ranges.out_of_range(graph.operators, _runs(content, graph.constants, calibration))
     kept = dict.fromkeys([*in_float, *(own["name"] for own in out_of_range)])
@@ -51,10 +52,10 @@ def quantize(
     found = _calibrated(content, recipe, calibration, progress)
     widened = _widen(graph, found)
     progress("quantizing to int8")
-    with named_failure("ai-edge-quantizer cannot quantize the model"):
+    with named_failure("ai-edge-quantizer cannot quantize the model", LoweringFault):
         work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
         result = work.quantize(found, enable_progress_bar=False, enable_progress_report=False)
-    with named_failure("the biases of the int8 artifact cannot be corrected"):
+    with named_failure("the biases of the int8 artifact cannot be corrected", LoweringFault):
         made, corrected, coarser = tflite_bias.correct(
             content,
             bytes(result.quantized_model),
@@ -152,13 +153,13 @@ def _calibrated(content: bytes, recipe: Any, calibration: Arrays, progress: Prog
     from ai_edge_quantizer.utils import qsv_utils
 
     total = len(calibration[0])
-    with named_failure("ai-edge-quantizer cannot calibrate the model"):
+    with named_failure("ai-edge-quantizer cannot calibrate the model", LoweringFault):
         found = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     for start in range(0, total, CALIBRATION_CHUNK):
         progress("calibrating", start, total)
         stop = min(start + CALIBRATION_CHUNK, total)
         feed = [{f"args_{i}": array[n : n + 1] for i, array in enumerate(calibration)} for n in range(start, stop)]
-        with named_failure("ai-edge-quantizer cannot calibrate the model"):
+        with named_failure("ai-edge-quantizer cannot calibrate the model", LoweringFault):
             found.calibrate({"serving_default": feed}, recipe)
     return dict(found.get_model_qsvs())
 

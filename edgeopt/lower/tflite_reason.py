@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgeopt.errors import ModelError
+from edgeopt.errors import LoweringFault, ModelError
 from edgeopt.lower import quiet
 
 _OPERATOR = re.compile(r"(?:target=torch\.ops\.|Lowering not found: |operation '|op ')([a-z_]+\.[\w.]+)")
@@ -19,14 +19,17 @@ _PLACE = re.compile(r'(File "[^"]+", line \d+)')
 
 
 @contextlib.contextmanager
-def named_failure(what: str) -> Iterator[Path]:
-    """Runs a framework silently in a scratch folder; whatever it raises becomes a ModelError with node and operator."""
+def named_failure(what: str, kind: type[ModelError] = ModelError) -> Iterator[Path]:
+    """Runs a framework silently in a scratch folder; whatever it raises becomes an error of this kind with node and
+    operator."""
     with tempfile.TemporaryDirectory() as folder, quiet() as kept:
         try:
             yield Path(folder)
         except Exception as error:
             kept.seek(0)
-            raise ModelError(f"{what}: {_reason(error, kept.read().decode('utf-8', 'replace'))}") from error
+            reason = _reason(error, kept.read().decode("utf-8", "replace"))
+            mend = "; rewrite that part with operators that TFLite has, or leave runtime 'tflite' out of the profile"
+            raise kind(f"{what}: {reason}{'' if kind is LoweringFault else mend}") from error
 
 
 def _reason(error: Exception, printed: str) -> str:
@@ -38,8 +41,7 @@ def _reason(error: Exception, printed: str) -> str:
     named += [f"node '{node[1]}'"] if node else []
     named += [f"in {place}" for place in (_PLACE.findall(message) or _user_frames(error))[-1:]]
     first = next((line.strip() for line in [*mlir[:1], *message.splitlines()] if line.strip()), type(error).__name__)
-    mend = "rewrite that part with operators that TFLite has, or leave runtime 'tflite' out of the profile"
-    return f"{', '.join(named) or 'operator not known'}: {first[:300]}; {mend}"
+    return f"{', '.join(named) or 'operator not known'}: {first[:300]}"
 
 
 def _user_frames(error: Exception) -> list[str]:

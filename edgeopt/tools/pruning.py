@@ -25,6 +25,8 @@ def prune(
     out: Path,
     folder: Path,
     say: Say,
+    *,
+    accept_error: bool,
 ) -> dict[str, Any]:
     """As lowering.convert, of the pruned model; "prune" of what it returns has widths, MACs and parameters.
 
@@ -56,7 +58,7 @@ def prune(
         with tempfile.TemporaryDirectory() as text:
             samples = Samples(given.arrays, given.labels, None)
             module = recover.recover(module, loaded, samples, recover_step, Path(text) / "checkpoint", epoch)
-    document = lower_to(module, source, given, runtime, scheme, out, clock)
+    document = lower_to(module, source, given, runtime, scheme, out, clock, accept_error=accept_error)
     document["prune"] = {
         "ratio": step.ratio,
         "round_to": step.round_to,
