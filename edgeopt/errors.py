@@ -21,6 +21,10 @@ class ModelError(EdgeoptError):
     exit_code = 6
 
 
+class LoweringFault(ModelError):
+    """A library or a stage of ours broke a model that is well: names the stage, and where its fault shows."""
+
+
 class PlanError(EdgeoptError):
     """The demands contradict one another, or what the board can do."""
 

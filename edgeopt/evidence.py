@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from edgeopt_agent import wire
 
-from . import arrays, cost, disk, power, slices, stats
+from . import arrays, cost, disk, fidelity, power, slices, stats
 from .errors import IntegrityError
 from .measure import Comparison
 from .plan import OF_ENERGY
@@ -36,6 +36,10 @@ class Scored:
     errors: (outputs, n, 4), of each output's elements the greatest and the summed absolute difference from the source
     model's, the sum of that difference squared, and of the source model's squared; elements: (outputs,), a sample's.
     confidence, source_confidence: (n,), the largest share of a decision; None where there are no classes.
+    equal: (outputs, n), the share of equal values of an output of whole numbers, NaN for other outputs.
+    parts: as errors, (groups, n, 4), of each group of channels of an output (fidelity.groups); None where there are
+    none. part_of: (groups, 4), its output, axis, number of channels and elements of a sample; part_channels: (groups,
+    ranges, 2), the first and last channel of each row of them, -1 where there are fewer rows; part_largest: (groups,).
     """
 
     own: Array
@@ -48,6 +52,11 @@ class Scored:
     source_decisions: Array | None = None
     confidence: Array | None = None
     source_confidence: Array | None = None
+    equal: Array | None = None
+    parts: Array | None = None
+    part_of: Array | None = None
+    part_channels: Array | None = None
+    part_largest: Array | None = None
 
     @classmethod
     def of(
@@ -58,8 +67,9 @@ class Scored:
         own, reference = score(outputs, samples.labels), score(source, samples.labels)
         errors = [_errors(a, b) for a, b in zip(outputs, source, strict=True)]
         elements = np.array([array[:1].size for array in source])
+        told = {"equal": _equal(outputs, source), **_parts(outputs, source)}
         if not classify:
-            return cls(own, reference, np.stack(errors), elements, groups=samples.groups)
+            return cls(own, reference, np.stack(errors), elements, groups=samples.groups, **told)
         found, expected = (array[0].reshape(len(array[0]), -1) for array in (outputs, source))
         shares = is_shares(expected)
         return cls(
@@ -73,6 +83,7 @@ class Scored:
             expected.argmax(axis=1),
             confidence(found, shares),
             confidence(expected, shares),
+            **told,
         )
 
     def write(self, path: Path) -> None:
@@ -164,19 +175,67 @@ def _errors(own: Array, reference: Array) -> Array:
     return np.stack([*columns, (difference**2).sum(axis=1), (expected**2).sum(axis=1)], axis=1)
 
 
-def output_errors(scored: Scored) -> list[dict[str, float | None]]:
-    """Per output: greatest and mean absolute error, and signal over quantization noise in decibels."""
-    found: list[dict[str, float | None]] = []
-    for errors, elements in zip(scored.errors, scored.elements.tolist(), strict=True):
-        noise, signal = float(errors[:, 2].sum()), float(errors[:, 3].sum())
-        found.append(
-            {
-                "max": float(errors[:, 0].max()),
-                "mean": float(errors[:, 1].sum() / (len(errors) * elements)),
-                "sqnr_db": float(10 * np.log10(signal / noise)) if noise > 0 and signal > 0 else None,
-            }
-        )
+def _equal(outputs: Sequence[Array], source: Sequence[Array]) -> Array | None:
+    """As Scored.equal; None where no output holds whole numbers."""
+    shares = [
+        (a == b).reshape(len(b), -1).mean(axis=1) if fidelity.is_whole(b) else np.full(len(b), np.nan)
+        for a, b in zip(outputs, source, strict=True)
+    ]
+    return np.stack(shares) if any(map(fidelity.is_whole, source)) else None
+
+
+def _parts(outputs: Sequence[Array], source: Sequence[Array]) -> dict[str, Array]:
+    """Scored.parts and what belongs to it, by name; empty where there are no groups."""
+    found = [(number, group) for number, array in enumerate(source) for group in fidelity.groups(array)]
+    if not found:
+        return {}
+    rows = [group.ranges() for _, group in found]
+    channels = np.full((len(rows), max(map(len, rows)), 2), -1)
+    for place, row in enumerate(rows):
+        channels[place, : len(row)] = row
+    sizes = [(number, group.axis, len(group.channels), group.of(source[number][:1]).size) for number, group in found]
+    return {
+        "parts": np.stack([_errors(group.of(outputs[number]), group.of(source[number])) for number, group in found]),
+        "part_of": np.array(sizes),
+        "part_channels": channels,
+        "part_largest": np.array([group.largest for _, group in found]),
+    }
+
+
+def output_errors(scored: Scored) -> list[dict[str, Any]]:
+    """Per output: greatest and mean absolute error, and signal over quantization noise in decibels; of whole numbers
+    "equal_share" in its place; where its channels differ in size by orders, the same of each of its "groups"."""
+    found: list[dict[str, Any]] = []
+    for number, (errors, elements) in enumerate(zip(scored.errors, scored.elements.tolist(), strict=True)):
+        own = _figures(errors, elements)
+        if scored.equal is not None and not np.isnan(scored.equal[number]).any():
+            own |= {"sqnr_db": None, "equal_share": float(scored.equal[number].mean())}
+        if groups := _groups(scored, number):
+            own["groups"] = groups
+        found.append(own)
     return found
+
+
+def _figures(errors: Array, elements: int) -> dict[str, Any]:
+    """errors: (n, 4), as Scored.errors of one output."""
+    greatest = float(errors[:, 0].max())
+    return {
+        "max": greatest,
+        "mean": float(errors[:, 1].sum() / (len(errors) * elements)),
+        "sqnr_db": fidelity.decibels(float(errors[:, 2].sum()), float(errors[:, 3].sum()), greatest),
+    }
+
+
+def _groups(scored: Scored, output: int) -> list[dict[str, Any]]:
+    if scored.parts is None or scored.part_of is None or scored.part_channels is None or scored.part_largest is None:
+        return []
+    rows = zip(scored.parts, scored.part_of.tolist(), scored.part_channels.tolist(), scored.part_largest, strict=True)
+    return [
+        {"axis": axis, "channels": [row for row in channels if row[0] >= 0], "count": count, "largest": float(largest)}
+        | _figures(errors, elements)
+        for errors, (number, axis, count, elements), channels, largest in rows
+        if number == output
+    ]
 
 
 def is_shares(outputs: Array) -> bool:

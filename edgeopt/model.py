@@ -186,14 +186,17 @@ def _takes_one(module: torch.nn.Module, inputs: Sequence[Array]) -> bool:
     return True
 
 
-def check_finite(outputs: Sequence[Array], who: str) -> None:
-    """Raises ModelError naming output, count and first sample when an output holds NaN or infinity."""
+MEND_FINITE = "; mend the model, or its preprocess steps, before optimizing"
+
+
+def check_finite(outputs: Sequence[Array], who: str, mend: str = MEND_FINITE) -> None:
+    """Raises ModelError naming output, count and first sample when an output holds NaN or infinity; `mend` ends it."""
     for index, output in enumerate(outputs):
         bad = ~np.isfinite(output.astype(np.float64)).reshape(len(output), -1).all(axis=1)
         if bad.any():
             raise ModelError(
                 f"output {index} of {who} is NaN or infinite for {int(bad.sum())} of {len(output)} samples, first for "
-                f"sample {int(np.flatnonzero(bad)[0])}; mend the model, or its preprocess steps, before optimizing"
+                f"sample {int(np.flatnonzero(bad)[0])}{mend}"
             )
 
 

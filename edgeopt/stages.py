@@ -257,7 +257,7 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
         "lower": dataclasses.asdict(step),
         "calibration": bench.calibration_hash,
         "versions": versions(lowering.ABILITY.distributions),
-        "code": source_of("edgeopt/parity.py", "edgeopt/lower/__init__.py", *lower.sources(step.runtime)),
+        "code": source_of(*lower.sources(step.runtime)),
     }
 
     def build(folder: Path) -> None:
@@ -268,7 +268,7 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
             source = prune.restore(bench.module, compressed)
         calibration = bench.prepared("calibration")
         example = tuple(array[: model.REFERENCE_BATCH] for array in calibration)
-        made = lowering.lower(source, step.scheme, example, calibration, folder, bench.progress)
+        made = lower.make(step.runtime, source, step.scheme, example, calibration, folder, bench.progress)
         facts = {
             "files": [path.name for path in made.paths],
             "options": made.options,
@@ -328,7 +328,13 @@ def board_outputs(
         _save_arrays(folder / "outputs.npz", measure.outputs(session, artifact, shards))
 
     found = _load_arrays(bench.cache.stage(f"{name} outputs of {artifact.name}", inputs, build) / "outputs.npz")
-    model.check_finite(found, f"'{artifact.name}' on {session.address}")
+    try:
+        model.check_finite(found, f"'{artifact.name}' on {session.address}", "")
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; the source model's outputs are finite, so it is not at fault: {artifact.runtime}'s artifact is, "
+            "or that board's runtime; `edgeopt convert` or `quantize` looks for the node where it arises"
+        ) from error
     return found
 
 

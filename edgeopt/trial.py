@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import evidence, ladder, measure, placement, power, stages
+from . import evidence, ladder, measure, parity, placement, power, stages
 from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ModelError, PlanError
@@ -49,6 +49,8 @@ def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
         artifact, notes = stages.artifact(run.bench, recipe)
         if why := placement.planned(notes["notes"].get("npu"), _demand(run, recipe)):
             return _failed(recipe, why)
+        if why := parity.refusal(notes["notes"]["parity"]):
+            raise ModelError(f"its answers are noise {why}")
         artifact.require_fit(run.facts["runtimes"], run.session.address)
         run.artifacts[recipe.name] = artifact
         run.outputs[recipe.name] = stages.board_outputs(run.bench, run.session, run.facts, artifact, "selection")

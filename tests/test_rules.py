@@ -27,6 +27,7 @@ LAYERS = (
     {"meters"},
     {"bundle", "compress", "lower", "device"},
     {"parity", "artifact"},
+    {"fidelity"},
     {"align"},
     {"energy", "cost"},
     {"frozen"},
@@ -36,7 +37,7 @@ LAYERS = (
     {"distributions", "sensing", "intervals", "arrays"},
     {"profile", "model", "onnx_model", "binding", "signature", "determinism"}
     | {"task", "tasks", "config", "toml_lines", "formats"},
-    {"errors", "disk"},
+    {"errors", "floor", "disk"},
 )
 HEAVY = {
     *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),

@@ -7,7 +7,11 @@ from typing import Any
 
 import click
 
+from ..floor import FLOOR_SAYS
+
 SHOWN_OPERATORS = 8
+SHOWN_PARTS = 6
+SHOWN_NAME = 60
 
 
 def show(document: dict[str, Any]) -> None:
@@ -24,7 +28,9 @@ def show(document: dict[str, Any]) -> None:
         for number, line in enumerate(lines):
             click.echo(f"  {title if not number else '':<12} {line}")
     if document["large_error"]:
-        click.echo(_large_error(document["large_error"]))
+        click.echo(_large_error(document["large_error"], document["refused"] is not None))
+    if document["refused"]:
+        return
     source = document["model"] if document["source_inputs"] else "SOURCE.onnx"
     click.echo(
         f"accuracy was not judged: `edgeopt bundle --labels … --reference {source}` and then `edgeopt validate` tell "
@@ -52,14 +58,11 @@ def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("left whole", [f"{', '.join(layers)}: {why}" for why, layers in by_reason.items()]),
         (
             "proof",
-            [f"the source with these channels at 0, on {proof['samples']} samples" + _noise(proof["sqnr_db"])],
+            [f"the source with these channels at 0, on {proof['samples']} samples" + _noise(proof)],
         ),
         (
             "from source",
-            [
-                f"{own['stage']}: off by {own['max_abs_error']:.3g} at most" + _noise(own["sqnr_db"])
-                for own in cut["parity"]
-            ],
+            [f"{own['stage']}: off by {own['max_abs_error']:.3g} at most" + _noise(own) for own in cut["parity"]],
         ),
     ]
     if score := cut["accuracy"]:
@@ -84,14 +87,13 @@ def show_npu(document: dict[str, Any]) -> None:
     click.echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
 
 
-def _large_error(found: dict[str, Any]) -> str:
-    schemes = " or ".join(found["schemes"])
-    runtimes = " or ".join(found["runtimes"])
-    ways = [f"--scheme {schemes}"] if schemes else []
-    ways += [f"another runtime with --to {runtimes}"] if runtimes else []
-    return f"large error: {found['sqnr_db']:.1f} dB; " + (
-        f"try {', or '.join(ways)}" if ways else "no other scheme or runtime takes this model: leave it in float"
-    )
+def _large_error(found: dict[str, Any], is_refused: bool) -> str:
+    from ..lower import ways_in_words
+
+    place = f" in {found['where']}" if found["where"] else ""
+    threads = f" ({found['threads']})" if found["threads"] else ""
+    told = f"large error{place}: {found['figure']}{threads}; {ways_in_words(found)}"
+    return told + (f"\nnothing was written: the floor is {FLOOR_SAYS}; --accept-error writes it" if is_refused else "")
 
 
 def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -102,10 +104,8 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     outputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]
     outputs = [f"{own}, the source's {calls[n]}" if n < len(calls) else own for n, own in enumerate(outputs)]
     samples = document["samples"]
-    parity = [
-        f"{stage['stage']}: off by {stage['max_abs_error']:.3g} at most" + _noise(stage["sqnr_db"])
-        for stage in document["parity"] or []
-    ]
+    stages = document["parity"] or []
+    parity = [line for stage in stages for line in _parity(stage, stage is stages[-1])]
     operators = sorted((document["ops"] or {}).items(), key=lambda item: -item[1])
     shown = ", ".join(f"{count} {name}" for name, count in operators[:SHOWN_OPERATORS])
     more = f" and {len(operators) - SHOWN_OPERATORS} other kinds" if len(operators) > SHOWN_OPERATORS else ""
@@ -124,7 +124,8 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
             if document["int8_mac_share"] is not None
             else [],
         ),
-        ("in float", [", ".join(document["float_ops"])] if document["float_ops"] else []),
+        ("in float", _in_float(document)),
+        ("widened", _widened(document)),
         ("operators", [shown + more] if shown else []),
         ("layout", [_layout(moved)] if moved is not None else []),
         ("options", [_option(key, value) for key, value in document["options"].items()]),
@@ -168,10 +169,48 @@ def _option(key: str, value: Any) -> str:
     return f"float parts run in {value}" if key == "precision" else f"{key} {value}"
 
 
-def _noise(sqnr_db: float | None) -> str:
-    if sqnr_db is None:
-        return ", equal"
-    return f", signal to noise {sqnr_db:.1f} dB" + (": MORE NOISE THAN SIGNAL" if sqnr_db < 0 else "")
+def _parity(stage: dict[str, Any], is_last: bool) -> list[str]:
+    """Its worst part, and of the artifact every part where there are some."""
+    from .. import fidelity
+
+    parts, count = fidelity.parts(stage["outputs"]), len(stage["outputs"])
+    worst = fidelity.worst(stage["outputs"]) or parts[0]
+    place = fidelity.where(worst, count)
+    head = f"{stage['stage']}: off by {stage['max_abs_error']:.3g} at most, {fidelity.figure(worst)}"
+    if len(parts) == 1 or fidelity.figure(worst) == "equal":
+        return [head]
+    if not is_last:
+        return [f"{head} in the worst: {place}"]
+    told = [f"  {fidelity.where(part, count)}: {fidelity.figure(part)}" for part in parts[:SHOWN_PARTS]]
+    more = [f"  and {len(parts) - SHOWN_PARTS} more in --json"] if len(parts) > SHOWN_PARTS else []
+    return [f"{head} in the worst: {place}", *told, *more]
+
+
+def _in_float(document: dict[str, Any]) -> list[str]:
+    joined = document["in_float"] or []
+    told = [f"{', '.join(joined)}: what is joined there differs in size by orders"] if joined else []
+    told += [
+        f"{own['operator']} '{_end(own['name'])}': {own['reason']}"
+        for own in (document["notes"].get("out_of_range") or [])[:SHOWN_PARTS]
+    ]
+    return ([", ".join(document["float_ops"])] if document["float_ops"] else []) + told
+
+
+def _widened(document: dict[str, Any]) -> list[str]:
+    widened = list((document["notes"].get("widened") or {}).items())
+    more = [f"and {len(widened) - SHOWN_PARTS} more in --json"] if len(widened) > SHOWN_PARTS else []
+    return [f"'{_end(name)}': {why}" for name, why in widened[:SHOWN_PARTS]] + more
+
+
+def _end(name: str) -> str:
+    """TFLite's names hold every module on the way to the operator."""
+    return name if len(name) <= SHOWN_NAME else f"…{name[1 - SHOWN_NAME :]}"
+
+
+def _noise(figures: dict[str, Any]) -> str:
+    from .. import fidelity
+
+    return f", {fidelity.figure({'equal_share': None, **figures})}"
 
 
 def _steps(steps: list[dict[str, Any]]) -> str:

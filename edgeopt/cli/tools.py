@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from ..floor import FLOOR_SAYS
 from . import tool_screens
-from .common import about_a_board, json_option, print_json, shape_option, where_of
+from .common import VERDICT_CODES, about_a_board, json_option, print_json, shape_option, where_of
 from .display import Display
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ profile_option = click.option(
     "--profile", help="Profile of the board, whose runtimes are admitted: a name, or a .toml."
 )
 out_option = click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+accept_error_option = click.option(
+    "--accept-error",
+    is_flag=True,
+    help=f"Write it even if its worst output is below the floor of {FLOOR_SAYS}; without, nothing is written then.",
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace --out if it exists.")
 
 
@@ -42,7 +48,15 @@ def lowering_options(note: str = "") -> Callable[..., Any]:
     """note: as for inputs_option."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (json_option, overwrite_option, out_option, inputs_option(note), profile_option, to_option):
+        for option in (
+            json_option,
+            accept_error_option,
+            overwrite_option,
+            out_option,
+            inputs_option(note),
+            profile_option,
+            to_option,
+        ):
             command = option(command)
         return command
 
@@ -108,12 +122,19 @@ def _compile(
     inputs: Path | None,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     scheme: str,
 ) -> int:
     from ..profile import load
     from ..tools import lowering, npu
 
-    given = {"--to": to not in (None, "tflite"), "--inputs": inputs, "--shape": shapes, "--scheme": scheme != "fp32"}
+    given = {
+        "--to": to not in (None, "tflite"),
+        "--inputs": inputs,
+        "--shape": shapes,
+        "--scheme": scheme != "fp32",
+        "--accept-error": accept_error,
+    }
     if wrong := [name for name, value in given.items() if value]:
         raise ConfigError(f"{model}: compiling a .tflite for an NPU takes no {wrong[0]}; leave it out")
     if out.suffix != ".tflite":
@@ -134,6 +155,7 @@ def _lower(
     inputs: Path | None,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     scheme: str,
 ) -> int:
     from ..tools import lowering
@@ -141,9 +163,11 @@ def _lower(
     source, runtime, place = _prepared(model, scheme, out, to, profile, overwrite)
     given = _samples(source, inputs, shapes, scheme)
     with Display(f"{model} to {runtime} {scheme}") as display:
-        document = lowering.convert(source, given, runtime, scheme, place, Path.cwd(), display.event)
+        document = lowering.convert(
+            source, given, runtime, scheme, place, Path.cwd(), display.event, accept_error=accept_error
+        )
     print_json(document) if as_json else tool_screens.show(document)
-    return 0
+    return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
 @click.command(short_help="Remove channels, recover by distillation, convert.")
@@ -170,6 +194,7 @@ def prune(
     inputs: Path | None,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     labels: str | None,
     metric: str | None,
     keep: tuple[str, ...],
@@ -209,9 +234,10 @@ def prune(
             Path.cwd(),
             display.event,
             metric=metric,
+            accept_error=accept_error,
         )
     print_json(document) if as_json else tool_screens.show(document)
-    return 0
+    return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
 @click.command(short_help="Any model file as a bundle that can be flashed.")

@@ -158,9 +158,11 @@ def _macs(executed: Any, in_file: Any) -> str:
 
 
 def _stage(stage: dict[str, Any]) -> dict[str, str]:
-    error, decibels = stage.get("max_abs_error"), stage.get("sqnr_db")
+    error, decibels, share = stage.get("max_abs_error"), stage.get("sqnr_db"), stage.get("equal_share")
     largest = f"largest error {error:.2g}" if units.known(error) else "error not measured"
     ratio = f"{units.number(decibels, 1)} dB" if units.known(decibels) else "equal" if error == 0 else "no ratio"
+    if units.known(share) and share < 1:
+        ratio = f"{units.share(share)} of whole numbers equal" + (f", {ratio}" if units.known(decibels) else "")
     samples = f"n={units.count(stage['samples'])}" if isinstance(stage.get("samples"), int) else ""
     return {
         "stage": units.text(stage.get("stage") or "?", 60),

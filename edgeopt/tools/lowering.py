@@ -12,7 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import disk, formats, lower, model
+from edgeopt import disk, fidelity, formats, lower, model, parity
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 SCRATCH = ".edgeopt-"
-LARGE_ERROR_DB = 20.0  # the error is a tenth of the outputs then, root mean square
 Say = Callable[[dict[str, Any]], None]
 SUFFIX_OF = {runtime: suffix for suffix, runtime in formats.RUNTIME_OF.items()}
 
@@ -122,12 +121,13 @@ def require_packages(runtime: str, kind: str) -> None:
 
 
 def convert(
-    source: Source, given: Given, runtime: str, scheme: str, out: Path, folder: Path, say: Say
+    source: Source, given: Given, runtime: str, scheme: str, out: Path, folder: Path, say: Say, *, accept_error: bool
 ) -> dict[str, Any]:
     """Writes the artifact to `out` (OpenVINO's .bin beside it) and returns what is known of it, JSON-able.
 
-    folder: where a torch factory is looked up. Raises ConfigError, MissingDependency, PlanError, ModelError; then
-    nothing was written.
+    folder: where a torch factory is looked up. accept_error: an artifact below the floor (floor.py) is written, too;
+    otherwise "refused" of what is returned says why none was. Raises ConfigError, MissingDependency, PlanError,
+    ModelError; then nothing was written.
     """
     require_packages(runtime, source.kind)
     if source.contents is not None:
@@ -137,25 +137,35 @@ def convert(
     _load_packages(clock, runtime)
     clock("loading the model")
     loaded, given = load(source, given, folder)
-    return lower_to(loaded, source, given, runtime, scheme, out, clock)
+    return lower_to(loaded, source, given, runtime, scheme, out, clock, accept_error=accept_error)
 
 
 def lower_to(
-    loaded: torch.nn.Module | Path, source: Source, given: Given, runtime: str, scheme: str, out: Path, clock: Clock
+    loaded: torch.nn.Module | Path,
+    source: Source,
+    given: Given,
+    runtime: str,
+    scheme: str,
+    out: Path,
+    clock: Clock,
+    *,
+    accept_error: bool,
 ) -> dict[str, Any]:
     """As convert, of a loaded model."""
     if not isinstance(loaded, Path):
         clock("running the source model")
         require_torch_runs(loaded, given.arrays)
-    lowering = importlib.import_module(f"edgeopt.lower.{runtime}")
     example = tuple(array[: model.REFERENCE_BATCH] for array in given.arrays)
     calibration = given.arrays if scheme.startswith("int8") else ()
     try:
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=out.parent) as text:
             clock("running the source model")
-            made = lowering.lower(loaded, scheme, example, calibration, Path(text), clock)
-            clock("writing")
-            files = _place(made.paths, out)
+            made = lower.make(runtime, loaded, scheme, example, calibration, Path(text), clock)
+            refused = parity.refusal(made.notes["parity"])
+            files = []
+            if refused is None or accept_error:
+                clock("writing")
+                files = _place(made.paths, out)
     except ModelError as error:
         message = re.sub(rf"\S*{re.escape(SCRATCH)}[^/\s]*/", "", str(error))
         raise ModelError(named_nodes(message, source.contents) if source.contents else message) from error
@@ -163,7 +173,8 @@ def lower_to(
         raise ConfigError(
             f"--out {out}: it cannot be written ({error.strerror or error}); free room, or name another"
         ) from error
-    return _document(source, given, runtime, scheme, made, files, clock)
+    document = _document(source, given, runtime, scheme, made, files, clock)
+    return document | {"refused": None if files else refused}
 
 
 def _load_packages(clock: Clock, runtime: str) -> None:
@@ -211,7 +222,7 @@ def _document(
 ) -> dict[str, Any]:
     seconds = clock.seconds()
     notes = dict(made.notes)
-    shown = ("parity", "ops", "int8_mac_share", "transposes_and_pads", "float_ops")
+    shown = ("parity", "ops", "int8_mac_share", "transposes_and_pads", "float_ops", "in_float")
     operators = notes.get("ops") or {}
     notes.setdefault(
         "transposes_and_pads", {name: operators[name] for name in ("Transpose", "Pad") if name in operators}
@@ -240,22 +251,22 @@ def _document(
     }
 
 
-def large_error(parity: Sequence[dict[str, Any]], runtime: str, scheme: str, kind: str) -> dict[str, Any] | None:
-    """{"sqnr_db", "schemes", "runtimes"}: what else could be tried where the last stage's noise is large; else None.
+def large_error(stages: Sequence[dict[str, Any]], runtime: str, scheme: str, kind: str) -> dict[str, Any] | None:
+    """{"where", "figure", "sqnr_db", "equal_share", "threads", "schemes", "runtimes", "float"}: of the last of these
+    stages of parity.compare, its worst part, and what else could be tried (lower.other_ways); None where it is close.
 
-    schemes: of the same rung of this runtime; runtimes: others that take such a model (kind) to that rung.
+    kind: of the source model, "torch" or "onnx".
     """
-    sqnr_db = parity[-1]["sqnr_db"] if parity else None
-    if sqnr_db is None or sqnr_db >= LARGE_ERROR_DB:
+    part = fidelity.worst(stages[-1]["outputs"]) if stages else None
+    if part is None or not fidelity.is_large(part):
         return None
-    abilities = lower.abilities()
-    rung = next(rung for rung, schemes in abilities[runtime].schemes.items() if scheme in schemes)
     return {
-        "sqnr_db": sqnr_db,
-        "schemes": [other for other in abilities[runtime].schemes[rung] if other != scheme],
-        "runtimes": [
-            name for name, own in abilities.items() if name != runtime and kind in own.sources and rung in own.schemes
-        ],
+        "where": fidelity.where(part, len(stages[-1]["outputs"])),
+        "figure": fidelity.figure(part),
+        "sqnr_db": part["sqnr_db"],
+        "equal_share": part["equal_share"],
+        "threads": stages[-1].get("threads"),
+        **lower.other_ways(runtime, scheme, kind),
     }
 
 

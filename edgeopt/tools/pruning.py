@@ -36,6 +36,8 @@ def prune(
     folder: Path,
     say: Say,
     metric: str | None = None,
+    *,
+    accept_error: bool,
 ) -> dict[str, Any]:
     """As lowering.convert, of the pruned model; "prune" of what it returns has widths, MACs, parameters, the layers
     that were left whole, how far the model is from its source, and by `metric` the scores of both on these samples.
@@ -75,7 +77,7 @@ def prune(
             module = recover.recover(module, loaded, samples, recover_step, Path(text) / "checkpoint", epoch)
         steps.append(_compared(module, loaded, given, "recovered"))
     score = None if metric is None else _scores(module, loaded, given, metric)
-    document = lower_to(module, source, given, runtime, scheme, out, clock)
+    document = lower_to(module, source, given, runtime, scheme, out, clock, accept_error=accept_error)
     document["prune"] = {
         "ratio": step.ratio,
         "round_to": step.round_to,
