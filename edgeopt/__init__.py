@@ -4,6 +4,7 @@ The map, in processing order:
 
     profile, model, onnx_model, task, tasks/, decode   what is given: a board, a trained model, labelled samples
     scaffold/              a first run file from a look at model and data (`edgeopt init`)
+    provenance             which board that really is, and where it is not the profile's
     runfile, plan          what is fixed before work starts: budgets, floors, rungs, splits, seeds; onboard: as far as
                            the board can follow it, sensing: with which sensor, under which clocks
     compress/              prune and recover (torch)

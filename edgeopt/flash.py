@@ -14,7 +14,7 @@ from .errors import AgentFailure, EdgeoptError
 
 def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     """Make the bundle's release current on the board: {"activation", "health", "release", "name", "verdict" of the
-    bundle, "made_for" (the profile's id), "already"}.
+    bundle, "made_for" (the profile's id), "measured_on" (the board of its figures), "already"}.
 
     Every blob is checked before the first is sent; the runtime, and what it can take, before anything is. Raises
     IntegrityError, ModelError, AgentFailure (no-space, read-only, missing-runtime, health, …), DeviceUnreachable.
@@ -25,6 +25,8 @@ def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
     before = session.status(verify=True)["current"]
     done: dict[str, Any] = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
     done["verdict"], done["made_for"] = bundle.manifest.verdict, bundle.manifest.profile
+    own = bundle.manifest.measured_on
+    done["measured_on"] = own.model_dump() if own else None
     done["frequency_max_hz"] = bundle.manifest.artifact.frequency_max_hz  # nothing sets it: its owner must know
     if before is not None and before["release"] == bundle.release and before["whole"]:
         return {**done, "already": True, "activation": None, "health": None}
@@ -56,7 +58,7 @@ def describe(entry: dict[str, Any]) -> str:
 
 
 def rollback(session: Session) -> dict[str, Any]:
-    """Make the predecessor of the current release current: {"activation", "health", "from", "name", "verdict"}, and
-    "current" and "previous" as `Session.status` has them afterwards. Raises AgentFailure."""
+    """Make the predecessor of the current release current: {"activation", "health", "from", "name", "verdict",
+    "measured_on"}, and "current" and "previous" as `Session.status` has them afterwards. Raises AgentFailure."""
     _, result = session.run({"kind": "rollback"})
-    return {**result, "name": result["current"]["name"], "verdict": result["current"]["verdict"]}
+    return {**result, **{key: result["current"][key] for key in ("name", "verdict", "measured_on")}}

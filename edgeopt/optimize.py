@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decode, evidence, ladder, lower, measure, onboard, stages
+from . import decode, evidence, ladder, lower, measure, onboard, provenance, stages
 from . import plan as plans
 from .cache import Cache
 from .device.session import Session
@@ -46,6 +46,8 @@ def optimize(
     session, python = connect()
     with session:
         facts = session.facts()
+        stand_in = provenance.checked(plan.profile, facts, session.address, plan.stand_in)
+        facts = {**facts, "stand_in": stand_in}
         plan = onboard.settle(plan, facts, session.address)
         measure.require_runtime(facts, plan.runtime, session.address, python)
         bench = stages.open_workbench(plan, splits, cache, say, remeasure)
@@ -123,9 +125,9 @@ def _final(run: Run, chosen: Trial) -> dict[str, Any]:
 def sentence(document: dict[str, Any], missed: str) -> str:
     """The verdict in one plain sentence."""
     final, board = document["final"], document["board"]
-    place = board["model"] or board["hostname"]
+    place = provenance.mark(board) or f"on {provenance.named(board)}"
     if final is None:
-        return f"No candidate fits on {place}: {missed}."
+        return f"No candidate fits {place}: {missed}."
     chosen = next(trial for trial in document["trials"] if trial["name"] == document["chosen"])
     baseline = document["trials"][0]["name"]
     ratios = chosen["ratios"]
@@ -137,7 +139,8 @@ def sentence(document: dict[str, Any], missed: str) -> str:
     )
     gain += _clock_words(chosen) + _energy_words(chosen, baseline)
     drop = units.drop(final["drop"], str(final["metric"]), final["drop_interval"])
-    return f"On {place}, {gain}; its drop on {final['n']} held-out samples is {drop}: {final['reason']}."
+    there = f"{place[0].upper()}{place[1:]}"
+    return f"{there}, {gain}; its drop on {final['n']} held-out samples is {drop}: {final['reason']}."
 
 
 def _clock_words(chosen: dict[str, Any]) -> str:

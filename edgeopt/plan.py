@@ -133,6 +133,7 @@ class Plan:
     allow_fallback: tuple[str, ...] = ()  # operators that may stay on the processor where an NPU is used
     energy: Sensing | None = None  # how joules and watts are measured; None: they are not
     clocks_hz: tuple[float, ...] = ()  # the board's highest, then the caps that the rung 'frequency' tries
+    stand_in: bool = False  # another board than the profile's may be used; all is marked then
     notes: tuple[str, ...] = ()  # demands that nothing can judge on this board
 
     @property
@@ -160,6 +161,7 @@ class Plan:
             "rungs": list(self.rungs),
             **({"require_int8": self.require_int8} if self.require_int8 is not None else {}),
             **({"allow_fallback": list(self.allow_fallback)} if self.allow_fallback else {}),
+            **({"stand_in": True} if self.stand_in else {}),
             **({"energy": dataclasses.asdict(self.energy)} if self.energy else {}),
             **({"clocks_hz": list(self.clocks_hz)} if self.clocks_hz else {}),
             "metric": self.run_file.task.metric or self.run_file.task.object,
@@ -230,6 +232,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         require_int8=ladder.require_int8,
         allow_fallback=ladder.allow_fallback,
         energy=_sensing(run_file, budgets),
+        stand_in=run_file.device.stand_in,
     )
 
 

@@ -157,6 +157,9 @@ class DeviceSection(Section):
     transport: Annotated[str, Choices(profiles.TRANSPORTS)] | None = Field(
         default=None, description="Who speaks ssh; default: the known board's, else paramiko."
     )
+    stand_in: bool = Field(
+        default=False, description="The board may stand in for the profile's, which it is not; every figure is marked."
+    )
 
 
 class LadderSection(Section):

@@ -32,7 +32,7 @@ LAYERS = (
     {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
     {"plan"},
     {"runfile"},
-    {"distributions", "sensing", "intervals"},
+    {"distributions", "sensing", "intervals", "provenance"},
     {"profile", "model", "onnx_model", "task", "tasks", "config", "toml_lines", "formats"},
     {"errors"},
 )

@@ -188,19 +188,19 @@ def _return_from(root: str, release: str) -> Optional[int]:
 
 
 def _unreadable(number: int) -> Dict[str, Any]:
-    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name", "verdict")
+    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name", "verdict", "measured_on")
     problem = f"the record of activation {number} is missing or damaged; flash again"
     return dict(dict.fromkeys(known), number=number, whole=False, problem=problem, confirmed=True)
 
 
 def _summary(root: str, record: Dict[str, Any], verify: bool) -> Dict[str, Any]:
     """One release in words; damage is said, never raised: `status` must answer on a broken board too."""
-    summary = dict(record, whole=None, problem=None, name=None, verdict=None)
+    summary = dict(record, whole=None, problem=None, name=None, verdict=None, measured_on=None)
     path = os.path.join(root, "releases", record["release"], "manifest.json")
     try:
         manifest = read_json(path)
         summary["name"], summary["runtime"] = manifest["name"], manifest["artifact"]["runtime"]
-        summary["verdict"] = manifest.get("verdict")
+        summary["verdict"], summary["measured_on"] = manifest.get("verdict"), manifest.get("measured_on")
         if verify:
             verified(root, record["release"])
             summary["whole"] = True

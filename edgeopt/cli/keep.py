@@ -83,7 +83,7 @@ def stopped(keep: Keep, where: Where, place: tuple[str | None, str | None] = (No
         raise ConfigError(f"--stop: {keep.folder} is not a folder that --keep made")
     journal = Journal(keep.folder / "jobs.json")
     with Display(where.device) as display:
-        session, _ = where.open(display, *place)
+        session, _ = where.open(display, *place, any_board=True)
         with session:
             session.keep(journal)
             return {"device": session.address, "board": where.board(session), "stopped": session.stop_kept()}
