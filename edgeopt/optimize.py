@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decode, evidence, ladder, lower, measure, onboard, provenance, stages
+from . import data, decode, evidence, ladder, lower, measure, onboard, provenance, stages
 from . import plan as plans
 from .cache import Cache
 from .device.session import Session
@@ -42,7 +43,11 @@ def optimize(
     _require_own(out)
     plans.require_packages(plan, lower.abilities())
     plan = decode.with_classes(plan)
-    splits = stages.open_data(plan, cache, say)
+    splits = data.opened(plan, cache, say)
+    warned = data.foreseen(plan, splits["final"])
+    for words in warned:
+        say({"event": "warning", "what": words})
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *warned))
     session, python = connect()
     with session:
         facts = session.facts()
@@ -178,6 +183,7 @@ def _split_sizes(run: Run) -> dict[str, Any]:
     return {
         name: {
             "n": len(samples),
+            **({"ranges_n": len(run.bench.range_samples)} if name == "calibration" else {}),
             "groups": np.unique(samples.groups).tolist() if samples.groups is not None else None,
         }
         for name, samples in run.bench.splits.items()

@@ -13,6 +13,7 @@ from typing import Any
 from . import profile as profiles
 from .config import load_toml, nearest, show
 from .errors import ConfigError, MissingDependency, PlanError
+from .parts import PART
 from .profile import DeviceProfile
 from .runfile import RUNGS, RunFile
 from .sensing import Sensing, choose
@@ -138,9 +139,13 @@ class Plan:
 
     @property
     def splits(self) -> dict[str, Split]:
-        spec = self.run_file.splits
-        chosen = {"calibration": spec.calibration, "selection": spec.selection, "final": spec.final}
-        return {name: Split(section.groups, section.count) for name, section in chosen.items()}
+        chosen = self.run_file.splits.sections()
+        return {name: Split(section.groups, section.count, section.values) for name, section in chosen.items()}
+
+    @property
+    def column(self) -> str | None:
+        """Name of the array that says which split a row is of: a column's, or what parts of the data make."""
+        return PART if self.run_file.task.parts else self.run_file.splits.column
 
     @property
     def preprocess(self) -> list[list[dict[str, Any]]]:

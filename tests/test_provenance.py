@@ -65,6 +65,26 @@ def test_a_board_is_its_profiles(name: str, board: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("architecture", "machine", "userland", "fits"),
+    [
+        ("aarch64", "arm64", "arm64", True),
+        ("armv7l", "aarch64", "armv7l", True),
+        ("armv7l", "armv8l", "armv8l", True),
+        ("x86_64", "x86_64", "i686", True),
+        ("aarch64", "armv7l", "armv7l", False),
+        ("armv7l", "aarch64", "aarch64", False),
+        ("x86_64", "aarch64", "aarch64", False),
+    ],
+)
+def test_names_of_architectures_are_compared_by_what_they_mean(
+    architecture: str, machine: str, userland: str, fits: bool
+) -> None:
+    own = profile.load("generic-linux")
+    own = own.model_copy(update={"cpu": own.cpu.model_copy(update={"architecture": architecture})})
+    assert (provenance.differences(own, {"machine": machine, "userland": userland}) == []) is fits
+
+
+@pytest.mark.parametrize(
     ("name", "board", "different"),
     [
         ("raspberry-pi-4", XEON, {"architecture", "processor"}),

@@ -21,7 +21,7 @@ from edgeopt.cli import COMMANDS, cli
 # From what people touch down to what nothing may depend on; a module imports its own layer and those below.
 LAYERS = (
     {"cli", "__main__"},
-    {"optimize", "pack", "trial", "sampled", "stages", "decode", "ladder", "tools"},
+    {"optimize", "pack", "trial", "sampled", "stages", "data", "decode", "ladder", "tools"},
     {"flash", "validate", "evidence", "recompute", "diagnose", "placement", "power", "sustained", "load", "measure"}
     | {"report", "setup", "probe", "scaffold", "kept", "documents"},
     {"meters"},
@@ -33,7 +33,7 @@ LAYERS = (
     {"plan"},
     {"runfile"},
     {"distributions", "sensing", "intervals", "provenance"},
-    {"profile", "model", "onnx_model", "task", "tasks", "config", "toml_lines", "formats"},
+    {"profile", "model", "onnx_model", "task", "parts", "tasks", "config", "toml_lines", "formats"},
     {"errors"},
 )
 HEAVY = {

@@ -139,13 +139,15 @@ def _threads(count: int) -> str:
 
 
 def _source(task: dict[str, Any]) -> str:
-    return next(str(task[key]) for key in ("arrays", "object", "images", "audio", "text") if task.get(key))
+    given = next(task[key] for key in ("arrays", "object", "images", "audio", "text") if task.get(key))
+    return ", ".join(f"{part}: {path}" for part, path in given.items()) if isinstance(given, dict) else str(given)
 
 
 def _split_words(section: dict[str, Any]) -> str:
+    values = f"values {', '.join(map(str, section['values']))}" if section.get("values") else ""
     groups = f"groups {', '.join(map(str, section['groups']))}" if section["groups"] else ""
     count = f"at most {units.count(section['count'])} samples" if section["count"] else ""
-    return ", ".join(filter(None, (groups, count)))
+    return ", ".join(filter(None, (values, groups, count)))
 
 
 def chosen_trial(run: dict[str, Any]) -> dict[str, Any] | None:
