@@ -95,11 +95,35 @@ class Evaluation(Section):
     confidence_threshold: Number | None = None
 
 
+class StandIn(Section):
+    """The profile whose board was not there, and in what the one that was measured differs from it."""
+
+    profile: str
+    name: str
+    differences: list[dict[str, str]]
+
+
+class MeasuredOn(Section):
+    """What the board of its figures said of itself; stand_in: None where it was the profile's."""
+
+    model: str | None = None
+    machine: str | None = None
+    userland: str | None = None
+    cpu_model: str | None = None
+    cores: int | None = None
+    cores_allowed: int | None = None
+    memory_bytes: int | None = None
+    system: str | None = None
+    stand_in: StandIn | None = None
+
+
 class Manifest(Section):
     """verdict: of the accuracy on final samples; "not judged": nobody compared it with a floor (`edgeopt bundle`).
 
     root, python: of the board that it was made for, to be read by people. Nothing obeys them: where edgeopt lives on a
     board, and which program runs there, is said by the board's profile or its owner.
+
+    measured_on: None where nothing was measured, or by an edgeopt that did not keep it.
     """
 
     format: Literal[1]
@@ -115,6 +139,7 @@ class Manifest(Section):
     health: Health
     policy: Policy
     evaluation: Evaluation | None
+    measured_on: MeasuredOn | None = None
     lineage: dict[str, Any]
 
 

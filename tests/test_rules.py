@@ -21,7 +21,7 @@ from edgeopt.cli import COMMANDS, cli
 # From what people touch down to what nothing may depend on; a module imports its own layer and those below.
 LAYERS = (
     {"cli", "__main__"},
-    {"optimize", "pack", "trial", "sampled", "stages", "origin", "decode", "ladder", "tools"},
+    {"optimize", "pack", "trial", "sampled", "stages", "origin", "data", "decode", "ladder", "tools"},
     {"flash", "validate", "evidence", "recompute", "diagnose", "placement", "power", "sustained", "load", "measure"}
     | {"report", "setup", "probe", "scaffold", "kept", "documents"},
     {"meters"},
@@ -34,9 +34,9 @@ LAYERS = (
     {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
     {"plan"},
     {"runfile"},
-    {"distributions", "sensing", "intervals", "arrays"},
+    {"distributions", "sensing", "intervals", "arrays", "provenance"},
     {"profile", "model", "onnx_model", "binding", "signature", "determinism"}
-    | {"task", "tasks", "config", "toml_lines", "formats"},
+    | {"task", "parts", "tasks", "config", "toml_lines", "formats"},
     {"errors", "floor", "disk"},
 )
 HEAVY = {

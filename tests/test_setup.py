@@ -14,7 +14,7 @@ import pytest
 from board_folder import tree
 from boards import board_python, dense_bundle, dense_tflite, pyenv_python
 from conftest import run_cli, run_quick
-from edgeopt_agent import environment
+from edgeopt_agent import environment, facts
 from edgeopt_agent.wire import RemoteError
 from loopback_board import LoopbackBoard
 from setups import NO_NETWORK, ok, prepared, set_up
@@ -274,5 +274,5 @@ def test_what_boards_say_of_libc_and_machine() -> None:
     said = "musl libc (aarch64)\nVersion 1.2.4\nDynamic Program Loader\nUsage: ld-musl-aarch64.so.1 [options]\n"
     assert environment.parse_musl(said) == {"name": "musl", "version": "1.2"}
     assert environment.parse_musl("no such thing") is None
-    assert environment.machine("aarch64", 4) == "armv7l", "a 32-bit system under a 64-bit kernel"
-    assert environment.machine("aarch64", 8) == "aarch64"
+    assert facts.architecture("aarch64", 4) == "armv7l", "a 32-bit system under a 64-bit kernel"
+    assert facts.architecture("aarch64", 8) == "aarch64"

@@ -211,17 +211,17 @@ def _is_whole(root: str, release: str) -> bool:
 
 
 def _unreadable(number: Optional[int], problem: str) -> Dict[str, Any]:
-    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name", "verdict")
+    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name", "verdict", "measured_on")
     return dict(dict.fromkeys(known), number=number, whole=False, problem=problem, confirmed=True)
 
 
 def _summary(root: str, record: Dict[str, Any], verify: bool) -> Dict[str, Any]:
     """One release in words; damage is said, never raised: `status` must answer on a broken board too."""
-    summary = dict(record, whole=None, problem=None, name=None, verdict=None)
+    summary = dict(record, whole=None, problem=None, name=None, verdict=None, measured_on=None)
     try:
         manifest = _manifest(root, record["release"])
         summary["name"], summary["runtime"] = manifest["name"], manifest["artifact"]["runtime"]
-        summary["verdict"] = manifest.get("verdict")
+        summary["verdict"], summary["measured_on"] = manifest.get("verdict"), manifest.get("measured_on")
         if verify:
             verified(root, record["release"])
             link = os.path.join(activations.folder_of(root, record["number"]), "release")

@@ -219,7 +219,7 @@ def _steps(steps: list[dict[str, Any]]) -> str:
 
 
 def show_bundle(document: dict[str, Any]) -> None:
-    from ..report import units
+    from ..report import board, units
 
     click.echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
     click.echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
@@ -237,6 +237,10 @@ def show_bundle(document: dict[str, Any]) -> None:
         click.echo(f"  {'' if number else 'to validate':<14} {line}")
     for mark in document["marks"]:
         click.echo(f"  marked         {mark}")
+    if on := document["board"]:
+        click.echo(f"  measured on    {board.described(on)}")
+        if said := board.mark(on):
+            click.echo(f"  marked         measured {said}; {board.different(on)}")
     click.echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
 
 

@@ -334,7 +334,7 @@ def _try(device: str, options: dict[str, Any], contents: Any, wanted: Any, given
             facts = session.facts()
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address)
-            return bundling.try_on(session, artifact, given)
+            return bundling.try_on(session, artifact, given, where.board(session))
 
 
 def _prepared(

@@ -23,7 +23,7 @@ from edgeopt_agent import preprocess as operations
 from edgeopt_agent.wire import RemoteError
 
 from edgeopt import bundle as bundles
-from edgeopt import formats, measure, validate
+from edgeopt import formats, measure, provenance, validate
 from edgeopt.artifact import Artifact
 from edgeopt.cache import sha256_bytes, sha256_file
 from edgeopt.device.session import Session
@@ -57,12 +57,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Tried:
-    """What the board answered: outputs (n, ...) for every sample, and the median latency."""
+    """What the board answered: outputs (n, ...) for every sample, and the median latency. board: what it is."""
 
     device: str
     outputs: tuple[Array, ...]
     latency_p50_s: float | None
     marks: list[str]
+    board: dict[str, Any]
 
 
 def read_steps(path: Path | None, names: Sequence[str]) -> tuple[Steps, dict[str, str]]:
@@ -143,7 +144,7 @@ def as_artifact(contents: formats.Contents, wanted: Wanted) -> Artifact:
     )
 
 
-def try_on(session: Session, artifact: Artifact, given: Given) -> Tried:
+def try_on(session: Session, artifact: Artifact, given: Given, board: dict[str, Any]) -> Tried:
     """Runs the model on the board: every sample once, then a short measurement. Raises ModelError for NaN."""
     samples = Samples(given.arrays, None, None)
     outputs = measure.outputs(session, artifact, measure.shards(samples))
@@ -155,9 +156,8 @@ def try_on(session: Session, artifact: Artifact, given: Given) -> Tried:
     some = measure.shards(samples.take(np.arange(min(len(samples), measure.LATENCY_SAMPLES))))
     with tempfile.TemporaryDirectory(prefix="edgeopt-bundle-") as folder:
         comparison = measure.bench(session, [artifact], some, "rapid", 0, Path(folder))
-    return Tried(
-        session.address, outputs, comparison.latency(0)["p50_s"]["value"], list(comparison.conditions()["marks"])
-    )
+    p50, marks = comparison.latency(0)["p50_s"]["value"], list(comparison.conditions()["marks"])
+    return Tried(session.address, outputs, p50, marks, board)
 
 
 def require_labels(given: Given, metric: str | None, has_board: bool, has_reference: bool) -> None:
@@ -229,6 +229,7 @@ def write(
             "health": limits,
             "policy": {},
             "evaluation": _evaluation(shards, wanted, len(samples)) if shards else None,
+            "measured_on": provenance.record(tried.board) if tried else None,
             "lineage": lineage,
         }
     )
@@ -247,6 +248,7 @@ def write(
         **_prospects(source, samples, wanted),
         "latency_p50_s": tried.latency_p50_s if tried else None,
         "marks": tried.marks if tried else [],
+        "board": provenance.record(tried.board) if tried else None,
         "samples": {"n": len(given), "random": given.is_random},
         "lineage": lineage,
     }
@@ -284,7 +286,8 @@ def _health(samples: Samples, wanted: Wanted, tried: Tried | None) -> tuple[byte
     if tried and some.labels is not None and wanted.metric in CLASS_METRICS:
         right = int(operations.score(str(wanted.metric), expected, some.labels).sum())
         correct = max(0, int(right - np.ceil(HEALTH_SPARE * len(some))))
-    p50 = tried.latency_p50_s if tried else None
+    # a stand-in's milliseconds say nothing of the board that this is meant for
+    p50 = tried.latency_p50_s if tried and not tried.board.get("stand_in") else None
     limits = {
         "file": "health.npz",
         "metric": wanted.metric if correct is not None else None,
