@@ -69,7 +69,7 @@ def _settings(_context: click.Context, _option: click.Parameter, texts: tuple[st
     return found
 
 
-@click.command(short_help="Latency and memory of one model on a board.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @boards_options
 @click.option(
@@ -104,7 +104,7 @@ def bench(model: Path, boards: Boards, keep: Keep, as_json: bool, **how: Any) ->
     return on_each(boards, work, _show, as_json)
 
 
-@click.command(short_help="Two models in one job, in alternating blocks.")
+@click.command()
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @device_options

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-@click.command(short_help="Write a commented run file from a model and data.")
+@click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
 @click.option("--model", help="package.module:factory, a function that returns the torch module; or an .onnx file.")
 @click.option(

@@ -19,7 +19,7 @@ from .queries import load as load_inputs
 MOST_STREAMS, MOST_BATCH = 64, 4096
 
 
-@click.command(short_help="Throughput, latency under random arrivals, slow inputs.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--streams",

@@ -22,7 +22,7 @@ from .common import (
 from .display import Display
 
 
-@click.command(short_help="Find the best artifact of a model for a board.")
+@click.command()
 @click.argument("run_file", type=click.Path(path_type=Path), default=Path())
 @click.option("--device", help="Board: address or name; default: the run file's.", shell_complete=complete.devices)
 @click.option(

@@ -69,7 +69,7 @@ def _meter_options(command: Any) -> Any:
     return command
 
 
-@click.command(short_help="Joules of one inference, by a power sensor or a meter.")
+@click.command()
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1)
 @device_options
 @click.option("--sensor", help="KIND:RAIL as --list shows them, or KIND; default: the board's only one.")

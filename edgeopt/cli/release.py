@@ -29,7 +29,7 @@ MARKS = {
 }
 
 
-@click.command(short_help="Make a bundle's release current on a board.")
+@click.command()
 @bundle_argument
 @boards_options
 @json_option
@@ -63,7 +63,7 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
     return on_each(boards, work, lambda done: _show_flash(done, boards, opened.manifest.health.of), as_json)
 
 
-@click.command(short_help="Judge the current release: accuracy, latency, budgets.")
+@click.command()
 @bundle_argument
 @click.option(
     "--mode",
@@ -135,7 +135,7 @@ def validate(
     return on_each(boards, work, lambda found: _show_validation(found, boards), as_json)
 
 
-@click.command(short_help="Return to the release before.")
+@click.command()
 @boards_options
 @json_option
 def rollback(boards: Boards, as_json: bool) -> int:
@@ -157,7 +157,7 @@ def rollback(boards: Boards, as_json: bool) -> int:
     return on_each(boards, work, lambda done: _show_rollback(done, boards), as_json)
 
 
-@click.command(short_help="What is current, is it whole, what is before it.")
+@click.command()
 @boards_options
 @json_option
 def status(boards: Boards, as_json: bool) -> int:

@@ -63,7 +63,7 @@ def lowering_options(note: str = "") -> Callable[..., Any]:
     return add
 
 
-@click.command(short_help="Convert a model for a runtime, and compare with the source.")
+@click.command()
 @click.argument("model")
 @lowering_options()
 @click.option(
@@ -87,7 +87,7 @@ def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **ho
     return _lower(model, shapes, as_json, **how)
 
 
-@click.command(short_help="Make a model int8 with the ranges of real samples.")
+@click.command()
 @click.argument("model")
 @lowering_options(REQUIRED)
 @click.option(
@@ -170,7 +170,7 @@ def _lower(
     return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
-@click.command(short_help="Remove channels, recover by distillation, convert.")
+@click.command()
 @click.argument("factory")
 @lowering_options(REQUIRED)
 @click.option("--labels", help="Name of the array of labels in --inputs; a classifier learns them too.")
@@ -240,7 +240,7 @@ def prune(
     return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
-@click.command(short_help="Any model file as a bundle that can be flashed.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @out_option
 @overwrite_option
