@@ -111,8 +111,15 @@ def _check(
     """Writes `content` to `out` and compares what it answers with the source's outputs."""
     out.write_bytes(content)
     _, _, adapters = _interface(out, samples, channel_last)
+    try:
+        found = _artifact_outputs(out, samples, adapters)
+    except RuntimeError as error:
+        told = str(error).strip().splitlines()[0]
+        raise LoweringFault(
+            f"TFLite cannot run the artifact after the stage '{stage}': {told}{_named(out, told)}"
+        ) from error
     return parity.compare(
-        _artifact_outputs(out, samples, adapters),
+        found,
         reference,
         stage,
         tolerance,
@@ -314,6 +321,15 @@ def _artifact_outputs(path: Path, samples: Arrays, adapters: tuple[tuple[dict[st
         interpreter.invoke()
         rows.append([interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()])
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _named(path: Path, message: str) -> str:
+    """The name of what an operator makes of which the interpreter tells only the number."""
+    told = re.search(r"[Nn]ode number (\d+) \((\w+)\)", message)
+    own = dict(enumerate(_operators(path))).get(int(told[1])) if told else None
+    if told is None or own is None or own[0] != told[2]:
+        return ""
+    return f" (it makes '{own[2][0].name.decode('utf-8', 'replace')}')"
 
 
 def _contents(path: Path, scheme: str) -> dict[str, Any]:
