@@ -10,6 +10,7 @@ from ..floor import FLOOR_SAYS
 
 SHOWN_OPERATORS = 8
 SHOWN_PARTS = 6
+SHOWN_NAME = 60
 
 
 def show(document: dict[str, Any]) -> None:
@@ -93,6 +94,7 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
             else [],
         ),
         ("in float", _in_float(document)),
+        ("widened", _widened(document)),
         ("operators", [shown + more] if shown else []),
         ("layout", [_layout(moved)] if moved is not None else []),
         ("options", [_option(key, value) for key, value in document["options"].items()]),
@@ -139,7 +141,22 @@ def _parity(stage: dict[str, Any], is_last: bool) -> list[str]:
 def _in_float(document: dict[str, Any]) -> list[str]:
     joined = document["in_float"] or []
     told = [f"{', '.join(joined)}: what is joined there differs in size by orders"] if joined else []
+    told += [
+        f"{own['operator']} '{_end(own['name'])}': {own['reason']}"
+        for own in (document["notes"].get("out_of_range") or [])[:SHOWN_PARTS]
+    ]
     return ([", ".join(document["float_ops"])] if document["float_ops"] else []) + told
+
+
+def _widened(document: dict[str, Any]) -> list[str]:
+    widened = list((document["notes"].get("widened") or {}).items())
+    more = [f"and {len(widened) - SHOWN_PARTS} more in --json"] if len(widened) > SHOWN_PARTS else []
+    return [f"'{_end(name)}': {why}" for name, why in widened[:SHOWN_PARTS]] + more
+
+
+def _end(name: str) -> str:
+    """TFLite's names hold every module on the way to the operator."""
+    return name if len(name) <= SHOWN_NAME else f"…{name[1 - SHOWN_NAME :]}"
 
 
 def _steps(steps: list[dict[str, Any]]) -> str:

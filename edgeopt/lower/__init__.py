@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SHARED = (
     *("edgeopt/parity.py", "edgeopt/fidelity.py", "edgeopt/floor.py"),
-    *("edgeopt/lower/__init__.py", "edgeopt/lower/joins.py"),
+    *(f"edgeopt/lower/{name}.py" for name in ("__init__", "joins", "child", "ranges")),
 )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeopt import onnx_model, parity
 from edgeopt.errors import LoweringFault, MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, joins, quiet
+from edgeopt.lower import Lowered, Progress, TensorSpec, joins, onnxruntime_int8, quiet
 from edgeopt.model import untold
 from edgeopt.plan import Ability
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = tuple[Array, ...]
-
-PER_CHANNEL_OPSET = 13  # the first in which DequantizeLinear takes a scale per channel
 
 ABILITY = Ability(
     sources=("torch", "onnx"),
@@ -67,11 +65,16 @@ def lower(
         if scheme == "fp32":
             shutil.copyfile(plain, out)
         else:
+            ready, between = _ready(plain, samples, reference)
+            stages += between
             progress(f"quantizing to int8 ({len(calibration[0])} samples)")
-            ready = _ready(plain)
+            names = [port.name for port in _inputs(ready)]
+            with _named_failure("ONNX Runtime cannot run the model for its ranges", LoweringFault):
+                out_of_range = onnxruntime_int8.out_of_range(ready, calibration)
             for in_float in joins.attempts(functools.partial(joins.in_onnx, ready), reference):
+                kept = list(dict.fromkeys([*in_float, *(own["name"] for own in out_of_range)]))
                 with _named_failure("ONNX Runtime cannot quantize the model", LoweringFault):
-                    _quantize(ready, out, calibration, in_float)
+                    onnxruntime_int8.quantize(ready, out, names, calibration, kept)
                 progress("comparing with the source model")
                 stage = _check(out, samples, reference, "int8 quantization", None)
                 if not parity.is_large(stage):
@@ -80,7 +83,7 @@ def lower(
     notes: dict[str, Any] = {"scheme": scheme, "parity": stages, "ops": _operators(out)}
     if scheme == "int8":
         notes["calibration_samples"] = len(calibration[0])
-        notes["in_float"] = in_float
+        notes |= {"in_float": in_float, "out_of_range": out_of_range}
     inputs, outputs = _interface(out, samples, reference)
     return Lowered((out,), inputs, outputs, tuple(() for _ in inputs), {}, notes)
 
@@ -110,16 +113,6 @@ def _export(source: torch.nn.Module | Path, samples: Arrays, path: Path) -> None
     torch.onnx.export(source.eval(), parity.one(samples, 0), str(path), dynamo=True, external_data=False)
 
 
-def _raise_opset(path: Path) -> None:
-    """To the first opset that can say what per-channel int8 is, in place; a newer one is left as it is."""
-    import onnx
-    from onnx import version_converter
-
-    model = onnx.load(str(path))
-    if max((own.version for own in model.opset_import if own.domain in ("", "ai.onnx")), default=1) < PER_CHANNEL_OPSET:
-        onnx.save(version_converter.convert_version(model, PER_CHANNEL_OPSET), str(path))
-
-
 def _fix_shapes(model: Any, samples: Arrays) -> None:
     initialized = {tensor.name for tensor in model.graph.initializer}
     ports = [value for value in model.graph.input if value.name not in initialized]
@@ -132,43 +125,17 @@ def _fix_shapes(model: Any, samples: Arrays) -> None:
     del model.graph.value_info[:]
 
 
-def _ready(plain: Path) -> Path:
-    """The model as the quantizer takes it, beside `plain`."""
-    from onnxruntime.quantization import shape_inference
-
-    ready = plain.with_name("ready.onnx")
-    with _named_failure("ONNX Runtime cannot quantize the model", LoweringFault):
-        _raise_opset(plain)
-        shape_inference.quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-    return ready
-
-
-def _quantize(ready: Path, out: Path, calibration: Arrays, in_float: list[str]) -> None:
-    """in_float: names of the nodes that stay in float."""
-    from onnxruntime import quantization
-
-    names = [port.name for port in _inputs(ready)]
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._rows = iter(range(len(calibration[0])))
-
-        def get_next(self) -> dict[str, Array] | None:
-            row = next(self._rows, None)
-            if row is None:
-                return None
-            return {name: array[row : row + 1] for name, array in zip(names, calibration, strict=True)}
-
-    quantization.quantize_static(
-        str(ready),
-        str(out),
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        nodes_to_exclude=in_float,
-    )
+def _ready(plain: Path, samples: Arrays, reference: list[Array]) -> tuple[Path, list[dict[str, Any]]]:
+    """(the model as the quantizer takes it, beside `plain`; how far each stage on the way is from the source)."""
+    ready, stages = plain.with_name("ready.onnx"), []
+    with _named_failure("ONNX Runtime cannot quantize the model: its opset cannot be raised", LoweringFault):
+        is_raised = onnxruntime_int8.raise_opset(plain)
+    if is_raised:
+        stage = f"upgrade to opset {onnxruntime_int8.PER_CHANNEL_OPSET}"
+        stages.append(_check(plain, samples, reference, stage, parity.FP32_TOLERANCE))
+    with _named_failure("ONNX Runtime cannot quantize the model: its pre-processing failed", LoweringFault):
+        onnxruntime_int8.prepare(plain, ready)
+    return ready, [*stages, _check(ready, samples, reference, "pre-processing", parity.FP32_TOLERANCE)]
 
 
 def _inputs(path: Path) -> list[Any]:
