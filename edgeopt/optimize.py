@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decode, evidence, ladder, lower, measure, onboard, stages
+from . import decode, disk, evidence, ladder, lower, measure, onboard, stages
 from . import plan as plans
 from .cache import Cache
 from .device.session import Session
@@ -54,14 +54,16 @@ def optimize(
 
 def _into(out: Path, bench: Workbench, session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     sources = {name: stages.reference(bench, name) for name in ("selection", "final")}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    with disk.writing(out, "--out"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         for folder in ("candidates", "samples"):
             (scratch / folder).mkdir()
+        disk.require_room(scratch)
         run = Run(bench, session, facts, scratch, sources, {}, {})
         document = _climb(run)
-        (scratch / "run.json").write_text(json.dumps(document, indent=1, allow_nan=False))
+        disk.write(scratch / "run.json", json.dumps(document, indent=1, allow_nan=False))
         html.write(document, scratch)
         _replace(scratch, out)
     except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,12 @@ NPUS = ("ethos-u65-256", "ethos-u65-512")  # that artifacts can be compiled for 
 
 @dataclasses.dataclass(frozen=True)
 class Prune:
-    """Remove a share `ratio` of the channels; widths stay multiples of `round_to`."""
+    """Remove a share `ratio` of the channels; widths stay multiples of `round_to`, and layers of `keep` as they are."""
 
     ratio: float
     round_to: int
     kind: str = "prune"
+    keep: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,14 @@ class Plan:
         task = self.run_file.task
         return [[dict(step) for step in task.preprocess.get(name, ())] for name in task.inputs]
 
+    def with_inputs(self, names: Sequence[str]) -> Plan:
+        """The same with [task] inputs in another order."""
+        task = self.run_file.task.model_copy(update={"inputs": tuple(names)})
+        return dataclasses.replace(self, run_file=self.run_file.model_copy(update={"task": task}))
+
+    def noted(self, note: str) -> Plan:
+        return dataclasses.replace(self, notes=(*self.notes, note))
+
     def to_json(self) -> dict[str, Any]:
         """The plan as run.json keeps it, printable before work starts."""
         return {
@@ -225,7 +234,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         more_threads=_more_threads(ladder.threads, board),
         fewer_threads=_fewer_threads(ladder.threads),
         seed=ladder.seed,
-        prunes=tuple((Prune(ratio, prune.round_to), recover) for ratio in prune.ratios),
+        prunes=tuple((Prune(ratio, prune.round_to, keep=prune.keep), recover) for ratio in prune.ratios),
         npu=npu,
         require_int8=ladder.require_int8,
         allow_fallback=ladder.allow_fallback,

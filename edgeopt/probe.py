@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import config, profile
+from . import config, disk, profile
 from .device import Transport
-from .device.registry import toml_text, write_text
+from .device.registry import toml_text
 from .device.session import Event, Placement, Session, ignore
 from .errors import ConfigError
 
@@ -81,7 +81,7 @@ def write(path: Path, text: str, overwrite: bool) -> None:
         raise ConfigError(f"--out {path}: a profile's file ends in .toml")
     if path.exists() and not overwrite:
         raise ConfigError(f"--out {path} exists; name another, or add --overwrite")
-    write_text(path, text)
+    disk.write(path, text)
 
 
 def _processor(facts: Mapping[str, Any], machine: str, who: str) -> list[str]:

@@ -251,6 +251,11 @@ def load(name_or_path: str | Path) -> DeviceProfile:
     return profile
 
 
+def named(name: str) -> DeviceProfile | None:
+    """The profile of that name that comes with edgeopt; None where none does."""
+    return load(name) if name in names() else None
+
+
 def _bundled() -> Any:
     return resources.files("edgeopt_profiles")
 

@@ -215,6 +215,9 @@ class PruneSection(Section):
         default=(0.3,), description="Shares of channels to remove, mildest first; one that drops too far is the last."
     )
     round_to: Count = Field(default=8, description="Widths become multiples of this: kernels work in such lanes.")
+    keep: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(), description='Layers to leave whole, as the model names them or by patterns: "head", "stage1.*".'
+    )
     epochs: Count = Field(default=20, description="Epochs of recovery by distillation from the source model.")
     learning_rate: Positive = Field(default=1e-3, description="Learning rate of the recovery.")
     batch: Count = Field(default=64, description="Batch size of the recovery.")

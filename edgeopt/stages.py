@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import decode, lower, measure, model, onnx_model, stats
+from . import decode, lower, measure, model, onnx_model, origin, stats
 from .artifact import Artifact
-from .cache import Cache, key_of, sha256_file, source_of, versions
+from .cache import Cache, key_of, source_of, versions
 from .device.session import Session
 from .errors import ConfigError, ModelError
 from .ladder import Recipe
 from .lower import ethosu
 from .measure import Comparison
 from .plan import Frequency, Lower, Npu, Plan, Prune, Recover, Threads
-from .runfile import ModelSection
 from .task import Array, Samples, TaskObject, check_labels, check_outputs, plain_arrays, read_npz, samples_of, split
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[dict[str, Any]], None]
 
-SOURCE_PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
+COMPRESS_FILES = ("cuts", "groups", "proof", "prune", "recover")
 PRUNE_PACKAGES = ("torch", "torch-pruning", "numpy")
 
 
@@ -63,8 +62,8 @@ class Workbench:
         """The user's model, imported now if no stage needed it before. Raises ModelError if it is another one now."""
         self.say({"event": "stage", "what": "loading the model"})
         section = self.plan.run_file.model
-        source, graph = _load(section, self.plan.folder, self.example)
-        if graph != self.graph:
+        source, _ = origin.load(self.plan)
+        if origin.graph_hash(source, self.example) != self.graph:
             raise ModelError(
                 f"{section.named()} gives another model each time it is called, or its files changed meanwhile; load "
                 "trained weights in it, set its seed, or start again"
@@ -146,27 +145,18 @@ def open_workbench(
 ) -> Workbench:
     """The data of `open_data`, and the source model known; `remeasure`: no stored comparison is used.
 
+    The plan and the samples of the workbench have their inputs in the model's order. Before anything else a few samples
+    show that the source gives one answer to each.
+
     Raises ConfigError, ModelError, MissingDependency.
     """
-    example = splits["calibration"].take(np.arange(1)).prepared(plan.preprocess)
-    section = plan.run_file.model
-
-    def build(folder: Path) -> None:
-        say({"event": "stage", "what": "loading and exporting the model"})
-        (folder / "graph").write_text(_load(section, plan.folder, example)[1])
-
-    inputs = {
-        "factory": section.named(),
-        "arguments": section.arguments,
-        "folder": str(plan.folder),
-        "shapes": [[list(array.shape), str(array.dtype)] for array in example],
-        "versions": versions(SOURCE_PACKAGES),
-        "code": source_of("edgeopt/model.py", "edgeopt/onnx_model.py"),
-        # native code reads them, so the trace does not see them
-        "files": {} if section.onnx is None else _hashes(onnx_model.files(plan.folder / section.onnx)),
-    }
-    graph = (cache.traced("source", inputs, build) / "graph").read_text()
-    return Workbench(plan, cache, say, splits, graph, remeasure)
+    found = origin.known(plan, splits["calibration"], cache, say)
+    if len(found.binding.inputs) > 1:
+        say({"event": "stage", "what": f"inputs: {found.binding}"})
+        plan = plan.noted(f"the model's inputs and their arrays: {found.binding}")
+    order = [plan.run_file.task.inputs.index(name) for name in found.binding.arrays]
+    splits = {name: samples.of_inputs(order) for name, samples in splits.items()}
+    return Workbench(plan.with_inputs(found.binding.arrays), cache, say, splits, found.graph, remeasure)
 
 
 def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
@@ -190,8 +180,8 @@ def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
     inputs = {
         "graph": bench.graph,
         "samples": bench.hash_of(name),
-        "versions": versions(SOURCE_PACKAGES),
-        "code": source_of("edgeopt/model.py", "edgeopt/onnx_model.py"),
+        "versions": versions(origin.PACKAGES),
+        "code": source_of(*origin.CODE),
     }
     outputs = _load_arrays(bench.cache.stage(f"reference of {name}", inputs, build) / "outputs.npz")
     task, labels = bench.plan.run_file.task, bench.splits[name].labels
@@ -236,7 +226,7 @@ def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
         "recover": dataclasses.asdict(recover_step),
         "calibration": bench.calibration_hash,
         "versions": versions(PRUNE_PACKAGES),
-        "code": source_of("edgeopt/compress/prune.py", "edgeopt/compress/recover.py"),
+        "code": source_of(*(f"edgeopt/compress/{name}.py" for name in COMPRESS_FILES)),
     }
 
     def build(folder: Path) -> None:
@@ -246,12 +236,13 @@ def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
             bench.progress(f"recovering the model pruned by {prune_step.ratio:.0%} (loss {loss:.4f})", done, total)
 
         calibration = Samples(bench.prepared("calibration"), bench.splits["calibration"].labels, None)
-        example = tuple(array[:1] for array in calibration.inputs)
-        module, history = prune.prune(bench.module, prune_step, example, bench.progress)
+        example = tuple(array[: prune.SAMPLES] for array in calibration.inputs)
+        module, history = prune.prune(bench.module, prune_step, example, bench.progress, prune_step.keep)
+        bench.progress(prune.summary(history))
         checkpoint = bench.cache.partial("pruned", inputs) / "checkpoint"
         module = recover.recover(module, bench.module, calibration, recover_step, checkpoint, epoch)
         prune.save(module, history, folder)
-        facts = {name: history[name] for name in ("macs", "parameters", "widths")}
+        facts = {name: history[name] for name in ("macs", "parameters", "widths", "whole", "proof")}
         (folder / "compress.json").write_text(json.dumps(facts))
 
     return bench.cache.stage("pruned", inputs, build)
@@ -383,19 +374,6 @@ def board_key(session: Session, facts: dict[str, Any], artifacts: Sequence[Artif
         "agent": session.hello["agent_sha256"],
         "artifacts": [artifact.entry() for artifact in artifacts],
     }
-
-
-def _load(section: ModelSection, folder: Path, example: Sequence[Array]) -> tuple[torch.nn.Module | Path, str]:
-    """(the source model, its hash)."""
-    if section.onnx is not None:
-        path = folder / section.onnx
-        return path, onnx_model.graph_hash(path)
-    module = model.load_torch(str(section.torch), folder, section.arguments)
-    return module, model.graph_hash(module, example)
-
-
-def _hashes(paths: Sequence[Path]) -> dict[str, str]:
-    return {path.name: sha256_file(path) for path in paths}
 
 
 def _save_arrays(path: Path, arrays: Sequence[Array]) -> None:

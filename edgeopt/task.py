@@ -54,6 +54,10 @@ class Samples:
             None if self.groups is None else self.groups[indices],
         )
 
+    def of_inputs(self, order: Sequence[int]) -> Samples:
+        """The same with the inputs in another order."""
+        return dataclasses.replace(self, inputs=tuple(self.inputs[index] for index in order))
+
     def prepared(self, steps: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Array, ...]:
         """The inputs after `steps` (a list per input), as the source model takes them. Raises ConfigError."""
         return tuple(
@@ -70,8 +74,11 @@ class Split:
     count: int | None
 
 
-def read_npz(path: Path, key: str = "[task] arrays") -> dict[str, Array]:
-    """Every array of an .npz, pickles refused. Raises ConfigError naming key, file and array."""
+def read_npz(path: Path, key: str = "[task] arrays", objects: list[str] | None = None) -> dict[str, Array]:
+    """Every array of an .npz, pickles refused. objects: is given the names of arrays of objects, else they are refused.
+
+    Raises ConfigError naming key, file and array.
+    """
     what = f"{key} = '{path}'"
     name = ""
     found: dict[str, Array] = {}
@@ -81,7 +88,12 @@ def read_npz(path: Path, key: str = "[task] arrays") -> dict[str, Array]:
             raise ConfigError(f"{what} is a single .npy array; save it with numpy.savez(path, name=array, …)")
         with archive:
             for name in archive.files:
-                found[name] = archive[name]
+                try:
+                    found[name] = archive[name]
+                except ValueError as error:
+                    if objects is None or "allow_pickle" not in str(error):
+                        raise
+                    objects.append(name)
     except FileNotFoundError as error:
         raise ConfigError(f"{what}: no such file; give the path of an .npz") from error
     except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:

@@ -14,7 +14,7 @@ import pytest
 from board_folder import Board
 from bundle_variants import variant
 from conftest import EDGEOPT
-from edgeopt_agent import jobs, releases
+from edgeopt_agent import hooks, jobs, releases
 from edgeopt_agent.wire import RemoteError
 
 from edgeopt import bundle as bundles
@@ -81,7 +81,7 @@ def test_a_hook_that_hangs_is_ended(
     board.flash(versions[0])
     board.flash(versions[1])
     board.hook("pause", "#!/bin/sh\nexec sleep 1000\n")
-    monkeypatch.setattr(releases, "HOOK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(hooks, "TIMEOUT_S", 0.5)
     with pytest.raises(RemoteError, match=r"hooks/pause did not end within 0\.5 s") as caught:
         releases.rollback(jobs.Context(str(board.root), str(tmp_path)))
     assert caught.value.kind == "hook"

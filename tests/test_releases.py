@@ -307,9 +307,9 @@ def test_a_busy_board_is_no_reason_not_to_go_back(bundle_file: Path, tmp_path: P
         paths[name] = str(tmp_path / name)
     manifest["health"]["greatest_median_latency_s"] = 1e-9
     with pytest.raises(RemoteError, match="median latency"):
-        health.check(manifest, paths, folder(1))
-    told = health.check(manifest, paths, folder(2), refuse_slow=False)
+        health.check(str(tmp_path), manifest, paths, folder(1))
+    told = health.check(str(tmp_path), manifest, paths, folder(2), refuse_slow=False)
     assert "at most 0.000000 s is allowed" in str(told["slow"])
     manifest["health"]["least_correct"] = manifest["health"]["of"] + 1
     with pytest.raises(RemoteError, match="correct of"):
-        health.check(manifest, paths, folder(3), refuse_slow=False)
+        health.check(str(tmp_path), manifest, paths, folder(3), refuse_slow=False)

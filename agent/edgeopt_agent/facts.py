@@ -91,6 +91,7 @@ def collect() -> Dict[str, Any]:
     cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
     memory = parse_meminfo(read("/proc/meminfo") or "")
     system = os.uname()
+    sensors, problems = power.described()
     return {
         "hostname": system.nodename,
         **identity(),
@@ -105,5 +106,6 @@ def collect() -> Dict[str, Any]:
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "frequency_control": power_mode.control(),
         "runtimes": {name: runtimes.load(name).available() for name in runtimes.names()},
-        "sensors": [sensor.describe() for sensor in power.find()],
+        "sensors": sensors,
+        "sensor_problems": problems,
     }

@@ -1,12 +1,16 @@
-"""The board's edgeopt folder: there, and able to do what atomic activation needs."""
+"""The board's edgeopt folder: there, able to do what atomic activation needs, and nobody else's to change."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 from .wire import RemoteError
 
 FOLDERS = ("store", "releases", "activations", "jobs")
+FILES = ("lock", "store.lock", "log.jsonl", "power-mode.json")
+UMASK = 0o022  # the application reads a release as another user; nobody but this one writes
 
 
 def prepare(root: str) -> None:
@@ -14,11 +18,71 @@ def prepare(root: str) -> None:
 
     One that has its folders has shown it; there, status must answer on a full or read-only disk too.
     """
+    os.umask(UMASK)
+    _require_own(root)
+    _set_odd_aside(root)
     if all(os.path.isdir(os.path.join(root, name)) for name in FOLDERS):
         return
     _check(root)
     for name in FOLDERS:
         os.makedirs(os.path.join(root, name), exist_ok=True)
+
+
+def others_may_change(found: os.stat_result) -> bool:
+    """Whether another user of the board could put something else there: it is theirs, or open to everybody. A folder
+    like /tmp, where only owners rename and delete, is open to new names only."""
+    is_open = bool(found.st_mode & stat.S_IWOTH)
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+        is_open = False
+    return is_open or found.st_uid not in (0, os.geteuid())
+
+
+def _require_own(root: str) -> None:
+    """What lies in a root is run, as this user: others must not be able to change it."""
+    folder, mend = os.path.realpath(root), "mend that on the board, or give another --root"
+    while not os.path.isdir(folder) and folder != "/":
+        folder = os.path.dirname(folder)
+    found = os.stat(folder)
+    if folder == os.path.realpath(root):
+        if found.st_uid not in (0, os.geteuid()):
+            raise RemoteError(
+                "unsupported-root",
+                f"the root '{root}' belongs to another user of the board (uid {found.st_uid}, and this is uid "
+                f"{os.geteuid()}), who could change what runs from there: log in as that user, or {mend}",
+            )
+        if found.st_mode & stat.S_IWOTH:
+            raise RemoteError(
+                "unsupported-root",
+                f"every user of the board may write into the root '{root}' (mode {stat.S_IMODE(found.st_mode):o}), and "
+                f"what lies there is run: see that nothing foreign is in it and `chmod -R go-w {root}`, or {mend}",
+            )
+    while folder != "/":
+        folder = os.path.dirname(folder)
+        found = os.stat(folder)
+        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+            raise RemoteError(
+                "unsupported-root",
+                f"every user of the board may write into '{folder}' (mode {stat.S_IMODE(found.st_mode):o}), above the "
+                f"root '{root}', and so exchange it: `chmod o-w {folder}` there, or {mend}",
+            )
+
+
+def _set_odd_aside(root: str) -> None:
+    """Where edgeopt has been, what stands in a place of its own and is of another kind is kept under another name. On a
+    disk that cannot be written it stays: status answers all the same."""
+    from .files import set_aside
+
+    if sum(os.path.isdir(os.path.join(root, name)) for name in FOLDERS) < 2:
+        return
+    for names, is_right in ((FOLDERS, os.path.isdir), (FILES, os.path.isfile)):
+        for name in names:
+            path = os.path.join(root, name)
+            if os.path.lexists(path) and not is_right(path):
+                try:
+                    set_aside(path)
+                except OSError as error:
+                    if error.errno != errno.EROFS:
+                        raise
 
 
 def _check(root: str) -> None:

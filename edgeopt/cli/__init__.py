@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 
 import click
 
-from ..errors import AgentFailure, EdgeoptError
+from .. import disk
+from ..errors import AgentFailure, ConfigError, EdgeoptError
+from . import heartbeat, terminal
 from .document import keep_stdout, print_json
 
 INTERRUPTED = 130
@@ -84,11 +87,15 @@ def cli() -> None:
 
 def main() -> None:
     """The console script: every error becomes one message and one exit code here, and only here."""
+    terminal.prepare()
+    heartbeat.begin(" ".join(["edgeopt", *sys.argv[1:2]]))
     as_json = "--json" in sys.argv[1:]
+    _show_in_any_locale()
     if as_json and not {"-h", "--help"} & set(sys.argv):
         keep_stdout()
     try:
         code = cli.main(standalone_mode=False)
+        sys.stdout.flush()  # a full disk behind a redirected output is told here, and not by the interpreter's end
         sys.exit(code if isinstance(code, int) else 0)
     except (click.exceptions.Abort, KeyboardInterrupt):
         goes_on = "; the same command continues where it was" if "optimize" in sys.argv[1:2] else ""
@@ -104,6 +111,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left
         sys.exit(1)
     except Exception as error:
+        refused = disk.problem(error) if isinstance(error, OSError) else None
+        if refused is not None:
+            _fail(refused, ConfigError.exit_code, type(error).__name__, as_json)
         traceback.print_exc()
         _fail(
             f"this is a fault of edgeopt: {type(error).__name__}: {error}; please report the lines above",
@@ -111,6 +121,13 @@ def main() -> None:
             type(error).__name__,
             as_json,
         )
+
+
+def _show_in_any_locale() -> None:
+    """What a terminal's encoding has no sign for is shown as ?, and never ends a command whose work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _from_a_clone(message: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import disk
 from ..errors import ConfigError, IntegrityError, MissingDependency
 from .display import Display
 
@@ -41,7 +42,7 @@ def known_as(
         if key is not None:
             pending.replace(own)
         else:
-            own.unlink(missing_ok=True)
+            disk.remove(own)
     return entry, key
 
 
@@ -159,4 +160,4 @@ def _beside(own: Path) -> Iterator[Path]:
     try:
         yield pending
     finally:
-        pending.unlink(missing_ok=True)
+        disk.remove(pending)

@@ -22,7 +22,7 @@ from .common import (
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
-from .queries import Queries, load, place, query_options
+from .queries import Queries, load, made_for, query_options
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -91,7 +91,7 @@ def bench(model: Path, boards: Boards, keep: Keep, as_json: bool, **how: Any) ->
 
     def work(where: Where) -> Done:
         if keep.stop:
-            document = stopped(keep.of(where, boards), where, place([model]))
+            document = stopped(keep.of(where, boards), where, made_for([model]))
             return Done(document, "stopped", stop_words(document))
         document = _measure([model], where, keep.of(where, boards), **how)
         (result,) = document["results"]
@@ -117,7 +117,7 @@ def compare(first: Path, second: Path, where: Where, keep: Keep, as_json: bool, 
       edgeopt compare fp32.tflite int8.tflite --random --device ssh://pi@raspberrypi --profile raspberry-pi-4
     """
     if keep.stop:
-        document = stopped(keep, where, place([first, second]))
+        document = stopped(keep, where, made_for([first, second]))
     else:
         document = _measure([first, second], where, keep, **how)
     print_json(document) if as_json else _show(document)
@@ -150,7 +150,7 @@ def _measure(
     ):
         artifacts, shards = load(paths, queries, Path(text), where, settings)
         demand = placement.Demand(require_int8, allow_fallback)
-        session, python = where.open(display, *place(paths))
+        session, python = where.open(display, made_for(paths))
         with session:
             if kept.journal:
                 session.keep(kept.journal)

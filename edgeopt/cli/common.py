@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ _ABOUT_A_BOARD = (
         help="Profile of the board: a name from `edgeopt profiles list`, or a .toml.",
         shell_complete=complete.profiles,
     ),
-    click.option("--root", help="edgeopt's folder there; default: the known board's, its profile's, a given bundle's."),
+    click.option("--root", help="edgeopt's folder there; default: the known board's, else its profile's."),
     click.option(
         "--board-python", help="The board's Python; default: as for --root (for local: folder and Python of this user)."
     ),
@@ -202,6 +203,8 @@ class Where:
         transport: str | None = None,
     ) -> None:
         self.device = device
+        self._options = {"root": root, "board-python": python, "identity": identity, "known-hosts": known_hosts}
+        self._options |= {"transport": transport}
         self.name, self.entry = _known(device)
         if self.entry is not None and self.name is not None:
             from ..device import registry
@@ -216,27 +219,35 @@ class Where:
         self._address = self.text, identity, known_hosts, transport or "paramiko"
         self._profile, self._root, self._python = profile, root, python
 
-    def place(self, root: str | None = None, python: str | None = None) -> Placement:
-        """edgeopt's folder and the Python there. `root` and `python` serve where neither option nor profile says.
+    def place(self, made_for: str | None = None, root: str | None = None) -> Placement:
+        """edgeopt's folder and the Python there. made_for: the profile that a given bundle names; where no other one is
+        known, it serves if it comes with edgeopt: a bundle itself chooses neither. root: where nobody tells it.
 
         Raises ConfigError.
         """
         from .. import profile as profiles
         from ..device.session import Placement
 
-        board = profiles.load(self._profile).board if isinstance(self._profile, str) else None
-        board = self._profile.board if isinstance(self._profile, profiles.DeviceProfile) else board
+        known = self.known_profile() or (profiles.named(made_for) if made_for else None)
+        board = known.board if known else None
         if self.address().host is None:  # this machine: a profile speaks of another one's folders and interpreter
             own_root = Path(self._root or LOCAL_ROOT).expanduser().resolve()
             return Placement(str(own_root), self._python or sys.executable)
         chosen_root = self._root or (board.root if board else root)
         if chosen_root is None:
+            other = f" ('{made_for}', which the bundle names, is none that comes with edgeopt)" if made_for else ""
             raise ConfigError(
-                f"--device {self.device}: name the board's profile with --profile, or its folder with --root"
+                f"--device {self.device}: name the board's profile with --profile, or its folder with --root{other}"
             )
         if not chosen_root.startswith("/"):
             raise ConfigError(f"--root {chosen_root}: an absolute path on the board is needed")
-        return Placement(chosen_root, self._python or (board.python if board else python) or "python3")
+        return Placement(chosen_root, self._python or (board.python if board else "python3"))
+
+    def spelled(self, root: str | None = None) -> str:
+        """How a command line names this board. root: its folder there, where it is known."""
+        given = {**self._options, "root": self._options["root"] or (None if self.name else root)}
+        options = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
+        return shlex.join([self.device, *options])
 
     def address(self) -> Address:
         """Raises ConfigError."""
@@ -248,6 +259,12 @@ class Where:
     def profile(self) -> str | DeviceProfile | None:
         """The option's, else the known board's."""
         return self._profile
+
+    def known_profile(self) -> DeviceProfile | None:
+        """The profile itself. Raises ConfigError."""
+        from .. import profile as profiles
+
+        return profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
 
     def profile_id(self) -> str | None:
         """As a bundle made for it names it; None where no profile is known."""
@@ -261,22 +278,16 @@ class Where:
 
     def runtimes(self) -> list[str]:
         """Those of the board's profile; none where no profile is known."""
-        from .. import profile as profiles
-
-        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        found = self.known_profile()
         return list(found.runtimes) if found else []
 
     def cost(self) -> dict[str, Any]:
         """[cost] of the board's profile; nothing where no profile is known."""
-        from .. import profile as profiles
-
-        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        found = self.known_profile()
         return found.cost.model_dump() if found else {}
 
-    def open(
-        self, display: Display, root: str | None = None, python: str | None = None, upon: str | None = None
-    ) -> tuple[Session, str]:
-        """(session, the board's Python). `root` and `python` as for `place`; `upon` is used instead of any other.
+    def open(self, display: Display, made_for: str | None = None, upon: str | None = None) -> tuple[Session, str]:
+        """(session, the board's Python). made_for: as for `place`; `upon` is used instead of any other Python.
 
         Raises ConfigError, everything that connecting raises, and IntegrityError when another board answers than was
         added under this name.
@@ -284,9 +295,10 @@ class Where:
         from ..device import open_transport
         from ..device.session import Placement, Session
 
-        place = self.place(root, python)
+        place = self.place(made_for)
         place = Placement(place.root, upon or place.python)
         session = Session(open_transport(self.address()), place, on_event=display.event)
+        session.spelled = self.spelled(place.root)
         try:
             self.require_same(session.hello["board"])
         except BaseException:
@@ -314,9 +326,7 @@ class Where:
 
     def budgets(self) -> dict[str, float]:
         """The demands of the board's profile, where one is known. Raises ConfigError."""
-        from .. import profile as profiles
-
-        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        found = self.known_profile()
         stated = found.budget.model_dump() if found else {}
         return {name: value for name, value in stated.items() if value is not None}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from . import adding, complete
+from . import adding, complete, jobs
 from .common import Where, about_a_board, json_option, print_json, where_of
 from .display import Display
 
@@ -167,6 +167,43 @@ def remove(name: str, as_json: bool) -> int:
     return 0
 
 
+@device.command("stop")
+@click.argument("name", shell_complete=complete.devices)
+@click.option("--job", help="End this one, which may wait for its turn; default: the one that works.")
+@click.option("--yes", is_flag=True, help="End it without asking.")
+@about_a_board
+@json_option
+def stop(name: str, job: str | None, yes: bool, as_json: bool, **options: Any) -> int:
+    """End the job that works on the board NAME (or at an address), whoever began it; `edgeopt status` shows it too.
+
+    Says what it is and asks. What is current on the board stays, or becomes, one whole release.
+
+    \b
+    Example:
+      edgeopt device stop kitchen
+      edgeopt device stop kitchen --yes
+    """
+    where = where_of(name, options)
+    with Display(where.device) as display:
+        session, _ = where.open(display)
+        with session:
+            there = session.jobs()
+            found = jobs.chosen(there, job, where.device)
+            if found is not None and not yes:
+                jobs.require_consent(found, where.device)
+            done = jobs.stop(session, found) if found is not None else None
+            document = {"device": session.address, "board": where.board(session), "ended": found, "jobs": there}
+    if as_json:
+        print_json({**document, **(done or {"state": None, "current": None})})
+    elif found is None or done is None:
+        click.echo(f"nothing works or waits on {where.device}")
+    else:
+        click.echo(f"ended on {where.device}: {jobs.described(found)}")
+        if done["state"] == "done":
+            click.echo("it had come to its end by itself")
+    return 0
+
+
 @device.command("setup")
 @click.argument("name", shell_complete=complete.known_devices)
 @click.option(
@@ -249,9 +286,9 @@ def probe(name: str, out: Path | None, overwrite: bool, as_json: bool, **options
     out = out or Path(f"{where.name or address.host or 'this-machine'}.toml")
     if out.exists() and not overwrite:
         raise ConfigError(f"--out {out} exists; name another, or add --overwrite")
-    python = where.place(job.DEFAULT_ROOT).python
+    python = where.place(root=job.DEFAULT_ROOT).python
     facts = _look(where, python)
-    root = where.place(job.DEFAULT_ROOT).root
+    root = where.place(root=job.DEFAULT_ROOT).root
     text = job.profile_text(facts, root, python, datetime.date.today())
     job.write(out, text, overwrite)
     board = {key: facts[key] for key in ("model", "serial", "machine_id")}
@@ -294,7 +331,7 @@ def _download(where: Where, wanted: list[str], wheels: Path | None, out: Path) -
     if where.entry is not None and where.entry.wheels:
         target = job.Target.parse(where.entry.wheels)
     else:
-        facts = _look(where, where.base_python() or where.place(probe.DEFAULT_ROOT).python)
+        facts = _look(where, where.base_python() or where.place(root=probe.DEFAULT_ROOT).python)
         target = job.Target.of(facts["environment"], where.device)
     with Display(where.device) as display:
         paths = job.prepare(target, wanted, wheels, out, where.device, display.event)

@@ -100,8 +100,9 @@ def _run(
     manifest = opened.manifest
     runtime = manifest.artifact.runtime
     asked = placement.accelerator(runtime, manifest.artifact.options)
+    opened.require_own_libraries(where.known_profile())
     with Display(f"diagnosis of {manifest.name} on {where.device}") as display:
-        session, python = where.open(display, manifest.root, manifest.python)
+        session, python = where.open(display, manifest.profile)
         with session, _host(where, python, host_python, runtime, asked, display) as (host, why_none):
             facts = session.facts()
             measure.require_runtime(facts, runtime, session.address, python)

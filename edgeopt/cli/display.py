@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from . import heartbeat
+
 PLAIN_INTERVAL_S = 2.0
 WORTH_SAYING_S = 2.0
 KEPT_DURATIONS = 500
@@ -75,6 +77,7 @@ class Display:
         if kind is not None:
             self._step = None  # it did not end, so how long it takes is not known
         self._end()
+        heartbeat.note("")
         self._durations.save()
 
     def event(self, event: dict[str, Any]) -> None:
@@ -89,12 +92,14 @@ class Display:
             self._begin_step(event["what"])
         else:
             self._console.print(event["what"], markup=False)
+            heartbeat.note("", said=True)
 
     def _begin_step(self, what: str) -> None:
         self._step, self._began = what, time.monotonic()
         last = self._durations.last(what)
         about = f", about {last:.0f} s" if last is not None else ""
         self._console.print(f"{what}{about}", markup=False)
+        heartbeat.note(what, said=True)
         if self._console.is_terminal:
             self._start_bar(what, last, counted=False)
 
@@ -103,11 +108,13 @@ class Display:
         if family != self._what:
             self._end()
             self._what, self._began, self._printed = family, time.monotonic(), time.monotonic()
+        says = not self._console.is_terminal and time.monotonic() - self._printed >= PLAIN_INTERVAL_S
+        heartbeat.note(family, f"{done}/{total}", said=says)
         if self._console.is_terminal:
             if self._bar is None:
                 self._start_bar(what, total, counted=True)
             self._bar.update(self._task, description=_escaped(what), completed=done, total=total)
-        elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+        elif says:
             self._printed = time.monotonic()
             left = (time.monotonic() - self._began) / done * (total - done) if done else None
             self._console.print(

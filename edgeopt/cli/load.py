@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .common import Where, device_options, json_option, power_mode_options, print_json, repeat_option
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
-from .queries import Queries, place, query_options
+from .queries import Queries, made_for, query_options
 from .queries import load as load_inputs
 
 MOST_STREAMS, MOST_BATCH = 64, 4096
@@ -76,7 +76,7 @@ def load(
     if any(len(set(values)) < len(values) for values in (rates, streams, batches)):
         raise ConfigError("--rate, --streams and --batch: each value once")
     if keep.stop:
-        ended = stopped(keep, where, place([model]))
+        ended = stopped(keep, where, made_for([model]))
         print_json(ended) if as_json else click.echo(stop_words(ended))
         return 0
     wanted = job.Asked(list(streams), list(batches), list(rates), seconds, queries.seed)
@@ -87,7 +87,7 @@ def load(
         keeping(keep, "load", asked, wanted.timed_s(), show) as kept,
     ):
         (artifact,), shards = load_inputs([model], queries, Path(text), where)
-        session, python = where.open(show, *place([model]))
+        session, python = where.open(show, made_for([model]))
         with session:
             if kept.journal:
                 session.keep(kept.journal)

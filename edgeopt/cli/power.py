@@ -24,7 +24,7 @@ from .common import (
 )
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
-from .queries import Queries, load, place, query_options
+from .queries import Queries, load, made_for, query_options
 
 if TYPE_CHECKING:
     from .. import power as job
@@ -123,17 +123,19 @@ def power(
     if not models:
         raise ConfigError("power: name one or more bundles or model files; --list shows the board's sensors")
     if keep.stop:
-        ended = stopped(keep, where, place(list(models)))
+        ended = stopped(keep, where, made_for(list(models)))
         print_json(ended) if as_json else click.echo(stop_words(ended))
         return 0
     _require_place(out)
     document = _measure(list(models), where, keep, **how)
-    if out is not None:
-        from ..report import power_page
+    try:
+        if out is not None:
+            from ..report import power_page
 
-        power_page.write(document, out)
-        document["report"] = str(out)
-    print_json(document) if as_json else _show(document)
+            power_page.write(document, out)
+            document["report"] = str(out)
+    finally:  # what was measured is shown, even where the page cannot be written
+        print_json(document) if as_json else _show(document)
     return verdict_code(document["verdict"], allow_undecided) if document["verdict"] else 0
 
 
@@ -145,18 +147,24 @@ def _require_place(out: Path | None) -> None:
 
 
 def _list(where: Where, as_json: bool) -> int:
+    from ..sensing import no_sensor
+
     with Display(where.device) as display:
         session, _ = where.open(display)
         with session:
-            found = session.facts()["sensors"]
+            facts = session.facts()
+            found, problems = facts["sensors"], facts["sensor_problems"]
             document = {"device": session.address, "board": where.board(session), "sensors": found}
+            document["problems"] = problems
     if as_json:
         print_json(document)
         return 0
     for told in found:
         click.echo(f"{told['kind']}:{told['rail']}  every {told['interval_s']:g} s, {told['where']}")
     if not found:
-        click.echo(f"{where.device} shows no power sensor to this user (RAPL's counters are root's alone)")
+        click.echo(no_sensor(facts, where.device))
+    for problem in problems if found else ():
+        click.echo(f"not asked: {problem}")
     return 0
 
 
@@ -214,7 +222,7 @@ def _measure(
         kept = stack.enter_context(keeping(keep, "power", asked, expected_s, display, alone))
         metering = _metering(meter, meter_columns, meter_wait, sensor, estimate, stack)
         artifacts, shards = load(paths, queries, folder, where)
-        session, python = where.open(_Live(display, metering), *place(paths))  # type: ignore[arg-type]
+        session, python = where.open(_Live(display, metering), made_for(paths))  # type: ignore[arg-type]
         stack.enter_context(session)
         if kept.journal:
             session.keep(kept.journal)

@@ -56,12 +56,11 @@ def query_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def place(paths: list[Path]) -> tuple[str | None, str | None]:
-    """(edgeopt's folder, Python) as the first bundle among `paths` was made for."""
+def made_for(paths: list[Path]) -> str | None:
+    """The profile that the first bundle among `paths` names; None where there is no bundle."""
     from .. import bundle
 
-    found = next((bundle.read(path).manifest for path in paths if path.suffix == ".edgeopt"), None)
-    return (found.root, found.python) if found else (None, None)
+    return next((bundle.read(path).manifest.profile for path in paths if path.suffix == ".edgeopt"), None)
 
 
 def load(
@@ -119,13 +118,13 @@ def _artifact(
     path: Path, threads: int | None, folder: Path, where: Where, settings: dict[str, str]
 ) -> tuple[Artifact, bytes | None]:
     """(artifact, the inputs that a bundle brings)."""
-    from .. import artifact, bundle, profile, validate
+    from .. import artifact, bundle, validate
 
+    board = where.known_profile()
     if path.suffix != ".edgeopt":
-        known = where.profile
-        board = profile.load(known) if isinstance(known, str) else known
         return artifact.of_model(path, threads or 1, options=artifact.options_for(path, board, settings)), None
     opened = bundle.read(path)
+    opened.require_own_libraries(board, settings)
     folder.mkdir()
     made = opened.artifact(folder, path.stem, threads)
     return dataclasses.replace(made, options={**made.options, **settings}), validate.health_inputs(opened)

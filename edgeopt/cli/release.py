@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import AgentFailure, IntegrityError
+from . import jobs
 from .common import Boards, Where, boards_options, json_option, repeat_option, undecided_option, verdict_code
 from .display import Display
 from .keep import Keep, keep_options, keeping, stop_words, stopped
@@ -50,9 +51,10 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
 
     def work(where: Where) -> Done:
         with Display(f"{opened.manifest.name} on {where.device}") as display:
-            session, python = where.open(display, opened.manifest.root, opened.manifest.python)
+            session, python = where.open(display, opened.manifest.profile)
             with session:
-                done = dict(job.flash(session, opened, python), board=where.board(session), profile=where.profile_id())
+                flashed = job.flash(session, opened, python, where.known_profile())
+                done = dict(flashed, board=where.board(session), profile=where.profile_id())
         name, marked = _titled(done["name"], done["release"]), _marks(done)
         if done["already"]:
             return Done(done, "pass", f"{name} was current already{marked}")
@@ -104,17 +106,18 @@ def validate(
     score = _score_of(run_file) if run_file else None
 
     def work(where: Where) -> Done:
-        place, own = (opened.manifest.root, opened.manifest.python), keep.of(where, boards)
+        made_for, own = opened.manifest.profile, keep.of(where, boards)
         if keep.stop:
-            ended = stopped(own, where, place)
+            ended = stopped(own, where, made_for)
             return Done(ended, "stopped", stop_words(ended))
+        opened.require_own_libraries(where.known_profile())
         asked: dict[str, Any] = {"bundle": str(bundle), "mode": chosen_mode, "no_repeat": no_repeat}
         asked["run_file"] = str(run_file) if run_file else None
         with (
             Display(f"{opened.manifest.name} on {where.device}") as display,
             keeping(own, "validate", asked, stats.MODES[chosen_mode].min_seconds, display) as kept,
         ):
-            session, _ = where.open(display, *place)
+            session, _ = where.open(display, made_for)
             with session:
                 if kept.journal:
                     session.keep(kept.journal)
@@ -173,10 +176,12 @@ def status(boards: Boards, as_json: bool) -> int:
             session, _ = where.open(display)
             with session:
                 found = dict(session.status(verify=True), device=session.address, board=where.board(session))
+                found["stop_command"] = f"edgeopt device stop {session.spelled}"
         entries = [found["current"], found["previous"]]
         whole = all(entry["whole"] for entry in entries if entry is not None)
         verdict = "pass" if whole else "damaged"
-        return Done(found, verdict, _release(found["current"]), 0 if whole else IntegrityError.exit_code)
+        works = "".join(f"; {jobs.described(job)}" for job in found["jobs"] if not job["waits"])
+        return Done(found, verdict, _release(found["current"]) + works, 0 if whole else IntegrityError.exit_code)
 
     return on_each(boards, work, lambda found: _show_status(found, boards), as_json)
 
@@ -237,6 +242,8 @@ def _show_status(found: dict[str, Any], boards: Boards) -> None:
     click.echo(f"{'board':<9} {place}, {found['root']}{serial}")
     for title in ("current", "previous"):
         click.echo(f"{title:<9} {_release(found[title])}")
+    for line in jobs.lines(found["jobs"], found["stop_command"]):
+        click.echo(line)
     if found["recovered"]:
         click.echo("nobody confirmed the release before in time, so the board went back to this one")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .. import disk
 from ..errors import ConfigError, IntegrityError
 from ..report import KINDS, RUN, schema
 from .common import json_option, print_json
@@ -164,7 +165,7 @@ def _recompute(document: dict[str, Any] | None, run: Path, out: Path | None, as_
     if out is not None:
         if out.resolve().is_relative_to(run.resolve()):
             raise ConfigError(f"--out {out}: it is in the run's folder, which --recompute leaves as it is")
-        out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        disk.write(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
     if as_json:
         print_json(found)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import click
@@ -20,12 +21,9 @@ def show(document: dict[str, Any]) -> None:
         click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
     click.echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
     if cut := document.get("prune"):
-        (macs, macs_left), (size, size_left) = cut["macs"], cut["parameters"]
-        click.echo(
-            f"pruned: {units.count(macs_left)} of {units.count(macs)} multiply-accumulates left "
-            f"({units.share(macs_left / macs)}), {units.count(size_left)} of {units.count(size)} parameters; "
-            + (f"recovered over {cut['epochs']} epochs" if cut["epochs"] else "not recovered")
-        )
+        for title, lines in _pruned(cut):
+            for number, line in enumerate(lines):
+                click.echo(f"  {title if not number else '':<12} {line}")
     for title, lines in _sections(document):
         for number, line in enumerate(lines):
             click.echo(f"  {title if not number else '':<12} {line}")
@@ -38,6 +36,39 @@ def show(document: dict[str, Any]) -> None:
         f"accuracy was not judged: `edgeopt bundle --labels … --reference {source}` and then `edgeopt validate` tell "
         "the loss on the board; `edgeopt optimize` does all of it"
     )
+
+
+def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    from ..report import units
+
+    (macs, macs_left), (size, size_left) = cut["macs"], cut["parameters"]
+    left = (
+        f"{units.count(macs_left)} of {units.count(macs)} multiply-accumulates left ({units.share(macs_left / macs)}), "
+        f"{units.count(size_left)} of {units.count(size)} parameters; "
+        + (f"recovered over {cut['epochs']} epochs" if cut["epochs"] else "not recovered")
+    )
+    widths = [f"{name} {before} → {after}" for name, (before, after) in cut["widths"].items() if before != after]
+    by_reason: dict[str, list[str]] = {}
+    for own in cut["whole"]:
+        by_reason.setdefault(own["why"], []).append(f"{own['layer']} ({own['width']})")
+    proof = cut["proof"]
+    sections = [
+        ("pruned", [left]),
+        ("widths", textwrap.wrap(", ".join(widths), 100, break_on_hyphens=False)),
+        ("left whole", [f"{', '.join(layers)}: {why}" for why, layers in by_reason.items()]),
+        (
+            "proof",
+            [f"the source with these channels at 0, on {proof['samples']} samples" + _noise(proof)],
+        ),
+        (
+            "from source",
+            [f"{own['stage']}: off by {own['max_abs_error']:.3g} at most" + _noise(own) for own in cut["parity"]],
+        ),
+    ]
+    if score := cut["accuracy"]:
+        told = [f"{name} {units.score(score[name], score['metric'])}" for name in ("source", "pruned")]
+        sections.append(("score", [f"{', '.join(told)} on the {score['samples']} samples that it learned from"]))
+    return sections
 
 
 def show_npu(document: dict[str, Any]) -> None:
@@ -68,10 +99,10 @@ def _large_error(found: dict[str, Any], is_refused: bool) -> str:
 def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     from ..report import units
 
-    told = document["source_inputs"] or []
-    inputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["inputs"]]
-    inputs = [f"{own}, from {told[n]}" if n < len(told) else own for n, own in enumerate(inputs)]
-    inputs = [own + _steps(steps) for own, steps in zip(inputs, document["preprocess"], strict=True)]
+    inputs = _inputs(document)
+    calls = document["source_outputs"]
+    outputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]
+    outputs = [f"{own}, the source's {calls[n]}" if n < len(calls) else own for n, own in enumerate(outputs)]
     samples = document["samples"]
     stages = document["parity"] or []
     parity = [line for stage in stages for line in _parity(stage, stage is stages[-1])]
@@ -81,7 +112,7 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     moved = document["transposes_and_pads"]
     sections = [
         ("inputs", inputs),
-        ("outputs", [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]),
+        ("outputs", outputs),
         (
             "samples",
             [f"{samples['n']}" + (", random: ranges and errors of real ones may differ" if samples["random"] else "")],
@@ -109,6 +140,23 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("", [f"{units.quantity(document['total_s'], 's')} in all"]),
     ]
     return [(title, lines) for title, lines in sections if lines]
+
+
+def _inputs(document: dict[str, Any]) -> list[str]:
+    """What the artifact takes, which input of the source that is, and which array of --inputs it was given."""
+    told, pairs = document["source_inputs"] or [], document["binding"].get("inputs", [])
+    lines = []
+    for number, (own, steps) in enumerate(zip(document["inputs"], document["preprocess"], strict=True)):
+        line = f"{own['name']} {own['dtype']} {own['shape']}"
+        if number < len(told) or number < len(pairs):
+            line += f", from {told[number] if number < len(told) else pairs[number]['input']}"
+        if number < len(pairs):
+            line += f" ← array {pairs[number]['array']}"
+        line += _steps(steps)
+        lines.append(line)
+    by_order = "; taken in their order" if document["binding"].get("by") == "order" and len(pairs) > 1 else ""
+    left = ", ".join(document["binding"].get("left", []))
+    return lines + ([f"left alone: {left}{by_order}"] if left else [by_order.removeprefix("; ")] if by_order else [])
 
 
 def _layout(moved: dict[str, int]) -> str:
@@ -157,6 +205,12 @@ def _widened(document: dict[str, Any]) -> list[str]:
 def _end(name: str) -> str:
     """TFLite's names hold every module on the way to the operator."""
     return name if len(name) <= SHOWN_NAME else f"…{name[1 - SHOWN_NAME :]}"
+
+
+def _noise(figures: dict[str, Any]) -> str:
+    from .. import fidelity
+
+    return f", {fidelity.figure({'equal_share': None, **figures})}"
 
 
 def _steps(steps: list[dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("tflite", "openvino", "onnxruntime")
 INT8_SCHEMES = ("int8", "int8-mixed", "int8-safe")
+METRICS = ("top1", "top5", "negative_mae")
 REQUIRED = "  [required]"
 
 to_option = click.option(
@@ -39,7 +40,7 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace --out
 
 def inputs_option(note: str = "") -> Callable[..., Any]:
     """note: what follows the help, as click's own "[required]": what is missing is told in our words."""
-    told = "An .npz of real samples: one array (n, ...) per model input, by its name or else in its order."
+    told = "An .npz of real samples: one array (n, ...) per model input, by the input's name; others are left alone."
     return click.option("--inputs", type=click.Path(path_type=Path), help=told + note)
 
 
@@ -172,7 +173,11 @@ def _lower(
 @click.command(short_help="Remove channels, recover by distillation, convert.")
 @click.argument("factory")
 @lowering_options(REQUIRED)
-@click.option("--labels", help="Name of an array in --inputs that is no input; it is left out.")
+@click.option("--labels", help="Name of the array of labels in --inputs; a classifier learns them too.")
+@click.option("--metric", type=click.Choice(METRICS), help="Score source and pruned model against --labels.")
+@click.option(
+    "--keep", multiple=True, metavar="LAYER", help="Layer to leave whole, by its name or a pattern: 'stage1.*'; repeat."
+)
 @click.option(
     "--ratio",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -191,6 +196,8 @@ def prune(
     overwrite: bool,
     accept_error: bool,
     labels: str | None,
+    metric: str | None,
+    keep: tuple[str, ...],
     ratio: float,
     round_to: int,
     epochs: int,
@@ -199,8 +206,9 @@ def prune(
 ) -> int:
     """Prune the torch model that FACTORY (package.module:function) returns, let it learn the source's answers, convert.
 
-    It learns on the samples of --inputs. Accuracy is not judged: that takes `optimize`, or `bundle` with
-    --labels and --reference and then `validate`.
+    It learns on the samples of --inputs. Before it learns, it must answer as the source does with the cut channels at
+    0: layers where it does not are left whole, and named. Accuracy is not judged: that takes `optimize`, or `bundle`
+    with --labels and --reference and then `validate`.
 
     \b
     Example:
@@ -218,13 +226,14 @@ def prune(
         document = pruning.prune(
             source,
             given,
-            Prune(ratio, round_to),
+            Prune(ratio, round_to, keep=keep),
             recover,
             runtime,
             scheme,
             place,
             Path.cwd(),
             display.event,
+            metric=metric,
             accept_error=accept_error,
         )
     print_json(document) if as_json else tool_screens.show(document)
@@ -238,7 +247,7 @@ def prune(
 @inputs_option()
 @shape_option("Shape of random samples, for a model whose sizes are free: 1,3,48,320; once per input.")
 @click.option("--labels", help="Name of the array of labels in --inputs; then validate can judge the bundle.")
-@click.option("--metric", type=click.Choice(["top1", "top5", "negative_mae"]), help="How labels are compared.")
+@click.option("--metric", type=click.Choice(METRICS), help="How labels are compared.")
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),

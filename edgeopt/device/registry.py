@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from .. import disk
 from ..config import Allowed, Choices, Section, load_toml, nearest
 from ..errors import ConfigError, IntegrityError
 from ..profile import TRANSPORTS
@@ -128,7 +127,7 @@ def remove(name: str) -> Entry:
     found = get(name)
     with _changed() as known:
         known.pop(name, None)
-    own_known_hosts(name).unlink(missing_ok=True)
+    disk.remove(own_known_hosts(name))
     return found
 
 
@@ -161,31 +160,15 @@ def require_same(name: str, entry: Entry, board: Mapping[str, Any]) -> None:
             )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Either the old file or the whole new one, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 @contextlib.contextmanager
 def _changed() -> Iterator[dict[str, Entry]]:
     """The boards, to be changed; written when the block ends well. Two commands at once do not lose one another's."""
     path = file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with disk.locked(path.with_name(f".{path.name}.lock"), named_by=VARIABLE):
         known = entries()
         yield known
-        write_text(path, HEAD + "".join(_table(name, known[name]) for name in sorted(known)))
+        text = HEAD + "".join(_table(name, known[name]) for name in sorted(known))
+        disk.write(path, text, mode=0o600, durable=True, named_by=VARIABLE)
 
 
 def _table(name: str, entry: Entry) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from .. import disk
 from ..errors import ConfigError
 from . import against, html, units
 from .breakdown import MOST_ROWS
@@ -45,21 +45,7 @@ def write(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str],
     Raises ConfigError as `require_writable`.
     """
     require_writable(out)
-    return put(html.page("against.html.j2", view(first, second, names)), out)
-
-
-def put(content: str, out: Path) -> Path:
-    """A page at `out`, as a whole or not at all."""
-    handle, partial = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(partial, 0o644)
-        os.replace(partial, out)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    return out
+    return disk.write(out, html.page("against.html.j2", view(first, second, names)))
 
 
 def view(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt import arrays, disk
 from edgeopt.cost import Prices, per_1000_runs
+from edgeopt.errors import IntegrityError
 from edgeopt.report import accounts, breakdown, units
 from edgeopt.report.terminal import (
     NAME_LIMIT,
@@ -47,9 +49,7 @@ PERCENTILES = (
 
 def write(run: dict[str, Any], run_dir: Path) -> Path:
     """Make `run_dir/report.html` from run.json's content and the samples that lie in `run_dir`; gives its path."""
-    target = run_dir / "report.html"
-    target.write_text(render(run, run_dir), encoding="utf-8")
-    return target
+    return disk.write(run_dir / "report.html", render(run, run_dir))
 
 
 def render(run: dict[str, Any], run_dir: Path) -> str:
@@ -278,9 +278,8 @@ def _samples(trial: dict[str, Any], run_dir: Path) -> np.ndarray[Any, np.dtype[n
     if not given or not path.is_relative_to(run_dir.resolve()) or not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            seconds = np.asarray(arrays["seconds"], dtype=np.float64).ravel()
-    except (OSError, ValueError, KeyError):
+        seconds = np.asarray(arrays.read(path, str(path))["seconds"], dtype=np.float64).ravel()
+    except (OSError, ValueError, KeyError, IntegrityError):
         return None
     return seconds if len(seconds) and np.isfinite(seconds).all() else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .. import disk
 from . import against_page, html, joules, units
 from .terminal import NAME_LIMIT
 
@@ -19,7 +20,7 @@ def require_writable(out: Path) -> None:
 def write(document: dict[str, Any], out: Path) -> Path:
     """The page of what `power --json` prints. Raises ConfigError as `require_writable`."""
     require_writable(out)
-    return against_page.put(html.page("power.html.j2", view(document)), out)
+    return disk.write(out, html.page("power.html.j2", view(document)))
 
 
 def view(document: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .. import disk
 from . import against_page, html, measured, units
 from .terminal import NAME_LIMIT
 
@@ -24,7 +25,7 @@ def require_writable(out: Path) -> None:
 def write(document: dict[str, Any], out: Path) -> Path:
     """The page of what `bench` or `compare --mode sustained --json` prints. Raises ConfigError as require_writable."""
     require_writable(out)
-    return against_page.put(html.page("sustained.html.j2", view(document)), out)
+    return disk.write(out, html.page("sustained.html.j2", view(document)))
 
 
 def view(document: dict[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,12 @@ def require_wanted(contents: formats.Contents, wanted: Wanted) -> None:
     if contents.runtime not in wanted.profile.runtimes:
         runs = ", ".join(wanted.profile.runtimes)
         raise PlanError(f"{contents.path}: a model for {contents.runtime}; profile '{wanted.profile.id}' runs {runs}")
+    own = wanted.profile.npu.delegate.value if wanted.profile.npu and wanted.profile.npu.delegate else None
+    if (delegate := wanted.options.get("delegate")) not in (None, own):
+        raise ConfigError(
+            f"--preprocess: options.delegate = {delegate!r}, and profile '{wanted.profile.id}' names {own or 'none'}; "
+            "a board loads only what its profile names: set delegate in the profile's [npu]"
+        )
 
 
 def write(
