@@ -218,6 +218,11 @@ def _steps(steps: list[dict[str, Any]]) -> str:
     return f", after {', '.join(said)}" if said else ""
 
 
+def show_refused_bundle(document: dict[str, Any]) -> None:
+    click.echo(f"large error against {document['reference']}: {document['refused']}")
+    click.echo(f"no bundle was written: the floor is {FLOOR_SAYS}; make the model again, or add --accept-error")
+
+
 def show_bundle(document: dict[str, Any]) -> None:
     from ..report import board, units
 

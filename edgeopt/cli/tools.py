@@ -266,11 +266,13 @@ def prune(
 @click.option("--name", help="Name of the release; default: the file's.")
 @click.option("--device", help='Board to try it on first: "local", "ssh://[user@]host[:port]", or a name.')
 @about_a_board
+@accept_error_option
 @json_option
 def bundle(
     model: Path,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     inputs: Path | None,
     shapes: tuple[tuple[int, ...], ...],
     labels: str | None,
@@ -289,6 +291,7 @@ def bundle(
     With --device the model runs there first: what it answers and how fast is what the board's health check expects from
     then on. Without, outputs need only be finite. With --labels, right answers count too, and the bundle can be
     validated: against --reference, or else against the model's own outputs, so that a drop says what changed since.
+    Answers that are noise beside those of --reference are refused.
 
     \b
     Example:
@@ -317,6 +320,11 @@ def bundle(
     place = lowering.writable(out, overwrite)
     ran = references.run(reference, given, names, steps) if reference else None
     tried = _try(device, options, contents, wanted, given) if device else None
+    why = bundling.refusal(contents, tried, ran) if tried and ran else None
+    if why and not accept_error:
+        document = {"bundle": None, "reference": str(reference), "refused": why}
+        print_json(document) if as_json else tool_screens.show_refused_bundle(document)
+        return VERDICT_CODES["fail"]
     _, document = bundling.write(place, contents, wanted, given, tried, ran)
     print_json(document) if as_json else tool_screens.show_bundle(document)
     return 0

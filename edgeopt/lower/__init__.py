@@ -41,6 +41,9 @@ SHARED = (
 )
 
 
+ROUND_LESS = {"int8": ("fp16", "fp32"), "fp16": ("fp32",)}  # rungs by what they are better than
+
+
 def abilities() -> dict[str, Ability]:
     """What each file of this package can do, by runtime."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
@@ -67,7 +70,7 @@ def other_ways(runtime: str, scheme: str, kind: str) -> dict[str, list[str]]:
         "runtimes": [
             name for name, other in able.items() if name != runtime and kind in other.sources and rung in other.schemes
         ],
-        "float": [own.schemes[other][0] for other in ("fp16", "fp32") if other in own.schemes and rung == "int8"],
+        "float": [own.schemes[other][0] for other in ROUND_LESS.get(rung, ()) if other in own.schemes],
     }
 
 
@@ -96,8 +99,10 @@ def make(
     try:
         made: Lowered = lowering.lower(source, scheme, example, calibration, folder, progress)
     except LoweringFault as error:
-        ways = ways_in_words(other_ways(runtime, scheme, "onnx" if isinstance(source, Path) else "torch"))
-        raise ModelError(f"{error}; the model is not at fault: {ways}") from error
+        ways = other_ways(runtime, scheme, "onnx" if isinstance(source, Path) else "torch")
+        if error.of_conversion:
+            ways |= {"schemes": [], "float": []}
+        raise ModelError(f"{error}; the model is not at fault: {ways_in_words(ways)}") from error
     return made
 
 

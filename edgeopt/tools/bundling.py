@@ -23,7 +23,7 @@ from edgeopt_agent import preprocess as operations
 from edgeopt_agent.wire import RemoteError
 
 from edgeopt import bundle as bundles
-from edgeopt import formats, measure, provenance, validate
+from edgeopt import fidelity, formats, measure, provenance, validate
 from edgeopt.artifact import Artifact
 from edgeopt.cache import sha256_bytes, sha256_file
 from edgeopt.device.session import Session
@@ -151,13 +151,23 @@ def try_on(session: Session, artifact: Artifact, given: Given, board: dict[str, 
     for index, output in enumerate(outputs):
         if not np.isfinite(output.astype(np.float64)).all():
             raise ModelError(
-                f"{artifact.paths[0]}: output {index} is NaN or infinite on {session.address}; mend the model"
+                f"{artifact.paths[0]}: output {index} is NaN or infinite on {session.address}; where the model that it "
+                "was made from answers with numbers there, its conversion or that runtime is at fault: make it again "
+                "in fp16 or fp32, or for another runtime"
             )
     some = measure.shards(samples.take(np.arange(min(len(samples), measure.LATENCY_SAMPLES))))
     with tempfile.TemporaryDirectory(prefix="edgeopt-bundle-") as folder:
         comparison = measure.bench(session, [artifact], some, "rapid", 0, Path(folder))
     p50, marks = comparison.latency(0)["p50_s"]["value"], list(comparison.conditions()["marks"])
     return Tried(session.address, outputs, p50, marks, board)
+
+
+def refusal(contents: formats.Contents, tried: Tried, reference: Reference) -> str | None:
+    """Why the board's answers are noise beside those of the model that this one was made from (floor.py), or None.
+
+    Raises ModelError where they cannot be compared.
+    """
+    return fidelity.refusal(fidelity.errors(tried.outputs, reference.matching(contents.path, tried.outputs)))
 
 
 def require_labels(given: Given, metric: str | None, has_board: bool, has_reference: bool) -> None:
