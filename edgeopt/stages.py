@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import decode, lower, measure, model, onnx_model, origin, stats
+from . import decode, formats, lower, measure, model, onnx_model, origin, quantizable, stats
 from .artifact import Artifact
 from .cache import Cache, key_of, source_of, versions
 from .device.session import Session
@@ -128,7 +128,10 @@ def open_data(plan: Plan, cache: Cache, say: Say) -> dict[str, Samples]:
     """
     task = plan.run_file.task
     if plan.run_file.model.onnx is not None:
-        onnx_model.files(plan.folder / plan.run_file.model.onnx)
+        contents = formats.read(plan.folder / plan.run_file.model.onnx, "onnxruntime")
+        for rung in sorted({"int8", "npu"} & set(plan.rungs)):
+            mend = f"leave '{rung}' out of [ladder] rungs; the others take it as it is"
+            quantizable.require_float(contents, f"the rung '{rung}'", mend)
     samples = _samples(plan, cache, say)
     rows = split(samples, plan.splits, plan.run_file.splits.seed)
     splits = {name: samples.take(indices) for name, indices in rows.items()}
@@ -255,7 +258,9 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
         "lower": dataclasses.asdict(step),
         "calibration": bench.calibration_hash,
         "versions": versions(lowering.ABILITY.distributions),
-        "code": source_of("edgeopt/parity.py", "edgeopt/lower/__init__.py", *lower.sources(step.runtime)),
+        "code": source_of(
+            "edgeopt/parity.py", "edgeopt/quantizable.py", "edgeopt/lower/__init__.py", *lower.sources(step.runtime)
+        ),
     }
 
     def build(folder: Path) -> None:
@@ -266,7 +271,8 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
             source = prune.restore(bench.module, compressed)
         calibration = bench.prepared("calibration")
         example = tuple(array[: model.REFERENCE_BATCH] for array in calibration)
-        made = lowering.lower(source, step.scheme, example, calibration, folder, bench.progress)
+        with quantizable.source_for(step.scheme, source) as ready:
+            made = lowering.lower(ready, step.scheme, example, calibration, folder, bench.progress)
         facts = {
             "files": [path.name for path in made.paths],
             "options": made.options,

@@ -12,13 +12,14 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import formats, lower, model
+from edgeopt import formats, lower, model, quantizable
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered
 from edgeopt.plan import Ability
 from edgeopt.profile import DeviceProfile
 
+from .feeding import describe
 from .source import Given, Source, load, named_nodes, require_torch_runs
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ def convert(
     if source.contents is not None:
         own = {"package": "onnxruntime", "version": metadata.version("onnxruntime")}
         formats.check(source.contents, {"onnxruntime": own}, "this machine")
+        if scheme.startswith("int8"):
+            quantizable.require_float(source.contents, f"--scheme {scheme}", "`edgeopt convert` takes it as it is")
     clock = Clock(say)
     _load_packages(clock, runtime)
     clock("loading the model")
@@ -152,8 +155,10 @@ def lower_to(
     try:
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=out.parent) as text:
             clock("running the source model")
-            made = lowering.lower(loaded, scheme, example, calibration, Path(text), clock)
+            with quantizable.source_for(scheme, loaded) as ready:
+                made = lowering.lower(ready, scheme, example, calibration, Path(text), clock)
             clock("writing")
+            describe(made.paths[0], given, made.adapters)
             files = _place(made.paths, out)
     except ModelError as error:
         message = re.sub(rf"\S*{re.escape(SCRATCH)}[^/\s]*/", "", str(error))
