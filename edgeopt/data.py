@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decode, model, onnx_model, stats
+from . import decode, formats, model, quantizable, stats
 from .cache import Cache, versions
 from .errors import ConfigError
 from .parts import join_parts, split_of
@@ -34,7 +34,10 @@ def opened(plan: Plan, cache: Cache, say: Say) -> dict[str, Samples]:
     """
     task = plan.run_file.task
     if plan.run_file.model.onnx is not None:
-        onnx_model.files(plan.folder / plan.run_file.model.onnx)
+        contents = formats.read(plan.folder / plan.run_file.model.onnx, "onnxruntime")
+        for rung in sorted({"int8", "npu"} & set(plan.rungs)):
+            mend = f"leave '{rung}' out of [ladder] rungs; the others take it as it is"
+            quantizable.require_float(contents, f"the rung '{rung}'", mend)
     samples = read(plan, cache, say)
     rows = split(samples, plan.splits, plan.run_file.splits.seed)
     splits = {name: samples.take(indices) for name, indices in rows.items()}

@@ -78,6 +78,7 @@ def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
             "measured_on": provenance.record(run.facts),
             "lineage": {
                 "source_graph": run.bench.graph,
+                "inputs": list(plan.run_file.task.inputs),
                 "steps": chosen.record["steps"],
                 "selection_score": chosen.record["score"]["value"],
                 "latency_p50_s": p50,

@@ -35,7 +35,7 @@ LAYERS = (
     {"plan"},
     {"runfile"},
     {"distributions", "sensing", "intervals", "arrays", "provenance"},
-    {"profile", "model", "onnx_model", "binding", "signature", "determinism"}
+    {"profile", "model", "onnx_model", "binding", "signature", "determinism", "quantizable"}
     | {"task", "parts", "tasks", "config", "toml_lines", "formats"},
     {"errors", "floor", "disk"},
 )
@@ -43,7 +43,7 @@ HEAVY = {
     *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
     *("openvino", "nncf", "onnx", "onnxruntime"),
 }
-MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "signature", "determinism", "parity", "compress", "lower"}
+MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "signature", "determinism", "quantizable", "parity", "compress", "lower"}
 AGENT_FOR_HOST = {"wire", "preprocess", "requests", "replies"}
 RUNTIME_PACKAGES = {"ai_edge_litert", "tflite_runtime", "openvino", "onnxruntime"}
 

@@ -301,7 +301,7 @@ def bundle(
     """
     from .. import formats, profile
     from ..artifact import options_for
-    from ..tools import bundling, lowering
+    from ..tools import bundling, feeding, lowering
     from ..tools import reference as references
 
     known = options["profile"] or (where_of(device, dict(options)).profile if device else None)
@@ -312,8 +312,10 @@ def bundle(
     contents = formats.read(model)
     given, names = bundling.samples_of(contents, inputs, shapes, labels)
     steps, settings = bundling.read_steps(preprocess, names)
+    if preprocess is None and not given.is_random:
+        steps = feeding.own_steps(contents, given.arrays)
     settings = options_for(model, board, settings)
-    bundling.require_samples_fit(contents, given, steps)
+    feeding.require_fit(contents, given, steps)
     wanted = bundling.Wanted(name or model.stem, board, root, python, threads, metric, floor_drop, steps, settings)
     bundling.require_wanted(contents, wanted)
     bundling.require_labels(given, metric, device is not None, reference is not None)

@@ -36,6 +36,8 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
     for result in document["results"]:
         if result.get("operators"):
             render_operators(result, console, document["board"])
+    for line in inputs_of(document["results"]):
+        console.print(Text(line))
     if _all_rapid(document["results"]):
         console.print(Text("p95 and p99 need --mode quick or normal", "dim"))
     for result in document["results"]:
@@ -56,6 +58,23 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
         console.print(Text(f" {verdict.upper()} ", f"bold reverse {COLOURS[verdict]}"), end=" ")
     for reason in document.get("reasons") or []:
         console.print(Text(units.text(reason, 600)))
+
+
+def inputs_of(results: list[dict[str, Any]]) -> list[str]:
+    """Which array of --inputs each input of each artifact took, a line each, and what was left alone."""
+    lines = []
+    for result in results:
+        bound = result.get("inputs")
+        if bound is None:
+            continue
+        pairs = [
+            f"{own['input']} ← array {own['array']}" + "".join(f", {step['op']}" for step in steps)
+            for own, steps in zip(bound["inputs"], bound["steps"], strict=True)
+        ]
+        by = " in their order" if bound["by"] == "order" and len(pairs) > 1 else ""
+        lines.append(units.text(f"inputs of {result['name']}{by}: {'; '.join(pairs)}", 600))
+    left = [name for result in results[:1] if result.get("inputs") for name in result["inputs"]["left"]]
+    return lines + ([units.text(f"left alone: {', '.join(left)}", 600)] if left else [])
 
 
 def render_operators(result: dict[str, Any], console: Console, measured_on: dict[str, Any]) -> None:

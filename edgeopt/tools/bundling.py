@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from edgeopt_agent import preprocess as operations
-from edgeopt_agent.wire import RemoteError
 
 from edgeopt import bundle as bundles
 from edgeopt import fidelity, formats, measure, provenance, validate
@@ -34,7 +33,7 @@ from edgeopt.task import CLASS_METRICS, Array, Samples, check_labels, check_outp
 
 from . import reference as references
 from .reference import Reference
-from .source import Given, fits, random_arrays, read_inputs
+from .source import Given, random_arrays, read_inputs
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 Steps = list[list[dict[str, Any]]]
@@ -108,34 +107,12 @@ def samples_of(
 
     Raises ConfigError, ModelError.
     """
-    names = [port.name for port in contents.inputs]
+    names = list(contents.names)
     if inputs is not None and shapes:
         raise ConfigError("--inputs and --shape contradict each other; give one")
     if inputs is not None:
-        given = read_inputs(inputs, labels, names)
-        if len(given.arrays) != len(names):
-            told = ", ".join(str(port) for port in contents.inputs)
-            raise ConfigError(
-                f"--inputs {inputs}: {len(given.arrays)} arrays, and the model takes {len(names)}: {told}; if one of "
-                "them holds the labels, name it with --labels"
-            )
-        return given, names
+        return read_inputs(inputs, labels, names), names
     return Given(random_arrays(contents, shapes), None, True), names
-
-
-def require_samples_fit(contents: formats.Contents, given: Given, steps: Steps) -> None:
-    """Raises ConfigError when a sample after its steps is not what the model takes."""
-    for port, array, own in zip(contents.inputs, given.arrays, steps, strict=True):
-        try:
-            ready = operations.apply(own, array[:1])
-        except RemoteError as error:
-            raise ConfigError(f"input '{port.name}': {error}") from error
-        if not fits(port.shape, ready.shape) or port.dtype != ready.dtype.name:
-            done = "after its preprocess steps " if own else ""
-            raise ConfigError(
-                f"{contents.path}: input {port}, but a sample {done}is {ready.dtype} {list(ready.shape)}; change the "
-                "samples, or give steps with --preprocess"
-            )
 
 
 def as_artifact(contents: formats.Contents, wanted: Wanted) -> Artifact:
@@ -260,6 +237,8 @@ def write(
         "marks": tried.marks if tried else [],
         "board": provenance.record(tried.board) if tried else None,
         "samples": {"n": len(given), "random": given.is_random},
+        "binding": given.entry(),
+        "preprocess": wanted.steps,
         "lineage": lineage,
     }
 
@@ -343,6 +322,7 @@ def _lineage(
         "model": {path.name: sha256_file(path) for path in contents.paths},
         "format": contents.versions,
         "samples": "random" if given.is_random else "given",
+        "inputs": list(contents.names),
         "expected_outputs": f"this model's own on {tried.device}" if tried else None,
         "reference": reference.entry() if reference else references.OWN,
         "accuracy": "not judged",
