@@ -223,7 +223,7 @@ def test_packed_arrays_are_refused_by_host_and_board(tmp_path: Path) -> None:
         for read in (made.check, lambda made=made: validate.read_pack(made)):
             with pytest.raises(IntegrityError, match="packed"):
                 read()
-        with pytest.raises(RemoteError, match="packed|its own size"):
+        with pytest.raises(RemoteError, match=r"packed|its own size"):
             load_shard(str(tmp_path / name))
 
 
@@ -234,6 +234,6 @@ def test_a_header_is_not_believed(tmp_path: Path, shape: tuple[int, ...]) -> Non
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(tmp_path / "shard", "w") as archive:
         archive.writestr("input0.npy", header.getvalue() + bytes(8 * 4 * 4))
-    with pytest.raises(RemoteError, match="says it is") as caught:
+    with pytest.raises(RemoteError, match="cannot be read") as caught:
         load_shard(str(tmp_path / "shard"))
     assert caught.value.kind == "integrity"
