@@ -157,6 +157,8 @@ class Bundle:
         data = _member(self.path, f"blobs/{entry.sha256}", entry.size_bytes)
         if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise IntegrityError(f"{self.path}: blob {entry.sha256[:12]} is damaged; get the bundle again")
+        if data.startswith(b"PK"):
+            _require_stored(data, f"{self.path}: blob {entry.sha256[:12]}")
         return data
 
     def artifact(self, folder: Path, name: str | None = None, threads: int | None = None) -> Artifact:
@@ -309,6 +311,22 @@ def _check_expansion(path: Path, manifest: Manifest) -> None:
         raise IntegrityError(
             f"{path}: its {len(sizes)} files and shards would take {sum(sizes)} bytes, and the bundle has {held}; at "
             f"most {MOST_NAMES} of them and {MOST_EXPANSION:g} times its size are allowed; get it again"
+        )
+
+
+def _require_stored(data: bytes, what: str) -> None:
+    """Arrays of a bundle are stored as they are: packed, half a megabyte of them can take a gigabyte of memory."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        return  # no archive, so nothing that could be unpacked; whoever reads it says what is wrong
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    total = sum(member.file_size for member in members)
+    if packed or total > len(data):
+        raise IntegrityError(
+            f"{what} is an archive of {len(data)} bytes that would take {total}; arrays in a bundle are not packed: "
+            "get it again"
         )
 
 

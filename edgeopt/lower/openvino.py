@@ -6,6 +6,7 @@ the selection split chooses among schemes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
