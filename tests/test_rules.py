@@ -34,7 +34,7 @@ LAYERS = (
     {"runfile"},
     {"distributions", "sensing", "intervals", "arrays"},
     {"profile", "model", "onnx_model", "task", "tasks", "config", "toml_lines", "formats"},
-    {"errors"},
+    {"errors", "visible"},
 )
 HEAVY = {
     *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import click
 
 from ..errors import AgentFailure, EdgeoptError
+from .display import echo_lines, echo_message
 from .document import keep_stdout, print_json
 
 INTERRUPTED = 130
@@ -94,17 +96,19 @@ def main() -> None:
         goes_on = "; the same command continues where it was" if "optimize" in sys.argv[1:2] else ""
         _fail(f"interrupted{goes_on}", INTERRUPTED, "interrupted", as_json)
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        echo_lines(told.getvalue().rstrip("\n"), err=True)
         _fail(None, 2, type(error).__name__, as_json, error.format_message())
     except EdgeoptError as error:
         if isinstance(error, AgentFailure) and error.traceback and os.environ.get("EDGEOPT_DEBUG"):
-            click.echo(error.traceback, err=True)
+            echo_lines(error.traceback, err=True)
         _fail(_from_a_clone(str(error)), error.exit_code, type(error).__name__, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left
         sys.exit(1)
     except Exception as error:
-        traceback.print_exc()
+        echo_lines(traceback.format_exc(), err=True)
         _fail(
             f"this is a fault of edgeopt: {type(error).__name__}: {error}; please report the lines above",
             OUR_FAULT,
@@ -121,7 +125,7 @@ def _from_a_clone(message: str) -> str:
 
 def _fail(message: str | None, code: int, kind: str, as_json: bool, text: str | None = None) -> None:
     if message is not None:
-        click.echo(f"edgeopt: {message}", err=True)
+        echo_message(f"edgeopt: {message}")
     if as_json:
         document: dict[str, Any] = {"error": {"kind": kind, "message": message or text}, "exit_code": code}
         print_json(document)

@@ -11,6 +11,7 @@ import click
 from ..errors import ConfigError, IntegrityError
 from ..report import KINDS, RUN, schema
 from .common import json_option, print_json
+from .display import echo, screen
 from .prices import price_options
 
 
@@ -91,11 +92,9 @@ def report(
     if as_json:
         print_json(dict(document, report=str(page), cost=costs))
         return 0
-    from rich.console import Console
-
     from ..report import terminal
 
-    terminal.render(document, Console(), run, full=True, costs=costs)
+    terminal.render(document, screen(), run, full=True, costs=costs)
     return 0
 
 
@@ -119,8 +118,6 @@ def _is_kept(run: Path) -> bool:
 
 def _show_kept(run: Path, out: Path | None, as_json: bool) -> int:
     """As the command showed it; with `out` as a page, too, where something goes over time."""
-    from rich.console import Console
-
     from .. import kept
     from ..report import joules, measured, under_load
 
@@ -131,9 +128,10 @@ def _show_kept(run: Path, out: Path | None, as_json: bool) -> int:
         print_json(document if out is None else dict(document, report=str(out)))
         return 0
     screens = {"load": under_load.render, "power": joules.render, "validate": measured.render_validation}
-    screens.get(record["command"], measured.render_bench)(document, Console())
+    screens.get(record["command"], measured.render_bench)(document, screen())
     if out is not None:
-        click.echo(f"\nreport  {out}")
+        echo()
+        echo(f"report  {out}")
     return 0
 
 
@@ -177,12 +175,11 @@ def _version(path: Path) -> Any:
 
 
 def _show_recomputed(found: dict[str, Any], name: str, edgeopt: Any) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from ..report import units
 
-    console = Console()
+    console = screen()
     for one in found["differences"]:
         stored, again = (units.text(str(one[key]), 80) for key in ("stored", "again"))
         console.print(
@@ -214,11 +211,10 @@ def _show_against(
         written = {} if out is None else {"report": str(out)}
         print_json(against.differences(first, second, names) | written)
         return
-    from rich.console import Console
-
-    against.render(first, second, names, Console())
+    against.render(first, second, names, screen())
     if out is not None:
-        click.echo(f"\nreport  {out}")
+        echo()
+        echo(f"report  {out}")
 
 
 def _read(run: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
+from .display import echo
 
 SHOWN_OPERATORS = 8
 
@@ -13,22 +13,22 @@ def show(document: dict[str, Any]) -> None:
     from ..report import units
 
     for file in document["files"]:
-        click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
-    click.echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
+        echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
     if cut := document.get("prune"):
         (macs, macs_left), (size, size_left) = cut["macs"], cut["parameters"]
-        click.echo(
+        echo(
             f"pruned: {units.count(macs_left)} of {units.count(macs)} multiply-accumulates left "
             f"({units.share(macs_left / macs)}), {units.count(size_left)} of {units.count(size)} parameters; "
             + (f"recovered over {cut['epochs']} epochs" if cut["epochs"] else "not recovered")
         )
     for title, lines in _sections(document):
         for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
+            echo(f"  {title if not number else '':<12} {line}")
     if document["large_error"]:
-        click.echo(_large_error(document["large_error"]))
+        echo(_large_error(document["large_error"]))
     source = document["model"] if document["source_inputs"] else "SOURCE.onnx"
-    click.echo(
+    echo(
         f"accuracy was not judged: `edgeopt bundle --labels … --reference {source}` and then `edgeopt validate` tell "
         "the loss on the board; `edgeopt optimize` does all of it"
     )
@@ -39,15 +39,15 @@ def show_npu(document: dict[str, Any]) -> None:
     from ..report import placement, units
 
     (file,) = document["files"]
-    click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
     accelerator = document["npu"]["compiler"]["accelerator"]
-    click.echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
+    echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
     delegate = document["options"].get("delegate")
     needs = f"tflite with the delegate {delegate}" if delegate else "tflite with the vendor's delegate"
     for title, lines in [*placement.npu(document["npu"]), ("runs on", [needs])]:
         for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
-    click.echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
+            echo(f"  {title if not number else '':<12} {line}")
+    echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
 
 
 def _large_error(found: dict[str, Any]) -> str:
@@ -131,8 +131,8 @@ def _steps(steps: list[dict[str, Any]]) -> str:
 def show_bundle(document: dict[str, Any]) -> None:
     from ..report import units
 
-    click.echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
-    click.echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
+    echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
+    echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
     health = document["health"]
     limits = ["finite outputs"]
     if health["greatest_output_error"] is not None:
@@ -142,12 +142,12 @@ def show_bundle(document: dict[str, Any]) -> None:
     if health["least_correct"] is not None:
         limits.append(f"at least {health['least_correct']} of {health['of']} right")
     kind = "random" if document["samples"]["random"] else "given"
-    click.echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
+    echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
     for number, line in enumerate(_to_validate(document)):
-        click.echo(f"  {'' if number else 'to validate':<14} {line}")
+        echo(f"  {'' if number else 'to validate':<14} {line}")
     for mark in document["marks"]:
-        click.echo(f"  marked         {mark}")
-    click.echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
+        echo(f"  marked         {mark}")
+    echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
 
 
 def _to_validate(document: dict[str, Any]) -> list[str]:
