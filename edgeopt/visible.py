@@ -20,7 +20,8 @@ def lines(text: object) -> str:
 
 def message(text: object) -> str:
     """In as many as it has, the later ones indented: none of them can be taken for a message of its own."""
-    return lines(text).replace("\n", "\n  ")
+    first, *others = lines(text).split("\n")
+    return "\n".join([first, *(other if other.startswith("  ") else f"  {other}" for other in others)])
 
 
 def json_text(text: str) -> str:

@@ -219,15 +219,21 @@ def _show_against(
 
 def _read(run: Path) -> dict[str, Any]:
     from ..cache import check_json
-    from ..report import SCHEMA_VERSION
+    from ..report import SCHEMA_VERSION, conform
 
     path = run / "run.json"
     if not path.is_file():
         raise ConfigError(f"{run}: no run.json in it; name a folder that `edgeopt optimize` wrote, runs/<name>")
     document: dict[str, Any] = check_json(path)
+    if not isinstance(document, dict):
+        raise IntegrityError(
+            f"{path}: no object, so not a run; name a folder that `edgeopt optimize` wrote, runs/<name>"
+        )
     if document.get("schema") != SCHEMA_VERSION:
         raise ConfigError(
-            f"{path}: found schema {document.get('schema')!r}; this edgeopt reads schema {SCHEMA_VERSION}; show it "
+            f"{path}: found schema {document.get('schema')!r:.60}; this edgeopt reads schema {SCHEMA_VERSION}; show it "
             "with the edgeopt that wrote it, or run optimize again"
         )
+    if wrong := conform.first(document, schema(), "run.json"):
+        raise IntegrityError(f"{path} is not as edgeopt writes it: {wrong}; get it again, or run optimize again")
     return document
