@@ -19,7 +19,7 @@ from .common import (
     undecided_option,
     verdict_code,
 )
-from .display import Display
+from .display import Display, echo_lines, screen
 
 
 @click.command()
@@ -77,7 +77,7 @@ def optimize(
 
     if explain:
         known = [dataclasses.asdict(key) for key in config.keys(runfile.RunFile)]
-        print_json({"keys": known}) if as_json else click.echo(config.explain(runfile.RunFile))
+        print_json({"keys": known}) if as_json else echo_lines(config.explain(runfile.RunFile))
         return 0
     made = plan.load(run_file, lower.abilities(), options["profile"] or known_profile(options["device"]))
     if options["stand_in"]:
@@ -128,16 +128,12 @@ def waiting(display: Display) -> Any:
 
 
 def _show_plan(made: Any, device: str | None) -> None:
-    from rich.console import Console
-
     from ..report import terminal
 
-    terminal.render_plan(made.to_json(), device or made.run_file.device.address, Console())
+    terminal.render_plan(made.to_json(), device or made.run_file.device.address, screen())
 
 
 def _show(document: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-
     from ..report import terminal
 
-    terminal.render(document, Console(), out)
+    terminal.render(document, screen(), out)
