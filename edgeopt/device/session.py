@@ -28,7 +28,7 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 SAY_AGAIN_S = 30.0
 LEAST_CHUNK_BYTES = 8 << 10  # 4 s at 16 kbit/s
-CHUNK_S = 4.0  # what one may take: ssh's own signs of life wait behind it
+CHUNK_S = 10.0  # what one may take: ssh's own signs of life wait behind it, and it gives up after 15 s without
 FOLLOWING = ("job.start", "job.poll")  # where these give up, a job is left on the board
 
 
@@ -174,7 +174,9 @@ class Session:
             began = time.monotonic()
             try:
                 held = self.request("blob.put", chunk, sha256=sha256, size_bytes=len(data), offset=offset)
-                self._chunk_bytes = _next_chunk(held["have"] - offset, time.monotonic() - began)
+                rate = (held["have"] - offset) / max(time.monotonic() - began, 1e-3)
+                fits = int(rate * min(CHUNK_S, self._reply_s / 4))
+                self._chunk_bytes = min(max(fits, LEAST_CHUNK_BYTES), wire.CHUNK_BYTES)
             except AgentFailure as error:
                 damaged += error.kind == "integrity"
                 if error.kind != "integrity" or damaged > 2:
@@ -353,12 +355,6 @@ class Session:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
-
-
-def _next_chunk(sent_bytes: int, took_s: float) -> int:
-    """How many bytes to send next, from how long the last ones took."""
-    fits = int(sent_bytes / max(took_s, 1e-3) * CHUNK_S)
-    return min(max(fits, LEAST_CHUNK_BYTES), wire.CHUNK_BYTES)
 
 
 def _caller() -> str:
