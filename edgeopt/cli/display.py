@@ -118,7 +118,7 @@ class Display:
             self._begin_step(event["what"])
         else:
             self._console.print(event["what"])
-            heartbeat.note("", said=True)
+            heartbeat.note(event["what"].partition(";")[0] if event["event"] == "waiting" else "", said=True)
 
     def _begin_step(self, what: str) -> None:
         self._step, self._began = what, time.monotonic()
