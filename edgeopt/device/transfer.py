@@ -22,7 +22,10 @@ Event = Callable[[dict[str, Any]], None]
 
 
 class Pace:
-    """How large the next piece of a blob is, from how long the last one took; reply_s: how long a board may be silent."""
+    """How large the next piece of a blob is, from how long the last one took.
+
+    reply_s: how long a board may be silent.
+    """
 
     def __init__(self, reply_s: float) -> None:
         self._longest_s = min(CHUNK_S, reply_s / 4)
