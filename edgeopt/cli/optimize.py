@@ -47,6 +47,11 @@ from .display import Display, echo_lines, screen
     help="Folder of finished steps; default: $EDGEOPT_CACHE or ~/.cache/edgeopt.",
 )
 @click.option("--remeasure", is_flag=True, help="Measure again, though earlier comparisons on this board are stored.")
+@click.option(
+    "--bundle-anyway",
+    is_flag=True,
+    help="Where nothing fits, score the nearest candidate on final and pack it, marked.",
+)
 @click.option("--show-plan", is_flag=True, help="Print what is fixed before work starts, and stop.")
 @click.option("--explain", is_flag=True, help="Print what a run file may hold, key by key, and stop.")
 @undecided_option
@@ -58,6 +63,7 @@ def optimize(
     show_plan: bool,
     explain: bool,
     remeasure: bool,
+    bundle_anyway: bool,
     allow_undecided: bool,
     as_json: bool,
     **options: Any,
@@ -86,7 +92,7 @@ def optimize(
         print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
         return 0
     out = out or Path("runs") / made.name
-    document = _run(made, out, cache, remeasure, options)
+    document = _run(made, out, cache, remeasure, bundle_anyway, options)
     if as_json:
         print_json(document)
     else:
@@ -94,7 +100,9 @@ def optimize(
     return verdict_code(document["verdict"], allow_undecided)
 
 
-def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dict[str, Any]) -> dict[str, Any]:
+def _run(
+    made: Any, out: Path, cache: Path | None, remeasure: bool, bundle_anyway: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     from .. import cache as caches
     from .. import optimize as job
 
@@ -118,7 +126,9 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:
         store = caches.Cache(cache, waiting(display))
-        document = job.optimize(made, lambda: where.open(display), store, out.resolve(), display.event, remeasure)
+        document = job.optimize(
+            made, lambda: where.open(display), store, out.resolve(), display.event, remeasure, bundle_anyway
+        )
     return document
 
 

@@ -21,10 +21,16 @@ if TYPE_CHECKING:
     from ..device.session import Session
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
-JUDGED = {"pass": "passed", "undecided": "undecided", "not judged": "not judged"}  # a manifest's verdict in words
+JUDGED = {
+    "pass": "passed",
+    "undecided": "undecided",
+    "fail": "FAILED",
+    "not judged": "not judged",
+}  # a manifest's verdict in words
 MARKS = {
     "pass": "; accuracy passed",
     "undecided": "; marked: undecided, its accuracy is not shown to hold the floor",
+    "fail": "; marked: FAILED, it misses what its plan demands",
     "not judged": "; marked: not judged, nobody compared its accuracy with a floor",
 }
 
