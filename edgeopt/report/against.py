@@ -11,7 +11,7 @@ from rich.text import Text
 
 from .. import provenance
 from . import units
-from .terminal import COLOURS, NAME_LIMIT, chosen_trial, part, row
+from .terminal import COLOURS, NAME_LIMIT, chosen_trial, name_width, part, row
 
 CAUTION = (
     "No verdict compares these two runs: each measured its own baseline, at another time and perhaps on another board. "
@@ -211,7 +211,8 @@ def changed_words(line: dict[str, Any]) -> tuple[str, str, str]:
 
 def _candidate_table(first: dict[str, Any], second: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("candidate", overflow="fold")
+    names = [units.text(name, NAME_LIMIT) for name in trials_by_name(first, second)]
+    table.add_column("candidate", overflow="fold", min_width=name_width("candidate", names))
     table.add_column("run")
     table.add_column("verdict", no_wrap=True)
     for name in ("× own fp32", "size", "score", "drop"):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import accounts, board, breakdown, units
+from edgeopt.report import accounts, board, breakdown, timing, units
 
 NAME_LIMIT = 40
 WIDE = 130
@@ -22,6 +22,7 @@ COLUMNS = {
 SHOWN = 2  # worst classes, groups, confusions on one screen
 SHOWN_IN_FULL = 20
 SHORT = 24
+LONGEST_NAME = 22  # on a narrow screen
 STATES = {"pass": "met", "fail": "missed", "undecided": "undecided"}
 COLOURS = {
     **{"pass": "green", "fail": "red", "undecided": "yellow"},
@@ -92,6 +93,8 @@ def render(
         _tables(final, str(final.get("metric") or metric), console, own)
     bundle, at = part(run, "bundle").get("file"), "" if run_dir is None else f"{run_dir}/"
     console.print()
+    if took := timing.line(run):
+        console.print(Text(f"time    {took}"), soft_wrap=True)
     console.print(Text(f"report  {at}report.html"), soft_wrap=True)
     if said := board.mark(own):
         console.print(Text(f"marked  what both hold was measured {said}", "yellow"), soft_wrap=True)
@@ -262,9 +265,16 @@ def part(given: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def name_width(title: str, names: Sequence[str]) -> int:
+    """Of a column of names, so that no name of usual length and no title is broken within a word."""
+    return max(len(title), min(LONGEST_NAME, max(map(len, names), default=0)))
+
+
 def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=wide)
-    table.add_column("artifact", overflow="fold")
+    table.add_column(
+        "artifact", overflow="fold", min_width=name_width("artifact", [f"  {one['name']}" for one in rows])
+    )
     table.add_column("verdict", no_wrap=True)
     metered = any(said["power"] != units.NOT_MEASURED for said in rows)
     has_beside = any(said["beside"] for said in rows)  # two jobs measure fp32 twice: both figures are of one
