@@ -48,6 +48,23 @@ def shape_option(told: str) -> Callable[[Command], Command]:
     return click.option("--shape", "shapes", callback=_shapes, multiple=True, help=told)
 
 
+labels_option = click.option("--labels", help="Name of the array of labels in --inputs, which is no input.")
+
+
+def metric_option(then: str) -> Callable[[Command], Command]:
+    """--metric; then: what is known with labels and metric."""
+    told = f"How labels are compared; then {then}."
+    return click.option("--metric", type=click.Choice(["top1", "top5", "negative_mae"]), help=told)
+
+
+def require_labelled(inputs: Path | None, labels: str | None, metric: str | None) -> None:
+    """Raises ConfigError for labels without samples, and for a metric without labels."""
+    if labels is not None and inputs is None:
+        raise ConfigError(f"--labels {labels}: it names an array of --inputs, which is not given")
+    if metric is not None and labels is None:
+        raise ConfigError(f"--metric {metric}: it compares with labels; name their array with --labels")
+
+
 def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--mode, --minutes and --no-repeat."""
     for option in (

@@ -26,6 +26,14 @@ def show(document: dict[str, Any]) -> None:
     for title, lines in _sections(document):
         for number, line in enumerate(lines):
             echo(f"  {title if not number else '':<12} {line}")
+    if score := document["score"]:
+        metric, source, own = score["metric"], score["source"], score["artifact"]
+        words = (
+            f"{units.score(own, metric)} on these {score['n']} samples here, the source's {units.score(source, metric)}"
+        )
+        used = ["set its ranges"] if document["scheme"].startswith("int8") else []
+        used += ["trained it"] if document.get("prune", {}).get("epochs") else []
+        echo(f"  {metric:<12} {words}" + (f"; they also {' and '.join(used)}" if used else ""))
     if document["large_error"]:
         echo(_large_error(document["large_error"], document["refused"] is not None))
     if document["refused"]:
