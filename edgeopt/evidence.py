@@ -9,15 +9,16 @@ samples/<trial>.selection.npz, samples/final.npz    per sample: scores, decision
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgeopt_agent import wire
 
-from . import cost, fidelity, power, slices, stats
+from . import arrays, cost, disk, fidelity, power, slices, stats
 from .errors import IntegrityError
 from .measure import Comparison
 from .plan import OF_ENERGY
@@ -87,15 +88,37 @@ class Scored:
 
     def write(self, path: Path) -> None:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        arrays: dict[str, Any] = {name: array for name, array in given.items() if array is not None}
-        np.savez_compressed(path, **arrays)
+        columns: dict[str, Any] = {name: array for name, array in given.items() if array is not None}
+        _write_arrays(path, columns)
 
     @classmethod
     def read(cls, path: Path) -> Scored:
         """Raises IntegrityError, FileNotFoundError."""
-        arrays = read_arrays(path)
+        held = arrays.read(path, str(path))
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: array for name, array in arrays.items() if name in names})
+        try:
+            found = cls(**{name: array for name, array in held.items() if name in names})
+            found.require_whole()
+        except (TypeError, ValueError) as error:
+            raise IntegrityError(f"{path}: not the scores of samples, as this edgeopt keeps them ({error})") from error
+        return found
+
+    def require_whole(self) -> None:
+        """Raises ValueError where these are not one row a sample, or no scores."""
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given = {name: array for name, array in columns.items() if array is not None}
+        samples = {name: array for name, array in given.items() if name not in ("errors", "elements")}
+        arrays.require_rows(samples)
+        if any(array.ndim != 1 for array in samples.values()):
+            raise ValueError("each sample has one score, one label and one decision")
+        shape = (len(self.elements), len(self.own), 4)
+        if self.errors.shape != shape or self.elements.ndim != 1 or not (self.elements > 0).all():
+            raise ValueError(f"errors {list(self.errors.shape)}, which must be {list(shape)}")
+        for name in given.keys() - {"labels", "groups"}:
+            if given[name].dtype.kind not in "biuf" or not np.isfinite(given[name]).all():
+                raise ValueError(f"{name} holds what is no finite number")
+        if self.decisions is not None and (self.labels is None or self.labels.dtype.kind not in "iu"):
+            raise ValueError("decisions need labels that are whole numbers")
 
 
 def judged(scored: Scored, floor: float, classes: Sequence[str] = (), threshold: float | None = None) -> dict[str, Any]:
@@ -235,43 +258,38 @@ def confidence(outputs: Array, shares: bool) -> Array:
 
 def write_job(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
     """names: of the job's artifacts, in order; the candidate is the last."""
-    arrays: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for index, name in enumerate(names):
         own = [block for block in comparison.result["blocks"] if block["artifact"] == index]
         prefix = "" if index == len(names) - 1 else f"{name}."
-        arrays[f"{prefix}seconds"] = comparison.seconds(index)
-        arrays[f"{prefix}copy_s"] = comparison.copy_and_invoke_s[index][:, 0]
-        arrays[f"{prefix}block"] = np.repeat(np.arange(len(own), dtype=np.int32), [block["n"] for block in own])
-        arrays[f"{prefix}started"] = np.array([block["began_s"] for block in own])
+        columns[f"{prefix}seconds"] = comparison.seconds(index)
+        columns[f"{prefix}copy_s"] = comparison.copy_and_invoke_s[index][:, 0]
+        columns[f"{prefix}block"] = np.repeat(np.arange(len(own), dtype=np.int32), [block["n"] for block in own])
+        columns[f"{prefix}started"] = np.array([block["began_s"] for block in own])
     job = {"names": list(names), "mode": comparison.mode, "result": comparison.result}
-    arrays["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
-    np.savez_compressed(path, **arrays)
+    columns["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
+    _write_arrays(path, columns)
+
+
+def _write_arrays(path: Path, columns: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **columns)
+    disk.write(path, buffer.getbuffer())
 
 
 def read_job(path: Path) -> tuple[list[str], Comparison]:
     """(names of the artifacts, the candidate last; the comparison). Raises IntegrityError, FileNotFoundError."""
-    arrays = read_arrays(path)
+    held = arrays.read(path, str(path))
     try:
-        job = json.loads(arrays["job"].tobytes())
+        job = wire.parse(held["job"].tobytes().decode("utf-8"))
         names: list[str] = job["names"]
         pairs = []
         for index, name in enumerate(names):
             prefix = "" if index == len(names) - 1 else f"{name}."
-            pairs.append(np.stack([arrays[f"{prefix}copy_s"], arrays[f"{prefix}seconds"]], axis=1))
-        return names, Comparison(job["mode"], job["result"], pairs)
+            pairs.append(np.stack([held[f"{prefix}copy_s"], held[f"{prefix}seconds"]], axis=1))
+        return names, Comparison.of(job["mode"], job["result"], pairs)
     except (KeyError, ValueError, TypeError) as error:
         raise IntegrityError(f"{path}: not the whole job's samples, as this edgeopt keeps them ({error!r})") from error
-
-
-def read_arrays(path: Path) -> dict[str, Array]:
-    """Raises IntegrityError where it is no .npz of plain arrays, FileNotFoundError."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise IntegrityError(f"{path}: not arrays of samples ({error})") from error
 
 
 def of_job(comparison: Comparison, names: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
@@ -316,20 +334,21 @@ def ratios(comparison: Comparison, sizes: Sequence[int], index: int, against: in
 
 def write_energy(path: Path, run: power.Run, names: Sequence[str], most_w: float) -> None:
     """names: of the job's artifacts, in order; most_w: more than this no reading can be."""
-    arrays: dict[str, Any] = {"power": np.stack([run.readings.times_s, run.readings.values], axis=1)}
-    arrays["overhead"] = np.zeros(0) if run.overhead_s is None else run.overhead_s
+    columns: dict[str, Any] = {"power": np.stack([run.readings.times_s, run.readings.values], axis=1)}
+    columns["overhead"] = np.zeros(0) if run.overhead_s is None else run.overhead_s
     job = {"names": list(names), "most_w": most_w, "result": run.result}
-    arrays["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
-    np.savez_compressed(path, **arrays)
+    columns["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
+    _write_arrays(path, columns)
 
 
 def read_energy(path: Path) -> tuple[power.Run, list[str], float]:
     """(the readings; names of the artifacts, the candidate last; most_w). Raises IntegrityError, FileNotFoundError."""
-    arrays = read_arrays(path)
+    held = arrays.read(path, str(path))
     try:
-        job = json.loads(arrays["job"].tobytes())
-        overhead = np.stack([np.zeros(len(arrays["overhead"])), arrays["overhead"]], axis=1)
-        return power.Run.of(job["result"], arrays["power"], overhead), job["names"], job["most_w"]
+        job = wire.parse(held["job"].tobytes().decode("utf-8"))
+        overhead = np.stack([np.zeros(len(held["overhead"])), held["overhead"]], axis=1)
+        most_w = float(job["most_w"])
+        return power.Run.of(job["result"], held["power"], overhead), list(job["names"]), most_w
     except (KeyError, ValueError, TypeError) as error:
         raise IntegrityError(f"{path}: not the whole job's readings, as this edgeopt keeps them ({error!r})") from error
 

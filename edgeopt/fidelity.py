@@ -142,10 +142,10 @@ def parts(outputs: Sequence[Mapping[str, Any]]) -> list[Figures]:
 
 def worst(outputs: Sequence[Mapping[str, Any]]) -> Figures | None:
     """The part with the largest error; None where there is no output."""
-    return min(parts(outputs), key=_rank, default=None)
+    return min(parts(outputs), key=rank, default=None)
 
 
-def _rank(part: Mapping[str, Any]) -> float:
+def rank(part: Mapping[str, Any]) -> float:
     """In one order: decibels, and shares of equal values between the same two limits."""
     share = part["equal_share"]
     if share is not None:
@@ -156,12 +156,12 @@ def _rank(part: Mapping[str, Any]) -> float:
 
 def is_lost(part: Mapping[str, Any] | None) -> bool:
     """Whether its error is too large to be an answer."""
-    return part is not None and _rank(part) < FLOOR_DB
+    return part is not None and rank(part) < FLOOR_DB
 
 
 def is_large(part: Mapping[str, Any] | None) -> bool:
     """Whether its error needs a warning."""
-    return part is not None and _rank(part) < LARGE_ERROR_DB
+    return part is not None and rank(part) < LARGE_ERROR_DB
 
 
 def where(part: Mapping[str, Any], of: int) -> str:

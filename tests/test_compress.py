@@ -179,7 +179,7 @@ def test_every_output_keeps_its_layers() -> None:
     [
         (nn.Linear(16, 4), (1, 16), "its only such layers yield the outputs"),
         (nn.Sequential(nn.Flatten(), nn.ReLU()), (1, 16), "it has no convolution and no dense layer"),
-        (nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), (1, 16), r"multiple of 8.*widths: 0 8"),
+        (nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), (1, 16), r"'0' \(8 channels\).*multiple of 8"),
     ],
 )
 def test_nothing_to_prune_says_why(module: nn.Module, shape: tuple[int, ...], why: str) -> None:

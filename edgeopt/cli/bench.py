@@ -19,10 +19,10 @@ from .common import (
     print_json,
     verdict_code,
 )
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
-from .queries import Queries, load, place, query_options
+from .queries import Queries, load, made_for, query_options
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -69,7 +69,7 @@ def _settings(_context: click.Context, _option: click.Parameter, texts: tuple[st
     return found
 
 
-@click.command(short_help="Latency and memory of one model on a board.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @boards_options
 @click.option(
@@ -91,7 +91,7 @@ def bench(model: Path, boards: Boards, keep: Keep, as_json: bool, **how: Any) ->
 
     def work(where: Where) -> Done:
         if keep.stop:
-            document = stopped(keep.of(where, boards), where, place([model]))
+            document = stopped(keep.of(where, boards), where, made_for([model]))
             return Done(document, "stopped", stop_words(document))
         document = _measure([model], where, keep.of(where, boards), **how)
         (result,) = document["results"]
@@ -104,7 +104,7 @@ def bench(model: Path, boards: Boards, keep: Keep, as_json: bool, **how: Any) ->
     return on_each(boards, work, _show, as_json)
 
 
-@click.command(short_help="Two models in one job, in alternating blocks.")
+@click.command()
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @device_options
@@ -117,7 +117,7 @@ def compare(first: Path, second: Path, where: Where, keep: Keep, as_json: bool, 
       edgeopt compare fp32.tflite int8.tflite --random --device ssh://pi@raspberrypi --profile raspberry-pi-4
     """
     if keep.stop:
-        document = stopped(keep, where, place([first, second]))
+        document = stopped(keep, where, made_for([first, second]))
     else:
         document = _measure([first, second], where, keep, **how)
     print_json(document) if as_json else _show(document)
@@ -148,9 +148,10 @@ def _measure(
         Display(subject) as display,
         keeping(keep, "compare" if len(paths) == 2 else "bench", asked, expected_s, display) as kept,
     ):
-        artifacts, shards = load(paths, queries, Path(text), where, settings)
+        loaded = load(paths, queries, Path(text), where, settings)
+        artifacts, shards = loaded.artifacts, loaded.shards
         demand = placement.Demand(require_int8, allow_fallback)
-        session, python = where.open(display, *place(paths))
+        session, python = where.open(display, made_for(paths))
         with session:
             if kept.journal:
                 session.keep(kept.journal)
@@ -166,7 +167,7 @@ def _measure(
             {
                 "device": session.address,
                 "board": board,
-                "artifacts": [_told(artifact) for artifact in artifacts],
+                "artifacts": [{**_told(own), "inputs": loaded.bound[n]} for n, own in enumerate(artifacts)],
                 "operators": [found["operators"] if found and operators else None for found in ran],
                 "budgets": _budgets(paths, where),
                 "random_inputs": queries.random,
@@ -188,10 +189,8 @@ def _budgets(paths: list[Path], where: Where) -> dict[str, float]:
 
 def _show(document: dict[str, Any]) -> None:
     if "stopped" in document:
-        click.echo(stop_words(document))
+        echo(stop_words(document))
         return
-    from rich.console import Console
-
     from ..report import measured
 
-    measured.render_bench(document, Console())
+    measured.render_bench(document, screen())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
-import click
-
 from ..floor import FLOOR_SAYS
+from .display import echo
 
 SHOWN_OPERATORS = 8
 SHOWN_PARTS = 6
@@ -17,27 +17,57 @@ def show(document: dict[str, Any]) -> None:
     from ..report import units
 
     for file in document["files"]:
-        click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
-    click.echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
+        echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
     if cut := document.get("prune"):
-        (macs, macs_left), (size, size_left) = cut["macs"], cut["parameters"]
-        click.echo(
-            f"pruned: {units.count(macs_left)} of {units.count(macs)} multiply-accumulates left "
-            f"({units.share(macs_left / macs)}), {units.count(size_left)} of {units.count(size)} parameters; "
-            + (f"recovered over {cut['epochs']} epochs" if cut["epochs"] else "not recovered")
-        )
+        for title, lines in _pruned(cut):
+            for number, line in enumerate(lines):
+                echo(f"  {title if not number else '':<12} {line}")
     for title, lines in _sections(document):
         for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
+            echo(f"  {title if not number else '':<12} {line}")
     if document["large_error"]:
-        click.echo(_large_error(document["large_error"], document["refused"] is not None))
+        echo(_large_error(document["large_error"], document["refused"] is not None))
     if document["refused"]:
         return
     source = document["model"] if document["source_inputs"] else "SOURCE.onnx"
-    click.echo(
+    echo(
         f"accuracy was not judged: `edgeopt bundle --labels … --reference {source}` and then `edgeopt validate` tell "
         "the loss on the board; `edgeopt optimize` does all of it"
     )
+
+
+def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    from ..report import units
+
+    (macs, macs_left), (size, size_left) = cut["macs"], cut["parameters"]
+    left = (
+        f"{units.count(macs_left)} of {units.count(macs)} multiply-accumulates left ({units.share(macs_left / macs)}), "
+        f"{units.count(size_left)} of {units.count(size)} parameters; "
+        + (f"recovered over {cut['epochs']} epochs" if cut["epochs"] else "not recovered")
+    )
+    widths = [f"{name} {before} → {after}" for name, (before, after) in cut["widths"].items() if before != after]
+    by_reason: dict[str, list[str]] = {}
+    for own in cut["whole"]:
+        by_reason.setdefault(own["why"], []).append(f"{own['layer']} ({own['width']})")
+    proof = cut["proof"]
+    sections = [
+        ("pruned", [left]),
+        ("widths", textwrap.wrap(", ".join(widths), 100, break_on_hyphens=False)),
+        ("left whole", [f"{', '.join(layers)}: {why}" for why, layers in by_reason.items()]),
+        (
+            "proof",
+            [f"the source with these channels at 0, on {proof['samples']} samples" + _noise(proof)],
+        ),
+        (
+            "from source",
+            [f"{own['stage']}: off by {own['max_abs_error']:.3g} at most" + _noise(own) for own in cut["parity"]],
+        ),
+    ]
+    if score := cut["accuracy"]:
+        told = [f"{name} {units.score(score[name], score['metric'])}" for name in ("source", "pruned")]
+        sections.append(("score", [f"{', '.join(told)} on the {score['samples']} samples that it learned from"]))
+    return sections
 
 
 def show_npu(document: dict[str, Any]) -> None:
@@ -45,15 +75,15 @@ def show_npu(document: dict[str, Any]) -> None:
     from ..report import placement, units
 
     (file,) = document["files"]
-    click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
     accelerator = document["npu"]["compiler"]["accelerator"]
-    click.echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
+    echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
     delegate = document["options"].get("delegate")
     needs = f"tflite with the delegate {delegate}" if delegate else "tflite with the vendor's delegate"
     for title, lines in [*placement.npu(document["npu"]), ("runs on", [needs])]:
         for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
-    click.echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
+            echo(f"  {title if not number else '':<12} {line}")
+    echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
 
 
 def _large_error(found: dict[str, Any], is_refused: bool) -> str:
@@ -68,10 +98,10 @@ def _large_error(found: dict[str, Any], is_refused: bool) -> str:
 def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     from ..report import units
 
-    told = document["source_inputs"] or []
-    inputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["inputs"]]
-    inputs = [f"{own}, from {told[n]}" if n < len(told) else own for n, own in enumerate(inputs)]
-    inputs = [own + _steps(steps) for own, steps in zip(inputs, document["preprocess"], strict=True)]
+    inputs = _inputs(document)
+    calls = document["source_outputs"]
+    outputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]
+    outputs = [f"{own}, the source's {calls[n]}" if n < len(calls) else own for n, own in enumerate(outputs)]
     samples = document["samples"]
     stages = document["parity"] or []
     parity = [line for stage in stages for line in _parity(stage, stage is stages[-1])]
@@ -81,7 +111,7 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     moved = document["transposes_and_pads"]
     sections = [
         ("inputs", inputs),
-        ("outputs", [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]),
+        ("outputs", outputs),
         (
             "samples",
             [f"{samples['n']}" + (", random: ranges and errors of real ones may differ" if samples["random"] else "")],
@@ -109,6 +139,35 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("", [f"{units.quantity(document['total_s'], 's')} in all"]),
     ]
     return [(title, lines) for title, lines in sections if lines]
+
+
+def _inputs(document: dict[str, Any]) -> list[str]:
+    """What the artifact takes, which input of the source that is, and which array of --inputs it was given."""
+    told, pairs = document["source_inputs"] or [], document["binding"].get("inputs", [])
+    lines = []
+    for number, (own, steps) in enumerate(zip(document["inputs"], document["preprocess"], strict=True)):
+        line = f"{own['name']} {own['dtype']} {own['shape']}"
+        if number < len(told) or number < len(pairs):
+            line += f", from {told[number] if number < len(told) else pairs[number]['input']}"
+        if number < len(pairs):
+            line += f" ← array {pairs[number]['array']}"
+        line += _steps(steps)
+        lines.append(line)
+    return lines + how_bound(document["binding"])
+
+
+def _bound(binding: dict[str, Any], steps: list[list[dict[str, Any]]]) -> list[str]:
+    """Which array of --inputs each input takes, and what was left alone; nothing of random samples."""
+    pairs = binding.get("inputs", [])
+    lines = [f"{own['input']} ← array {own['array']}{_steps(steps[n])}" for n, own in enumerate(pairs)]
+    return lines + how_bound(binding)
+
+
+def how_bound(binding: dict[str, Any]) -> list[str]:
+    """That the order decided, where it did, and the arrays that no input takes."""
+    by_order = binding.get("by") == "order" and len(binding["inputs"]) > 1
+    left = ", ".join(binding.get("left", []))
+    return [*(["taken in their order"] if by_order else []), *([f"left alone: {left}"] if left else [])]
 
 
 def _layout(moved: dict[str, int]) -> str:
@@ -159,16 +218,27 @@ def _end(name: str) -> str:
     return name if len(name) <= SHOWN_NAME else f"…{name[1 - SHOWN_NAME :]}"
 
 
+def _noise(figures: dict[str, Any]) -> str:
+    from .. import fidelity
+
+    return f", {fidelity.figure({'equal_share': None, **figures})}"
+
+
 def _steps(steps: list[dict[str, Any]]) -> str:
     said = [f"{step['op']} " + " ".join(str(value) for key, value in step.items() if key != "op") for step in steps]
     return f", after {', '.join(said)}" if said else ""
 
 
-def show_bundle(document: dict[str, Any]) -> None:
-    from ..report import units
+def show_refused_bundle(document: dict[str, Any]) -> None:
+    echo(f"large error against {document['reference']}: {document['refused']}")
+    echo(f"no bundle was written: the floor is {FLOOR_SAYS}; make the model again, or add --accept-error")
 
-    click.echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
-    click.echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
+
+def show_bundle(document: dict[str, Any]) -> None:
+    from ..report import board, units
+
+    echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
+    echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
     health = document["health"]
     limits = ["finite outputs"]
     if health["greatest_output_error"] is not None:
@@ -178,12 +248,18 @@ def show_bundle(document: dict[str, Any]) -> None:
     if health["least_correct"] is not None:
         limits.append(f"at least {health['least_correct']} of {health['of']} right")
     kind = "random" if document["samples"]["random"] else "given"
-    click.echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
+    for number, line in enumerate(_bound(document["binding"], document["preprocess"])):
+        echo(f"  {'' if number else 'inputs':<14} {line}")
+    echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
     for number, line in enumerate(_to_validate(document)):
-        click.echo(f"  {'' if number else 'to validate':<14} {line}")
+        echo(f"  {'' if number else 'to validate':<14} {line}")
     for mark in document["marks"]:
-        click.echo(f"  marked         {mark}")
-    click.echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
+        echo(f"  marked         {mark}")
+    if on := document["board"]:
+        echo(f"  measured on    {board.described(on)}")
+        if said := board.mark(on):
+            echo(f"  marked         measured {said}; {board.different(on)}")
+    echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
 
 
 def _to_validate(document: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("tflite", "openvino", "onnxruntime")
 INT8_SCHEMES = ("int8", "int8-mixed", "int8-safe")
+METRICS = ("top1", "top5", "negative_mae")
 REQUIRED = "  [required]"
 
 to_option = click.option(
@@ -39,7 +40,7 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace --out
 
 def inputs_option(note: str = "") -> Callable[..., Any]:
     """note: what follows the help, as click's own "[required]": what is missing is told in our words."""
-    told = "An .npz of real samples: one array (n, ...) per model input, by its name or else in its order."
+    told = "An .npz of real samples: one array (n, ...) per model input, by the input's name; others are left alone."
     return click.option("--inputs", type=click.Path(path_type=Path), help=told + note)
 
 
@@ -62,7 +63,7 @@ def lowering_options(note: str = "") -> Callable[..., Any]:
     return add
 
 
-@click.command(short_help="Convert a model for a runtime, and compare with the source.")
+@click.command()
 @click.argument("model")
 @lowering_options()
 @click.option(
@@ -86,7 +87,7 @@ def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **ho
     return _lower(model, shapes, as_json, **how)
 
 
-@click.command(short_help="Make a model int8 with the ranges of real samples.")
+@click.command()
 @click.argument("model")
 @lowering_options(REQUIRED)
 @click.option(
@@ -169,10 +170,14 @@ def _lower(
     return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
-@click.command(short_help="Remove channels, recover by distillation, convert.")
+@click.command()
 @click.argument("factory")
 @lowering_options(REQUIRED)
-@click.option("--labels", help="Name of an array in --inputs that is no input; it is left out.")
+@click.option("--labels", help="Name of the array of labels in --inputs; a classifier learns them too.")
+@click.option("--metric", type=click.Choice(METRICS), help="Score source and pruned model against --labels.")
+@click.option(
+    "--keep", multiple=True, metavar="LAYER", help="Layer to leave whole, by its name or a pattern: 'stage1.*'; repeat."
+)
 @click.option(
     "--ratio",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -191,6 +196,8 @@ def prune(
     overwrite: bool,
     accept_error: bool,
     labels: str | None,
+    metric: str | None,
+    keep: tuple[str, ...],
     ratio: float,
     round_to: int,
     epochs: int,
@@ -199,8 +206,9 @@ def prune(
 ) -> int:
     """Prune the torch model that FACTORY (package.module:function) returns, let it learn the source's answers, convert.
 
-    It learns on the samples of --inputs. Accuracy is not judged: that takes `optimize`, or `bundle` with
-    --labels and --reference and then `validate`.
+    It learns on the samples of --inputs. Before it learns, it must answer as the source does with the cut channels at
+    0: layers where it does not are left whole, and named. Accuracy is not judged: that takes `optimize`, or `bundle`
+    with --labels and --reference and then `validate`.
 
     \b
     Example:
@@ -218,27 +226,28 @@ def prune(
         document = pruning.prune(
             source,
             given,
-            Prune(ratio, round_to),
+            Prune(ratio, round_to, keep=keep),
             recover,
             runtime,
             scheme,
             place,
             Path.cwd(),
             display.event,
+            metric=metric,
             accept_error=accept_error,
         )
     print_json(document) if as_json else tool_screens.show(document)
     return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
-@click.command(short_help="Any model file as a bundle that can be flashed.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @out_option
 @overwrite_option
 @inputs_option()
 @shape_option("Shape of random samples, for a model whose sizes are free: 1,3,48,320; once per input.")
 @click.option("--labels", help="Name of the array of labels in --inputs; then validate can judge the bundle.")
-@click.option("--metric", type=click.Choice(["top1", "top5", "negative_mae"]), help="How labels are compared.")
+@click.option("--metric", type=click.Choice(METRICS), help="How labels are compared.")
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
@@ -257,11 +266,13 @@ def prune(
 @click.option("--name", help="Name of the release; default: the file's.")
 @click.option("--device", help='Board to try it on first: "local", "ssh://[user@]host[:port]", or a name.')
 @about_a_board
+@accept_error_option
 @json_option
 def bundle(
     model: Path,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     inputs: Path | None,
     shapes: tuple[tuple[int, ...], ...],
     labels: str | None,
@@ -280,6 +291,7 @@ def bundle(
     With --device the model runs there first: what it answers and how fast is what the board's health check expects from
     then on. Without, outputs need only be finite. With --labels, right answers count too, and the bundle can be
     validated: against --reference, or else against the model's own outputs, so that a drop says what changed since.
+    Answers that are noise beside those of --reference are refused.
 
     \b
     Example:
@@ -289,7 +301,7 @@ def bundle(
     """
     from .. import formats, profile
     from ..artifact import options_for
-    from ..tools import bundling, lowering
+    from ..tools import bundling, feeding, lowering
     from ..tools import reference as references
 
     known = options["profile"] or (where_of(device, dict(options)).profile if device else None)
@@ -300,14 +312,21 @@ def bundle(
     contents = formats.read(model)
     given, names = bundling.samples_of(contents, inputs, shapes, labels)
     steps, settings = bundling.read_steps(preprocess, names)
+    if preprocess is None and not given.is_random:
+        steps = feeding.own_steps(contents, given.arrays)
     settings = options_for(model, board, settings)
-    bundling.require_samples_fit(contents, given, steps)
+    feeding.require_fit(contents, given, steps)
     wanted = bundling.Wanted(name or model.stem, board, root, python, threads, metric, floor_drop, steps, settings)
     bundling.require_wanted(contents, wanted)
     bundling.require_labels(given, metric, device is not None, reference is not None)
     place = lowering.writable(out, overwrite)
     ran = references.run(reference, given, names, steps) if reference else None
     tried = _try(device, options, contents, wanted, given) if device else None
+    why = bundling.refusal(contents, tried, ran) if tried and ran else None
+    if why and not accept_error:
+        document = {"bundle": None, "reference": str(reference), "refused": why}
+        print_json(document) if as_json else tool_screens.show_refused_bundle(document)
+        return VERDICT_CODES["fail"]
     _, document = bundling.write(place, contents, wanted, given, tried, ran)
     print_json(document) if as_json else tool_screens.show_bundle(document)
     return 0
@@ -325,7 +344,7 @@ def _try(device: str, options: dict[str, Any], contents: Any, wanted: Any, given
             facts = session.facts()
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address)
-            return bundling.try_on(session, artifact, given)
+            return bundling.try_on(session, artifact, given, where.board(session))
 
 
 def _prepared(

@@ -1,23 +1,27 @@
 """Structured pruning: whole channels go, widths stay aligned, and the result can be rebuilt without pickle.
 
-Which channels hang together is torch-pruning's dependency graph (https://arxiv.org/abs/2301.12900); which of them go is
-decided by the norm of their group's weights, ranked within each layer. Repair is edgeopt.compress.recover's.
+Which channels hang together, and which of them go: edgeopt.compress.groups; that the rest is still the source model:
+edgeopt.compress.proof. Repair is edgeopt.compress.recover's.
 """
 
 from __future__ import annotations
 
-import copy
+import fnmatch
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.errors import MissingDependency, ModelError
+from edgeopt.config import nearest
+from edgeopt.errors import ConfigError, ModelError
+
+from . import proof
+from .cuts import CannotCut, Cut, apply, merged, torch_pruning
+from .groups import PruneStep, channel_layers, output_layers, propose
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +29,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 History = dict[str, Any]
 HISTORY, STATE = "history.json", "state.npz"
-
-
-class PruneStep(Protocol):
-    """ratio: share of each layer's channels to remove, in (0, 1); round_to: widths become multiples of it."""
-
-    @property
-    def ratio(self) -> float: ...
-    @property
-    def round_to(self) -> int: ...
+SAMPLES = 4  # that the proof runs
+OUTPUT = "its width is an output's"
 
 
 def requirements() -> tuple[str, ...]:
@@ -41,49 +38,50 @@ def requirements() -> tuple[str, ...]:
 
 
 def prune(
-    module: torch.nn.Module, step: PruneStep, example: tuple[Array, ...], progress: Callable[[str], None]
+    module: torch.nn.Module,
+    step: PruneStep,
+    example: tuple[Array, ...],
+    progress: Callable[[str], None],
+    keep: Sequence[str] = (),
 ) -> tuple[torch.nn.Module, History]:
     """A pruned copy of `module`, and a JSON-able history from which `restore` cuts the same channels again.
 
-    example: one preprocessed array (n, ...) per input; its first sample is traced. Layers that yield outputs keep their
-    width. history holds `cuts`, `widths` ({layer: [before, after]}), `parameters` and `macs` ([before, after];
-    multiply-accumulates of convolutions and dense layers for one sample).
-    Raises ModelError when nothing can be pruned, and says why; MissingDependency without torch-pruning.
+    example: one preprocessed array (n, ...) per input; its first samples are run. A layer is left whole that yields an
+    output, that `keep` names (by name or pattern), or without whose channels the model does not answer as the source
+    does with these at 0. history holds `cuts` ([layer, whether its outputs, indices in the source]), `widths` ({layer:
+    [before, after]}), `whole` ([{"layer", "width", "why"}]), `proof` (of the cut model against the masked source),
+    `parameters` and `macs` ([before, after]; multiply-accumulates of convolutions and dense layers for one sample).
+    Raises ModelError when nothing can be pruned, and says why; ConfigError for a name in `keep` that no layer has;
+    MissingDependency without torch-pruning.
     """
-    pruning = _torch_pruning()
-    inputs = _first_sample(example)
-    kept = output_layers(module, inputs)
-    pruned = copy.deepcopy(module).eval()
-    names = {name: layer for name, layer in pruned.named_modules()}
-    before = _widths(pruned)
+    torch_pruning()
+    before, samples = _widths(module), _samples(example)
+    if not before:
+        raise ModelError("nothing to prune: it has no convolution and no dense layer")
+    outputs = output_layers(module, samples[0])
+    whole = dict.fromkeys(outputs, OUTPUT)
+    whole |= dict.fromkeys(_kept(module, keep), "it is to be kept")
     progress(f"pruning {step.ratio:.0%} of the channels")
-    with _failures_named("torch-pruning cannot follow the model's channels"):
-        pruner = pruning.pruner.BasePruner(
-            pruned,
-            inputs,
-            importance=pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=step.ratio,
-            round_to=step.round_to,
-            ignored_layers=[names[name] for name in kept],
-        )
-        pruner.step()
-    cuts = [[name, bool(out), [int(index) for index in indices]] for name, out, indices in pruner.pruning_history()]
-    widths = {name: [width, _widths(pruned)[name]] for name, width in before.items()}
-    if not cuts:
-        raise ModelError(_why_nothing(before, kept, step))
-    _check_outputs(module, pruned, inputs)
+    groups = propose(module, samples[0], step, whole)
+    progress("comparing with the source model whose cut channels are 0")
+    groups, shown = proof.sound(module, groups, samples, whole, progress)
+    if not groups:
+        raise ModelError(_why_nothing(before, whole))
+    cuts = merged(group.cuts for group in groups)
+    pruned = apply(module, cuts)
     history: History = {
         "torch-pruning": version("torch-pruning"),
         "ratio": step.ratio,
         "round_to": step.round_to,
-        "example": [{"shape": list(tensor.shape), "dtype": tensor.numpy().dtype.name} for tensor in inputs],
-        "cuts": cuts,
-        "kept": kept,
-        "widths": widths,
-        "macs": [macs(module, inputs), macs(pruned, inputs)],
+        "cuts": [[cut.name, cut.is_out, list(cut.indices)] for cut in cuts if cut.axis is None],
+        "parameter_cuts": [[cut.name, cut.axis, list(cut.indices)] for cut in cuts if cut.axis is not None],
+        "kept": outputs,
+        "widths": {name: [before[name], after] for name, after in _widths(pruned).items()},
+        "whole": [{"layer": name, "width": before[name], "why": why} for name, why in whole.items()],
+        "proof": shown,
+        "macs": [macs(module, samples[0]), macs(pruned, samples[0])],
         "parameters": [_parameters(module), _parameters(pruned)],
     }
-    progress(f"pruned: {history['macs'][1] / max(history['macs'][0], 1):.0%} of the multiply-accumulates left")
     return pruned, history
 
 
@@ -92,6 +90,15 @@ def expected_gain(module: torch.nn.Module, step: PruneStep, example: tuple[Array
     _, history = prune(module, step, example, lambda _: None)
     before, after = history["macs"]
     return 1.0 - after / before if before else 0.0
+
+
+def summary(history: History) -> str:
+    """What is left of the multiply-accumulates, and which layers were left whole for another reason than an output."""
+    before, after = history["macs"]
+    whole = [own["layer"] for own in history["whole"] if own["why"] != OUTPUT]
+    return f"pruned: {after / max(before, 1):.0%} of the multiply-accumulates left" + (
+        f"; left whole: {', '.join(whole)}" if whole else ""
+    )
 
 
 def save(module: torch.nn.Module, history: History, folder: Path) -> None:
@@ -112,16 +119,18 @@ def restore(source: torch.nn.Module, folder: Path) -> torch.nn.Module:
     import torch
 
     history = json.loads((folder / HISTORY).read_text())
-    module = _replay(source, history)
+    cuts = [Cut(name, is_out, tuple(rows)) for name, is_out, rows in history["cuts"]]
+    cuts += [Cut(name, False, tuple(rows), axis) for name, axis, rows in history["parameter_cuts"]]
+    try:
+        module = apply(source, cuts)
+    except (CannotCut, AttributeError) as error:
+        raise ModelError(f"{folder}: {_changed(str(error))}") from error
     with np.load(folder / STATE, allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelError(
-            f"{folder}: the pruned weights do not fit the source model, which must have changed since; "
-            f"delete the folder and prune again ({str(error).splitlines()[-1].strip()})"
-        ) from error
+        raise ModelError(f"{folder}: {_changed(str(error).splitlines()[-1].strip())}") from error
     return module.eval()
 
 
@@ -139,7 +148,7 @@ def macs(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
         elements = _inputs[0].numel() if isinstance(layer, nn.modules.conv._ConvTransposeNd) else output.numel()
         total += elements * weight[0].numel()
 
-    handles = [layer.register_forward_hook(count) for _, layer in _channel_layers(module)]
+    handles = [layer.register_forward_hook(count) for _, layer in channel_layers(module)]
     try:
         with torch.no_grad():
             module(*inputs)
@@ -149,71 +158,38 @@ def macs(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
     return total
 
 
-def output_layers(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[str]:
-    """Names of the convolutions and dense layers whose width is an output's: the first met going backwards."""
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    made_by: dict[Any, str] = {}
-    order: list[str] = []
-
-    def note(name: str) -> Callable[[torch.nn.Module, Any, torch.Tensor], None]:
-        def hook(_layer: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            order.append(name)
-            made_by[output.grad_fn] = name
-
-        return hook
-
-    traced = copy.deepcopy(module).eval().requires_grad_(True)
-    handles = [layer.register_forward_hook(note(name)) for name, layer in _channel_layers(traced)]
-    with torch.enable_grad():
-        outputs = tree_leaves(traced(*inputs))
-    for handle in handles:
-        handle.remove()
-    found: set[str] = set()
-    waiting = [output.grad_fn for output in outputs if torch.is_tensor(output)]
-    if None in waiting:  # a forward without gradients: the layer that ran last is the best guess, and is checked later
-        found.update(order[-1:])
-    seen: set[Any] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in made_by:
-            found.add(made_by[node])
-        else:
-            waiting += [parent for parent, _ in node.next_functions]
-    return [name for name in dict.fromkeys(order) if name in found]
-
-
-def _torch_pruning() -> Any:
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise MissingDependency(
-            f"pruning needs torch-pruning ({error}); install it: pip install 'edgeopt[torch]'"
-        ) from error
-    return torch_pruning
-
-
-def _first_sample(example: Sequence[Array]) -> tuple[torch.Tensor, ...]:
+def _samples(example: Sequence[Array]) -> list[tuple[torch.Tensor, ...]]:
+    """The first samples one by one, each input (1, ...)."""
     import torch
 
-    return tuple(torch.from_numpy(np.ascontiguousarray(array[:1])) for array in example)
+    return [
+        tuple(torch.from_numpy(np.ascontiguousarray(array[row : row + 1])) for array in example)
+        for row in range(min(SAMPLES, len(example[0])))
+    ]
 
 
-def _channel_layers(module: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    from torch import nn
-
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, kinds)]
+def _kept(module: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
+    """The layers that these names or patterns mean, themselves or as parts of a module. Raises ConfigError."""
+    layers = [name for name, _ in channel_layers(module)]
+    modules = [name for name, _ in module.named_modules() if name]
+    found: list[str] = []
+    for pattern in patterns:
+        meant = fnmatch.filter(modules, pattern)
+        kept = [layer for layer in layers if any(f"{layer}.".startswith(f"{name}.") for name in meant)]
+        if not kept:
+            shown = ", ".join(layers[:12]) + (f" and {len(layers) - 12} others" if len(layers) > 12 else "")
+            raise ConfigError(
+                f"[prune] keep = '{pattern}': the model has no such convolution or dense layer; "
+                f"{nearest(pattern, layers) or 'it has ' + (shown or 'none')}"
+            )
+        found += kept
+    return found
 
 
 def _widths(module: torch.nn.Module) -> dict[str, int]:
     return {
         name: int(getattr(layer, "out_channels", None) or layer.out_features)  # type: ignore[arg-type]
-        for name, layer in _channel_layers(module)
+        for name, layer in channel_layers(module)
     }
 
 
@@ -221,62 +197,18 @@ def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _replay(source: torch.nn.Module, history: History) -> torch.nn.Module:
-    import torch
-
-    pruning = _torch_pruning()
-    module = copy.deepcopy(source).eval()
-    inputs = tuple(torch.from_numpy(np.zeros(spec["shape"], spec["dtype"])) for spec in history["example"])
-    with _failures_named("the pruning history does not fit the source model"):
-        graph = pruning.DependencyGraph().build_dependency(module, example_inputs=inputs)
-        graph.load_pruning_history(copy.deepcopy(history["cuts"]))
-    return module
+def _changed(why: str) -> str:
+    return (
+        "the pruned weights do not fit the source model, which must have changed since; delete the folder and prune "
+        f"again ({why})"
+    )
 
 
-@contextmanager
-def _failures_named(what: str) -> Iterator[None]:
-    import torch
-
-    try:
-        with torch.enable_grad():
-            yield
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ModelError(
-            f"{what}: {type(error).__name__}: {reason[0][:300] if reason else 'no reason given'}; "
-            "leave the prune rung out of the plan for this model"
-        ) from error
-
-
-def _check_outputs(module: torch.nn.Module, pruned: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    with torch.no_grad():
-        wanted = [tuple(output.shape) for output in tree_leaves(module(*inputs))]
-        try:
-            found = [tuple(output.shape) for output in tree_leaves(pruned(*inputs))]
-        except RuntimeError as error:
-            raise ModelError(
-                f"the pruned model does not run: {str(error).splitlines()[0]}; its forward probably fixes a shape "
-                "(view with numbers); write it with flatten(1) or -1, or leave the prune rung out of the plan"
-            ) from error
-    if found != wanted:
-        raise ModelError(
-            f"pruning changed the outputs' shapes from {wanted} to {found}; leave the prune rung out of the plan"
-        )
-
-
-def _why_nothing(widths: dict[str, int], kept: list[str], step: PruneStep) -> str:
-    free = {name: width for name, width in widths.items() if name not in kept}
-    if not widths:
-        why = "it has no convolution and no dense layer"
-    elif not free:
-        why = f"its only such layers yield the outputs ({', '.join(kept)})"
+def _why_nothing(widths: dict[str, int], whole: dict[str, str]) -> str:
+    others = {name: why for name, why in whole.items() if why != OUTPUT}
+    if not others:
+        why = f"its only such layers yield the outputs ({', '.join(whole)})"
     else:
-        shown = ", ".join(f"{name} {width}" for name, width in list(free.items())[:6])
-        why = (
-            f"no layer can lose {step.ratio:.0%} of its channels and keep a multiple of {step.round_to}, or all hang "
-            f"together with an output's (widths: {shown})"
-        )
-    return f"nothing to prune: {why}; lower round_to, or leave the prune rung out of the plan"
+        told = [f"'{name}' ({widths[name]} channels): {why}" for name, why in others.items()]
+        why = "; ".join(told[:6]) + (f"; and {len(told) - 6} others" if len(told) > 6 else "")
+    return f"nothing to prune: {why}; change that, or leave pruning out"

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgeopt.errors import ModelError, PlanError
+from edgeopt.model import user_code
+
+from .groups import NO_GRADIENT
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +30,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TEMPERATURE = 2.0
 LABEL_WEIGHT = 0.3
 WARM_UP = 0.1
+TEACHER_BATCH = 256
+MEND_BATCH = "; recovery trains on batches: forward must take them, the sample first"
 
 
 class RecoverStep(Protocol):
@@ -64,10 +69,12 @@ def recover(
     """A trained copy of `student` in eval mode.
 
     A classifier (one output (n, classes) and integer labels) learns the teacher's softened probabilities and the
-    labels; any other model learns the teacher's outputs by squared error relative to their variance. `checkpoint` is a
-    file, made after every epoch and used when it stems from the same student, data and step; progress(epoch, epochs,
-    loss).
-    Raises PlanError for fewer samples than can be trained on, ModelError when the loss is not finite.
+    labels; any other model learns the teacher's outputs by squared error relative to their variance. Outputs that are
+    no floating-point numbers, or not one row a sample, are not learned. The student answers as in eval mode meanwhile;
+    only its norms and dropouts train. `checkpoint` is a file, made after every epoch and used when it stems from the
+    same student, data and step; progress(epoch, epochs, loss).
+    Raises PlanError for fewer samples than can be trained on, ModelError when the loss is not finite, no gradient
+    reaches a weight, or the model does not take a batch.
     """
     import torch
 
@@ -78,7 +85,7 @@ def recover(
     identity = _identity(student, samples, step)
     model = copy.deepcopy(student)
     for parameter in model.parameters():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(parameter.is_floating_point())
     optimizer = torch.optim.AdamW(model.parameters(), lr=step.learning_rate, weight_decay=0.0)
     done = _resume(checkpoint, identity, model, optimizer)
     target = Target.of(teacher, samples)
@@ -87,15 +94,19 @@ def recover(
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(step.seed * 1_000_003 + epoch)
             order = torch.randperm(count)[: per_epoch * batch].view(per_epoch, batch).numpy()
-            model.train()
+            _train(model)
             total = 0.0
             for number, rows in enumerate(order):
                 rate = _rate((epoch * per_epoch + number) / (step.epochs * per_epoch))
                 for group in optimizer.param_groups:
                     group["lr"] = step.learning_rate * rate
-                loss = target.loss(model, rows)
+                with user_code(f"training the pruned model on a batch of {batch}", MEND_BATCH):
+                    loss = target.loss(model, rows)
+                if not loss.requires_grad:
+                    raise ModelError(NO_GRADIENT)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                with user_code("training the pruned model"):
+                    loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 total += float(loss.detach())
         if not math.isfinite(total):
@@ -106,25 +117,43 @@ def recover(
 
 
 class Target:
-    """What the student is to say: the teacher's outputs for every sample, computed once."""
+    """What the student is to say: the teacher's outputs for every sample, computed once.
 
-    def __init__(self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], labels: torch.Tensor | None) -> None:
+    places: of the learned outputs among all that the model returns.
+    """
+
+    def __init__(
+        self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], places: list[int], labels: torch.Tensor | None
+    ) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.places = places
         self.labels = labels
         self.probabilities = labels is not None and _sum_to_one(outputs[0])
         self.variances = [output.var().clamp_min(1e-12) for output in outputs]
 
     @classmethod
     def of(cls, teacher: torch.nn.Module, samples: Data) -> Target:
+        """Raises ModelError where the teacher does not take batches, or returns nothing that can be learned."""
         import torch
 
         inputs = [torch.from_numpy(np.ascontiguousarray(array)) for array in samples.inputs]
         teacher.eval()
-        with torch.no_grad():
-            parts = [_leaves(teacher(*part)) for part in zip(*(torch.split(t, 256) for t in inputs), strict=True)]
-        outputs = [torch.cat(column) for column in zip(*parts, strict=True)]
-        return cls(inputs, outputs, _classes(samples.labels, outputs))
+        parts, places = [], None
+        for part in zip(*(torch.split(tensor, TEACHER_BATCH) for tensor in inputs), strict=True):
+            with torch.no_grad(), user_code(f"running the source model on a batch of {len(part[0])}", MEND_BATCH):
+                leaves = _leaves(teacher(*part))
+            if places is None:
+                places = [place for place, leaf in enumerate(leaves) if _is_learned(leaf, len(part[0]))]
+            parts.append([leaves[place] for place in places])
+        if not places:
+            raise ModelError(
+                "recovery learns the source model's outputs, but none is of floating-point numbers with the sample "
+                "first; return the values from which the others are decided, too"
+            )
+        with user_code("joining the source model's outputs of several batches"):
+            outputs = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return cls(inputs, outputs, places, _classes(samples.labels, outputs))
 
     def loss(self, model: torch.nn.Module, rows: Array) -> torch.Tensor:
         """Mean over the batch `rows` (batch,)."""
@@ -132,7 +161,8 @@ class Target:
         from torch.nn import functional
 
         index = torch.from_numpy(rows)
-        said = _leaves(model(*(tensor[index] for tensor in self.inputs)))
+        leaves = _leaves(model(*(tensor[index] for tensor in self.inputs)))
+        said = [leaves[place] for place in self.places]
         wanted = [output[index] for output in self.outputs]
         if self.labels is None:
             errors = [
@@ -149,6 +179,23 @@ class Target:
         )
         hard = functional.cross_entropy(ours, self.labels[index])
         return (1 - LABEL_WEIGHT) * TEMPERATURE**2 * soft + LABEL_WEIGHT * hard
+
+
+def _train(model: torch.nn.Module) -> None:
+    """Norms and dropouts in training mode, all else as it answers: a training forward may want targets, or return
+    losses, raw maps and auxiliary heads."""
+    from torch import nn
+
+    model.eval()
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
+            part.train()
+
+
+def _is_learned(leaf: object, count: int) -> bool:
+    import torch
+
+    return torch.is_tensor(leaf) and leaf.is_floating_point() and leaf.ndim > 0 and len(leaf) == count
 
 
 def _leaves(outputs: Any) -> list[torch.Tensor]:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from edgeopt import quantizable
 from edgeopt.errors import LoweringFault, ModelError
 from edgeopt.plan import Ability
 
@@ -36,9 +37,12 @@ if TYPE_CHECKING:
 
 
 SHARED = (
-    *("edgeopt/parity.py", "edgeopt/fidelity.py", "edgeopt/floor.py"),
+    *(f"edgeopt/{name}.py" for name in ("parity", "fidelity", "floor", "quantizable")),
     *(f"edgeopt/lower/{name}.py" for name in ("__init__", "joins", "child", "ranges")),
 )
+
+
+ROUND_LESS = {"int8": ("fp16", "fp32"), "fp16": ("fp32",)}  # rungs by what they are better than
 
 
 def abilities() -> dict[str, Ability]:
@@ -67,7 +71,7 @@ def other_ways(runtime: str, scheme: str, kind: str) -> dict[str, list[str]]:
         "runtimes": [
             name for name, other in able.items() if name != runtime and kind in other.sources and rung in other.schemes
         ],
-        "float": [own.schemes[other][0] for other in ("fp16", "fp32") if other in own.schemes and rung == "int8"],
+        "float": [own.schemes[other][0] for other in ROUND_LESS.get(rung, ()) if other in own.schemes],
     }
 
 
@@ -94,10 +98,13 @@ def make(
     """
     lowering = importlib.import_module(f"{__name__}.{runtime}")
     try:
-        made: Lowered = lowering.lower(source, scheme, example, calibration, folder, progress)
+        with quantizable.source_for(scheme, source) as ready:
+            made: Lowered = lowering.lower(ready, scheme, example, calibration, folder, progress)
     except LoweringFault as error:
-        ways = ways_in_words(other_ways(runtime, scheme, "onnx" if isinstance(source, Path) else "torch"))
-        raise ModelError(f"{error}; the model is not at fault: {ways}") from error
+        ways = other_ways(runtime, scheme, "onnx" if isinstance(source, Path) else "torch")
+        if error.of_conversion:
+            ways |= {"schemes": [], "float": []}
+        raise ModelError(f"{error}; the model is not at fault: {ways_in_words(ways)}") from error
     return made
 
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,18 +197,27 @@ def _check(
 ) -> dict[str, Any]:
     pinned = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 
-    def compared(settings: dict[str, Any]) -> dict[str, Any]:
+    def compared(settings: dict[str, Any], locate: Callable[[], str] | None = None) -> dict[str, Any]:
         with _named_failure(f"OpenVINO cannot run the model after the stage '{stage}'", LoweringFault):
             found = _run(openvino, model, samples, settings)
-        return parity.compare(
-            found, reference, stage, tolerance, lambda: parity.in_openvino(openvino, model, samples, pinned)
-        )
+        return parity.compare(found, reference, stage, tolerance, locate)
 
-    told = compared(pinned)
-    if parity.refusal([told]):
-        with contextlib.suppress(LoweringFault):
-            others = compared({name: value for name, value in pinned.items() if name != "INFERENCE_NUM_THREADS"})
-            told["threads"] = parity.other_threads(told, others)
+    def with_default_threads() -> dict[str, Any] | None:
+        try:
+            return compared({name: value for name, value in pinned.items() if name != "INFERENCE_NUM_THREADS"})
+        except LoweringFault:
+            return None
+
+    try:
+        told = compared(pinned, lambda: parity.in_openvino(openvino, model, samples, pinned))
+    except LoweringFault as error:
+        other = with_default_threads()
+        if other is None or parity.refusal([other]):
+            raise
+        says = f"{error}; that is with one thread, and with the runtime's default of threads it agrees"
+        raise LoweringFault(says, error.of_conversion) from error
+    if parity.refusal([told]) and (other := with_default_threads()) is not None:
+        told["threads"] = parity.other_threads(told, other)
     return told
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import importlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,9 +240,22 @@ def _artifact_outputs(path: Path, samples: Arrays, adapters: tuple[tuple[dict[st
     for index in range(len(arrays[0])):
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
             interpreter.set_tensor(detail["index"], np.ascontiguousarray(array[index : index + 1]))
-        interpreter.invoke()
+        try:
+            interpreter.invoke()
+        except RuntimeError as error:
+            told = str(error).strip().splitlines()[0]
+            raise LoweringFault(f"TFLite cannot run the artifact: {told}{_named(path, told)}") from error
         rows.append([interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()])
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _named(path: Path, message: str) -> str:
+    """The name of what an operator makes of which the interpreter tells only the number."""
+    told = re.search(r"[Nn]ode number (\d+) \((\w+)\)", message)
+    own = dict(enumerate(_operators(path))).get(int(told[1])) if told else None
+    if told is None or own is None or own[0] != told[2]:
+        return ""
+    return f" (it makes '{own[2][0].name.decode('utf-8', 'replace')}')"
 
 
 def _contents(path: Path, scheme: str) -> dict[str, Any]:

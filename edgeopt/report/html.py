@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt import arrays, disk
 from edgeopt.cost import Prices, per_1000_runs
-from edgeopt.report import accounts, breakdown, units
+from edgeopt.errors import IntegrityError
+from edgeopt.report import accounts, board, breakdown, units
 from edgeopt.report.terminal import (
     NAME_LIMIT,
     STATES,
@@ -47,9 +49,7 @@ PERCENTILES = (
 
 def write(run: dict[str, Any], run_dir: Path) -> Path:
     """Make `run_dir/report.html` from run.json's content and the samples that lie in `run_dir`; gives its path."""
-    target = run_dir / "report.html"
-    target.write_text(render(run, run_dir), encoding="utf-8")
-    return target
+    return disk.write(run_dir / "report.html", render(run, run_dir))
 
 
 def render(run: dict[str, Any], run_dir: Path) -> str:
@@ -92,7 +92,8 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "version": units.text(run.get("edgeopt") or "?", 20),
         "verdict": run.get("verdict") if run.get("verdict") in STATES else "undecided",
         "sentence": units.text(run.get("sentence") or "No verdict was written.", 600),
-        "board_name": units.text(part(run, "board").get("model") or part(plan, "profile").get("name") or "no board"),
+        "board_name": board.described(part(run, "board")),
+        "stand_in": board.mark(part(run, "board")),
         "metered": has_energy(trials),
         "tiles": tiles(run, chosen, metric),
         "demands": demands(run, chosen, metric),
@@ -109,7 +110,7 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "unmeasured": [name for name in (*BESIDE.values(), "energy") if name not in beside],
         "percentiles": [name for _, name in PERCENTILES],
         "final": _final(run, metric),
-        "board": _pairs(part(run, "board")),
+        "board": _pairs(board.pairs(part(run, "board"))),
         "conditions": [_conditions(trial) for trial in trials],
         "plan": _plan(plan, metric),
         "profile": _pairs(part(plan, "profile")),
@@ -278,9 +279,8 @@ def _samples(trial: dict[str, Any], run_dir: Path) -> np.ndarray[Any, np.dtype[n
     if not given or not path.is_relative_to(run_dir.resolve()) or not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            seconds = np.asarray(arrays["seconds"], dtype=np.float64).ravel()
-    except (OSError, ValueError, KeyError):
+        seconds = np.asarray(arrays.read(path, str(path))["seconds"], dtype=np.float64).ravel()
+    except (OSError, ValueError, KeyError, IntegrityError):
         return None
     return seconds if len(seconds) and np.isfinite(seconds).all() else None
 

@@ -11,6 +11,8 @@ from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
+from edgeopt import visible
+
 NOT_MEASURED = "not measured"
 DIGITS = 3
 SHARES = frozenset({"top1", "top5", "accuracy", "balanced_accuracy", "f1", "macro_f1", "iou", "miou"})
@@ -41,7 +43,7 @@ _NAMES = {
 
 def text(value: object, limit: int = 200) -> str:
     """Foreign text for display: control and bidirectional characters replaced, cut at `limit` characters."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    shown = visible.line(value)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 

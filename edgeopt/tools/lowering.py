@@ -12,14 +12,15 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import fidelity, formats, lower, model, parity
+from edgeopt import disk, fidelity, formats, lower, model, parity, quantizable
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered
 from edgeopt.plan import Ability
 from edgeopt.profile import DeviceProfile
 
-from .source import Given, Source, named_nodes, require_torch_runs
+from .feeding import describe
+from .source import Given, Source, load, named_nodes, require_torch_runs
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,7 @@ def writable(out: Path, overwrite: bool) -> Path:
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ConfigError(f"--out {out}: it cannot be written; name a file in a folder of yours")
+    disk.require_room(out.parent)
     taken = [path for path in (out, *companions(out)) if path.exists()]
     if taken and not overwrite:
         raise ConfigError(f"--out {out}: {taken[0]} exists; name another, or add --overwrite")
@@ -132,10 +134,12 @@ def convert(
     if source.contents is not None:
         own = {"package": "onnxruntime", "version": metadata.version("onnxruntime")}
         formats.check(source.contents, {"onnxruntime": own}, "this machine")
+        if scheme.startswith("int8"):
+            quantizable.require_float(source.contents, f"--scheme {scheme}", "`edgeopt convert` takes it as it is")
     clock = Clock(say)
     _load_packages(clock, runtime)
     clock("loading the model")
-    loaded = source.load(folder)
+    loaded, given = load(source, given, folder)
     return lower_to(loaded, source, given, runtime, scheme, out, clock, accept_error=accept_error)
 
 
@@ -164,6 +168,7 @@ def lower_to(
             files = []
             if refused is None or accept_error:
                 clock("writing")
+                describe(made.paths[0], given, made.adapters)
                 files = _place(made.paths, out)
     except ModelError as error:
         message = re.sub(rf"\S*{re.escape(SCRATCH)}[^/\s]*/", "", str(error))
@@ -237,6 +242,8 @@ def _document(
         "inputs": [_tensor(tensor) for tensor in made.inputs],
         "outputs": [_tensor(tensor) for tensor in made.outputs],
         "source_inputs": [str(port) for port in source.contents.inputs] if source.contents else None,
+        "source_outputs": list(given.outputs),
+        "binding": given.entry(),
         "preprocess": [[dict(step) for step in steps] for steps in made.adapters],
         "options": made.options,
         "samples": {"n": len(given), "random": given.is_random},
