@@ -63,8 +63,9 @@ def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ),
     ]
     if score := cut["accuracy"]:
-        told = [f"{name} {units.score(score[name], score['metric'])}" for name in ("source", "pruned")]
-        sections.append(("score", [f"{', '.join(told)} on the {score['samples']} samples that it learned from"]))
+        source, pruned = (units.score(score[name], score["metric"]) for name in ("source", "pruned"))
+        learned = f"on the {score['samples']} samples that it learned from"
+        sections.append(("score", [f"{score['metric']}: source {source}, pruned {pruned} {learned}"]))
     return sections
 
 

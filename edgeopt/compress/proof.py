@@ -79,7 +79,7 @@ def difference(source: torch.nn.Module, cuts: Sequence[Cut], samples: Inputs) ->
     Raises Unsound.
     """
     given = _answers_without(source, cuts, samples)
-    wanted = answers(masked(source, cuts), samples)
+    wanted = _answers_of("with these channels at 0 the model", masked(source, cuts), samples)
     for ours, theirs in zip(given, wanted, strict=True):
         shapes = [[answer.shape for answer in row] for row in (ours, theirs)]
         if shapes[0] != shapes[1]:
@@ -119,9 +119,13 @@ def _answers_without(source: torch.nn.Module, cuts: Sequence[Cut], samples: Inpu
         raise Unsound(str(error)) from error
     except Exception as error:  # whatever the library meets there
         raise Unsound(f"torch-pruning cannot cut it ({words(error)})") from error
+    return _answers_of("with fewer channels the model", cut, samples)
+
+
+def _answers_of(what: str, module: torch.nn.Module, samples: Inputs) -> list[list[Array]]:
     try:
-        with user_code("with fewer channels the model"):
-            return answers(cut, samples)
+        with user_code(what):
+            return answers(module, samples)
     except EdgeoptError as error:
         raise Unsound(_with_mend(str(error))) from error
 
