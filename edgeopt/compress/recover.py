@@ -101,7 +101,7 @@ def recover(
                 rate = _rate((epoch * per_epoch + number) / (step.epochs * per_epoch))
                 for group in optimizer.param_groups:
                     group["lr"] = step.learning_rate * rate
-                with user_code(f"training the pruned model on a batch of {batch}", MEND_BATCH):
+                with user_code(f"training the pruned model on a batch of {batch}"):
                     loss = target.loss(model, rows)
                 if not loss.requires_grad:
                     raise ModelError(NO_GRADIENT)
