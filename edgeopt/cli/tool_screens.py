@@ -46,13 +46,14 @@ def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
     for own in cut["whole"]:
         by_reason.setdefault(own["why"], []).append(f"{own['layer']} ({own['width']})")
     proof = cut["proof"]
+    tried = f"{proof['samples']} samples" + (f", {proof['noise']} of them noise" if proof["noise"] else "")
     sections = [
         ("pruned", [left]),
         ("widths", textwrap.wrap(", ".join(widths), 100, break_on_hyphens=False)),
         ("left whole", [f"{', '.join(layers)}: {why}" for why, layers in by_reason.items()]),
         (
             "proof",
-            [f"the source with these channels at 0, on {proof['samples']} samples" + _noise(proof["sqnr_db"])],
+            [f"as the source with these channels at 0, on {tried}" + _noise(proof["sqnr_db"])],
         ),
         (
             "from source",

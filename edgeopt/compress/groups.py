@@ -255,7 +255,7 @@ def _cuts(
         return tuple(merged([list(_recorded(graph, group, names))]))
 
     with_the_first = next(cut.indices for cut in cuts([0]) if cut.name == names[id(layer)] and cut.is_out)
-    return members, cuts(_going(all_of_it, width, len(with_the_first), step, members))
+    return members, cuts(_going(graph, all_of_it, width, len(with_the_first), step, members))
 
 
 def _bound(graph: Any, group: Any, names: dict[int, str]) -> str | None:
@@ -277,7 +277,7 @@ def _bound(graph: Any, group: Any, names: dict[int, str]) -> str | None:
     return None
 
 
-def _going(group: Any, width: int, block: int, step: PruneStep, members: tuple[str, ...]) -> list[int]:
+def _going(graph: Any, group: Any, width: int, block: int, step: PruneStep, members: tuple[str, ...]) -> list[int]:
     """Indices of the channels that go, in (0, width): the least, in every part where they come in equal parts.
 
     block: how many neighbours go together, as those do that a view spreads over the places of one channel.
@@ -285,6 +285,7 @@ def _going(group: Any, width: int, block: int, step: PruneStep, members: tuple[s
     import torch
 
     importance = torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)(group)
+    importance = torch.nan_to_num(importance) * (_made(graph, group, width) > 0)  # what is always 0 goes first
     parts = math.lcm(*(_parts(item.target.module) for item, _ in group))
     unit = math.lcm(parts * block, step.round_to)
     left = max(math.floor(width * (1 - step.ratio) + 1e-9) // unit, 1) * unit
@@ -292,10 +293,27 @@ def _going(group: Any, width: int, block: int, step: PruneStep, members: tuple[s
         because = [f"round_to = {step.round_to}", *([f"in {parts} equal parts"] if parts > 1 else [])]
         because += [f"{block} go together"] if block > 1 else []
         raise _Whole(f"no smaller multiple of {unit} ({', '.join(because)})", members, is_first=True)
-    ranked = torch.nan_to_num(importance.view(parts, -1, block).mean((0, 2))).argsort(stable=True)
+    ranked = importance.view(parts, -1, block).mean((0, 2)).argsort(stable=True)
     going = ranked[: (width - left) // parts // block]
     size = width // parts
     return [part * size + int(at) * block + own for part in range(parts) for at in going for own in range(block)]
+
+
+def _made(graph: Any, group: Any, width: int) -> torch.Tensor:
+    """(width,): the sizes of all weights and biases that make each channel."""
+    import torch
+
+    made = torch.zeros(width)
+    for number, (item, rows) in enumerate(group):
+        layer, roots = item.target.module, group[number].root_idxs
+        if not _is_layer(layer) or not graph.is_out_channel_pruning_fn(item.handler) or None in roots:
+            continue
+        weight = layer.weight.detach().transpose(0, 1) if getattr(layer, "transposed", False) else layer.weight.detach()
+        sizes = weight.flatten(1).abs().sum(1).float()
+        if layer.bias is not None:
+            sizes = sizes + layer.bias.detach().abs()
+        made.index_add_(0, torch.tensor(roots), sizes[rows])
+    return made
 
 
 def _parts(layer: Any) -> int:

@@ -99,6 +99,28 @@ def difference(source: torch.nn.Module, cuts: Sequence[Cut], samples: Inputs) ->
     return {"samples": len(samples), "max_abs_error": worst, "sqnr_db": sqnr_db}
 
 
+def with_noise(source: torch.nn.Module, samples: Inputs) -> list[tuple[torch.Tensor, ...]]:
+    """The samples, and one of noise of their mean and spread where the source answers it in finite numbers: what is
+    the same all over a sample, or dead on it, would prove nothing."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(own: torch.Tensor) -> torch.Tensor:
+        if not own.is_floating_point():
+            return own
+        spread = float(own.float().std(correction=0)) or 1.0
+        return (torch.randn(own.shape, generator=generator) * spread + own.float().mean()).to(own.dtype)
+
+    made = tuple(noise(own) for own in samples[0])
+    try:
+        with user_code("the source model on noise"):
+            (found,) = answers(source, [made])
+    except EdgeoptError:  # it does not take every input
+        return list(samples)
+    return [*samples, made] if all(np.isfinite(own).all() for own in found) else list(samples)
+
+
 def answers(module: torch.nn.Module, samples: Inputs) -> list[list[Array]]:
     """The outputs of each sample, in pytree order; floating-point numbers as float32."""
     import torch

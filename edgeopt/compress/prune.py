@@ -64,7 +64,8 @@ def prune(
     progress(f"pruning {step.ratio:.0%} of the channels")
     groups = propose(module, samples[0], step, whole)
     progress("comparing with the source model whose cut channels are 0")
-    groups, shown = proof.sound(module, groups, samples, whole, progress)
+    tried = proof.with_noise(module, samples)
+    groups, shown = proof.sound(module, groups, tried, whole, progress)
     if not groups:
         raise ModelError(_why_nothing(before, whole))
     cuts = merged(group.cuts for group in groups)
@@ -78,7 +79,7 @@ def prune(
         "kept": outputs,
         "widths": {name: [before[name], after] for name, after in _widths(pruned).items()},
         "whole": [{"layer": name, "width": before[name], "why": why} for name, why in whole.items()],
-        "proof": shown,
+        "proof": {**(shown or {}), "noise": len(tried) - len(samples)},
         "macs": [macs(module, samples[0]), macs(pruned, samples[0])],
         "parameters": [_parameters(module), _parameters(pruned)],
     }
