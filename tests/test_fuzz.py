@@ -1,0 +1,296 @@
+"""Fuzzers, bounded and seeded: whatever a bundle, a host, a board or a run folder says, it is used, or refused by a
+typed error; nothing else is raised, nothing hangs, nothing is written elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mutations
+import numpy as np
+import pytest
+from boards import bench_request, fake_model, npz
+from edgeopt_agent import jobs, main, releases, requests, store, wire
+
+from edgeopt import bundle as bundles
+from edgeopt import validate
+from edgeopt.diagnose import prepared
+from edgeopt.errors import ConfigError, EdgeoptError, IntegrityError
+
+LONGEST_S = 20.0  # of one case, on a busy machine
+
+
+def everything(folder: Path) -> dict[str, bytes | str]:
+    """What lies below a folder: content of files, targets of links."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@contextlib.contextmanager
+def nothing_outside(tree: Path, *ours: str) -> Iterator[None]:
+    """Only the folders `ours` of a tree may change meanwhile, and not for longer than LONGEST_S."""
+
+    def others() -> dict[str, bytes | str]:
+        return {name: held for name, held in everything(tree).items() if name.split("/")[0] not in ours}
+
+    before = others()
+    yield
+    assert others() == before
+    assert not Path("/tmp/edgeopt-written").exists()
+
+
+# Bundles
+
+
+def tiny_bundle() -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(manifest, blobs by SHA-256) of a bundle for the agent's fake runtime."""
+    blobs: dict[str, bytes] = {}
+
+    def add(data: bytes) -> dict[str, Any]:
+        sha256 = hashlib.sha256(data).hexdigest()
+        blobs[sha256] = data
+        return {"sha256": sha256, "size_bytes": len(data)}
+
+    rows = np.arange(24, dtype=np.float32).reshape(6, 4)
+    labels = np.array([3, 3, 3, 3, 3, 0])
+    golden = npz(rows[:1], raw0=np.frombuffer(b"words", np.uint8), name0=np.array("a.txt"), prepare=np.array("{}"))
+    manifest = {
+        **{"format": 1, "name": "tiny", "created_by": "edgeopt 0", "profile": "generic-x86-64", "verdict": "pass"},
+        **{"root": "/var/lib/edgeopt", "python": "python3", "budgets": {"latency_p50_s": 0.1}},
+        "artifact": {
+            **{"file": "m.json", "runtime": "fake", "threads": 1, "options": {}, "frequency_max_hz": None},
+            "preprocess": [
+                [{"op": "scale", "by": 2.0, "offset": 0.5}, {"op": "normalize", "mean": [0.5], "std": [2.0], "axis": 1}]
+            ],
+        },
+        "files": {"m.json": add(fake_model()), "health.npz": add(npz(rows, labels=labels, expected0=rows))},
+        "health": {
+            **{"file": "health.npz", "metric": "top1", "of": 6, "least_correct": 1},
+            **{"greatest_median_latency_s": 1.0, "greatest_output_error": 1e9},
+        },
+        "policy": {"confirm_within_s": None},
+        "evaluation": {
+            "shards": [add(npz(rows, source0=rows, labels=labels, groups=np.arange(6)))],
+            **{"metric": "top1", "n": 6, "floor_drop": 0.01, "classes": ["a", "b", "c", "d"]},
+            **{"golden": add(golden), "confidence_threshold": 0.5},
+        },
+        "lineage": {"reference": {"file": "net.onnx"}, "steps": [{"kind": "lower"}]},
+    }
+    return manifest, blobs
+
+
+def packed(text: bytes, blobs: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("manifest.json", text)
+        for sha256, data in blobs.items():
+            archive.writestr(f"blobs/{sha256}", data)
+    return buffer.getvalue()
+
+
+def mutated_bundle(manifest: dict[str, Any], blobs: dict[str, bytes], chance: random.Random) -> bytes:
+    """One whose manifest differs, whose bytes do, or whose arrays do under hashes that are right."""
+    way = chance.random()
+    if way < 0.7:
+        return packed(json.dumps(mutations.document(manifest, chance)).encode(), blobs)
+    if way < 0.85:
+        return mutations.data(packed(json.dumps(manifest).encode(), blobs), chance)
+    old = chance.choice(list(blobs))
+    data = odd_arrays(chance) if chance.random() < 0.5 else mutations.data(blobs[old], chance)
+    new = hashlib.sha256(data).hexdigest()
+    text = json.dumps(manifest).replace(
+        f'"{old}", "size_bytes": {len(blobs[old])}', f'"{new}", "size_bytes": {len(data)}'
+    )
+    return packed(text.encode(), {**blobs, new: data})
+
+
+def odd_arrays(chance: random.Random) -> bytes:
+    """An archive of samples whose arrays do not fit one another, or claim to be what they are not."""
+    kinds = [
+        np.zeros((6, 4), np.float32), np.zeros((5, 4)), np.zeros((6, 0)), np.zeros(6), np.float32(1), np.zeros((0, 4)),
+        np.full((6, 4), np.nan), np.full((6, 4), 1e308), np.array(["a"] * 6), np.zeros(6, "M8[s]"), np.arange(6),
+        np.zeros((6, 2, 2), np.complex64), np.full(6, -3), np.zeros(6, [("a", int)]), np.full(6, 2**62),
+    ]  # fmt: skip
+    names = (
+        "input0",
+        "input1",
+        "input2",
+        "source0",
+        "source1",
+        "labels",
+        "groups",
+        "expected0",
+        "raw0",
+        "name0",
+        "prepare",
+    )
+    buffer = io.BytesIO()
+    save = chance.choice((np.savez, np.savez_compressed))
+    save(buffer, **{name: chance.choice(kinds) for name in chance.sample(names, chance.randrange(1, 8))})  # type: ignore[arg-type]
+    data = buffer.getvalue()
+    if chance.random() < 0.3:  # a header that says more than there is
+        data = data.replace(b"(6,", chance.choice((b"(9,", b"(-6", b"(6e")))
+    return data
+
+
+def use_bundle(path: Path) -> bundles.Bundle:
+    """All that the host reads of a bundle without a board."""
+    opened = bundles.read(path)
+    opened.check()
+    validate.mode_for(opened, None)
+    validate.reference_of(opened)
+    for work in (validate.read_pack, validate.health_inputs, prepared.golden):
+        with contextlib.suppress(EdgeoptError):
+            work(opened)
+    return opened
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mutated_bundles_are_used_or_refused(seed: int, tmp_path: Path) -> None:
+    manifest, blobs = tiny_bundle()
+    path, root = tmp_path / "b.edgeopt", tmp_path / "root"
+    (tmp_path / "beside").mkdir()
+    main.prepare(str(root))
+    accepted = 0
+    with nothing_outside(tmp_path, "b.edgeopt", "root"):
+        for number in range(1000):
+            chance = random.Random(f"bundle {seed} {number}")
+            path.write_bytes(mutated_bundle(manifest, blobs, chance))
+            began = time.monotonic()
+            try:
+                opened = use_bundle(path)
+            except (ConfigError, IntegrityError):
+                continue
+            finally:
+                assert time.monotonic() - began < LONGEST_S, number
+            accepted += 1
+            found = requests.manifest(opened.text)  # what the host takes, the agent takes
+            assert found["files"].keys() == opened.manifest.files.keys()
+            if accepted <= 3:
+                activate(root, opened, tmp_path / "root" / f"job-{number}")
+    assert accepted > 10, "a fuzzer that only meets refusals sees little"
+
+
+def activate(root: Path, opened: bundles.Bundle, folder: Path) -> None:
+    """The agent's part of a flash, in this process but for the worker."""
+    folder.mkdir()
+    for entry in opened.manifest.files.values():
+        data = opened.blob(entry)
+        store.put(str(root), entry.sha256, len(data), 0, data)
+    request = {"kind": "activate", "release": opened.release, "manifest": opened.text}
+    requests.job_request(request)
+    with contextlib.suppress(wire.RemoteError):
+        releases.activate(jobs.Context(str(root), str(folder)), request)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "..", ".", "", "a\0b", "x" * 300, "manifest.json", "a\nb"])
+def test_the_agent_makes_no_link_for_a_name_that_leaves_its_folder(name: str, tmp_path: Path) -> None:
+    manifest, _ = tiny_bundle()
+    manifest["files"][name] = manifest["files"]["m.json"]
+    text = json.dumps(manifest)
+    root, folder = tmp_path / "root", tmp_path / "root" / "job"
+    main.prepare(str(root))
+    folder.mkdir()
+    request = {"kind": "activate", "manifest": text, "release": hashlib.sha256(text.encode()).hexdigest()}
+    with nothing_outside(tmp_path, "root"), pytest.raises(wire.RemoteError, match="manifest") as caught:
+        releases.activate(jobs.Context(str(root), str(folder)), request)
+    assert caught.value.kind == "bad-request"
+    assert everything(folder) == {}
+
+
+# Requests to the agent
+
+
+def plain_requests() -> list[dict[str, Any]]:
+    sha256 = hashlib.sha256(b"blob").hexdigest()
+    known = {"op": "job.start", "job": "known"}
+    manifest, _ = tiny_bundle()
+    energy = {"kind": "energy", "windows": 1, "window_seconds": 1.0, "idle_seconds": 1.0, "overhead_rounds": 0}
+    bench = bench_request([sha256], [sha256])
+    one = bench["artifacts"][0]
+    load = {"streams": [1], "batches": [2], "rates": [1.0], "repeats": 0, "seconds": 1.0, "seed": 0}
+    asked = [
+        bench,
+        {"kind": "infer", "artifact": one, "shards": [sha256]},
+        {"kind": "operators", "artifact": one, "shards": [], "runs": 1},
+        {**energy, "artifacts": [one], "shards": [], "seed": 0, "sensor": {"kind": "rapl", "rail": None}},
+        {"kind": "load", "artifact": one, "shards": [], **load},
+        {"kind": "activate", "manifest": json.dumps(manifest), "release": sha256},
+        {
+            "kind": "set-up",
+            "wheels": {"a-1-py3-none-any.whl": sha256},
+            "runtimes": ["tflite"],
+            "system_packages": False,
+        },
+        {"kind": "rollback"},
+    ]
+    return [
+        {"op": "hello"},
+        {"op": "clock"},
+        {"op": "blob.stat", "sha256": [sha256, "0" * 64]},
+        {"op": "blob.put", "sha256": sha256, "size_bytes": 4, "offset": 0},
+        {"op": "job.poll", "job": "known", "offset": 0, "wait_s": 0.0},
+        {"op": "job.file", "job": "known", "name": "request.json", "offset": 0, "limit": 100},
+        {"op": "job.cancel", "job": "known"},
+        {"op": "status", "verify": True},
+        *[{**known, "request": request} for request in asked],
+    ]
+
+
+def served(root: Path, stream: bytes) -> list[dict[str, Any]]:
+    """The agent's replies to a stream, each whole."""
+    sink = io.BytesIO()
+    main.serve(str(root), io.BytesIO(stream), sink)
+    answered = io.BytesIO(sink.getvalue())
+    assert answered.readline() + answered.readline() == b"\n" + wire.SENTINEL + b"\n"
+    replies = []
+    with contextlib.suppress(EOFError):
+        while True:
+            replies.append(wire.receive(answered.readline, answered.read)[0])
+    return replies
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mutated_requests_are_answered(seed: int, tmp_path: Path) -> None:
+    """1,000 in streams of 50; in some, bytes differ, and the agent may end such a conversation, but no other."""
+    root, known = tmp_path / "root", tmp_path / "root" / "jobs" / "known"
+    main.prepare(str(root))
+    known.mkdir()  # a job that ended: asked for again, none is started
+    (known / "request.json").write_text('{"kind": "rollback"}')
+    (known / "process.json").write_text('{"pid": 0}')
+    (known / "result.json").write_text('{"ok": true, "result": {}}')
+    plain = plain_requests()
+    with nothing_outside(tmp_path, "root"):
+        for stream in range(20):
+            chance = random.Random(f"request {seed} {stream}")
+            sent = []
+            for number in range(50):
+                message = mutations.document({"id": number, **chance.choice(plain)}, chance)
+                if isinstance(message, dict):
+                    message.pop("bytes", None)
+                    if message.get("job") not in (None, "known"):
+                        message["op"] = "job.poll"  # nothing is started under another name
+                sent.append(json.dumps(message).encode() + b"\n")
+            garbled = stream % 4 == 0
+            whole = b"".join(line for line in sent if b"NaN" not in line and b"Infinity" not in line)
+            began = time.monotonic()
+            replies = served(root, mutations.data(whole, chance) if garbled else whole)
+            assert time.monotonic() - began < LONGEST_S
+            assert garbled or len(replies) == whole.count(b"\n")
+            for reply in replies:
+                assert reply["ok"] or reply["error"]["kind"] in wire.ERROR_KINDS
+                assert reply["ok"] or "Error: " not in reply["error"]["message"], reply
+    shutil.rmtree(root)
