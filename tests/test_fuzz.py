@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import mutations
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from boards import bench_request, fake_model, npz
 from edgeopt_agent import jobs, main, releases, requests, store, wire
 
 from edgeopt import bundle as bundles
-from edgeopt import validate
+from edgeopt import validate, visible
+from edgeopt.cli import cli
 from edgeopt.diagnose import prepared
 from edgeopt.errors import ConfigError, EdgeoptError, IntegrityError
 
@@ -294,3 +296,54 @@ def test_mutated_requests_are_answered(seed: int, tmp_path: Path) -> None:
                 assert reply["ok"] or reply["error"]["kind"] in wire.ERROR_KINDS
                 assert reply["ok"] or "Error: " not in reply["error"]["message"], reply
     shutil.rmtree(root)
+
+
+# Run folders
+
+
+def run_command(*arguments: object) -> tuple[int | None, str]:
+    """(exit code of the error, None for none; what was printed) of a command in this process."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        try:
+            cli.main([str(argument) for argument in arguments], standalone_mode=False)
+        except (EdgeoptError, click.ClickException) as error:
+            told.write(visible.message(error))
+            return error.exit_code, told.getvalue()
+    return None, told.getvalue()
+
+
+def require_harmless(shown: str) -> None:
+    """What was printed draws only what is printable."""
+    strange = {sign for sign in shown if not (sign.isprintable() or sign == "\n")}
+    assert not strange, (strange, shown[:2000])
+
+
+def show_mutated_runs(whole: Path, work: Path, seed: int, count: int) -> int:
+    """`report`, --recompute and --against of `count` changed copies of run.json; how many of them were shown."""
+    plain, out = json.loads((whole / "run.json").read_text()), work / "two.html"
+    for name in ("run", "light"):
+        shutil.copytree(whole, work / name)
+    for path in (work / "light" / "samples").glob("*.npz"):  # which cost most of the time
+        if not path.name.endswith("selection.npz"):
+            path.unlink()
+    shown = 0
+    with nothing_outside(work, "run", "light", "two.html"):
+        for number in range(count):
+            chance = random.Random(f"run {seed} {number}")
+            run = work / ("light" if number % 20 else "run")
+            (run / "run.json").write_text(json.dumps(mutations.document(plain, chance)))
+            ways: list[list[object]] = [[run], [run, "--against", whole], [whole, "--against", run, "--out", out]]
+            for way in (ways[number % 3], [run, "--recompute", *(["--json"] if number % 2 else [])]):
+                began = time.monotonic()
+                code, said = run_command("report", *way)
+                assert time.monotonic() - began < LONGEST_S, (number, way)
+                assert code in (None, 2, 5), (number, code)
+                require_harmless(said)
+                shown += code is None
+    return shown
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mutated_runs_are_shown_or_refused(seed: int, small_run: Path, tmp_path: Path) -> None:
+    assert show_mutated_runs(small_run, tmp_path, seed, 500) > 50
