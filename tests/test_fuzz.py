@@ -3,6 +3,7 @@ typed error; nothing else is raised, nothing hangs, nothing is written elsewhere
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import io
@@ -14,18 +15,21 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import bundle_variants
 import click
+import lying_board
 import mutations
 import numpy as np
 import pytest
-from boards import bench_request, fake_model, npz
+from boards import bench_request, dense_bundle, dense_tflite, fake_model, npz
 from edgeopt_agent import jobs, main, releases, requests, store, wire
 
 from edgeopt import bundle as bundles
-from edgeopt import validate, visible
+from edgeopt import device, stats, validate, visible
 from edgeopt.cli import cli
+from edgeopt.device import session as session_module
 from edgeopt.diagnose import prepared
 from edgeopt.errors import ConfigError, EdgeoptError, IntegrityError
 
@@ -347,3 +351,121 @@ def show_mutated_runs(whole: Path, work: Path, seed: int, count: int) -> int:
 @pytest.mark.parametrize("seed", range(2))
 def test_mutated_runs_are_shown_or_refused(seed: int, small_run: Path, tmp_path: Path) -> None:
     assert show_mutated_runs(small_run, tmp_path, seed, 500) > 50
+
+
+# Replies to the host
+
+
+class Recorded(NamedTuple):
+    """A command and what a board said while it ran."""
+
+    arguments: list[object]
+    said: lying_board.Said
+    kept: Path | None = None  # a folder of --keep that holds all of it
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Recorded]]:
+    """Conversations with a real agent, measured in a moment."""
+    folder = tmp_path_factory.mktemp("recorded")
+    model, inputs = folder / "dense.tflite", folder / "inputs.npz"
+    model.write_bytes(dense_tflite())
+    rows = np.arange(480, dtype=np.float32).reshape(120, 4)
+    inputs.write_bytes(npz(rows))
+    for number in range(2):
+        bundle_to_validate(folder / f"v{number}.edgeopt", rows[:40] + number)
+    commands: dict[str, list[object]] = {
+        "flash": ["flash", folder / "v0.edgeopt"],
+        "flash over": ["flash", folder / "v1.edgeopt"],
+        "status": ["status"],
+        "validate": ["validate", folder / "v1.edgeopt", "--no-repeat", "--allow-undecided"],
+        "rollback": ["rollback"],
+        "bench": ["bench", model, "--inputs", inputs, "--no-repeat", "--operators"],
+        "compare": ["compare", model, folder / "v0.edgeopt", "--random", "--no-repeat"],
+        "load": ["load", model, "--inputs", inputs, "--no-repeat", "--seconds", "1", "--batch", "2"],
+        "sensors": ["power", "--list"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEOPT_CACHE", str(folder / "cache"))
+        patch.setitem(stats.MODES, "rapid", stats.Mode(64, 0.2, renew=0))
+        patch.setattr(session_module, "FIRST_PAUSE_S", 0.0)
+        found = {}
+        for name, arguments in commands.items():
+            recorder = lying_board.Recorder(folder / "board")
+            patch.setattr(device, "open_transport", lambda _, say=recorder: lying_board.BoardHere(say))
+            code, said = run_command(*arguments, "--root", folder / "board")
+            assert code is None, (name, said)
+            found[name] = Recorded(arguments, recorder.said)
+        for name in ("bench", "load", "validate"):  # the same again, to be kept
+            say = lying_board.Replay(found[name].said)
+            patch.setattr(device, "open_transport", lambda _, say=say: lying_board.BoardHere(say))
+            code, said = run_command(*found[name].arguments, "--keep", folder / name, "--root", folder / "board")
+            assert code is None, (name, said)
+            found[name] = found[name]._replace(kept=folder / name)
+        yield found
+
+
+def bundle_to_validate(path: Path, rows: np.ndarray[Any, Any]) -> None:
+    """A bundle of `dense_tflite` with an evaluation pack."""
+    dense_bundle(path, 4, 3)
+    opened = bundles.read(path)
+    labels = np.arange(len(rows)) % 3
+    shard = npz(rows, source0=rows[:, :3], labels=labels, groups=np.arange(len(rows)) % 7)
+    manifest = opened.manifest.model_dump(mode="json")
+    blobs = {entry.sha256: opened.blob(entry) for entry in opened.manifest.files.values()}
+    entry = bundle_variants.add(blobs, shard)
+    manifest["evaluation"] = {
+        **{"shards": [entry], "metric": "top1", "n": len(rows), "floor_drop": 0.5, "classes": []},
+        **{"golden": None, "confidence_threshold": None},
+    }
+    bundles.write(path, bundles.Manifest.model_validate(manifest), blobs)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lying_boards_are_believed_or_refused(
+    seed: int, recorded: dict[str, Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    codes: collections.Counter[int | None] = collections.Counter()
+    names = list(recorded)
+    with nothing_outside(tmp_path):
+        for number in range(250):
+            chance = random.Random(f"board {seed} {number}")
+            arguments, said = recorded[names[number % len(names)]]
+            liar = lying_board.Liar(said, chance)
+            monkeypatch.setattr(device, "open_transport", lambda _, say=liar: lying_board.BoardHere(say))
+            as_json = ["--json"] if chance.random() < 0.3 else []
+            began = time.monotonic()
+            try:
+                code, shown = run_command(*arguments, *as_json, "--root", "/nowhere")
+            except lying_board.NothingToSay:
+                continue
+            assert time.monotonic() - began < LONGEST_S, number
+            assert code in (None, 3, 4, 5, 6), (number, code, shown)
+            require_harmless(shown)
+            codes[code] += 1
+    assert codes[4] > 20, codes
+    assert codes[None] > 20, codes
+
+
+@pytest.mark.parametrize("name", ["bench", "load", "validate"])
+def test_mutated_kept_folders_are_shown_or_refused(name: str, recorded: dict[str, Recorded], tmp_path: Path) -> None:
+    whole, kept = recorded[name].kept, tmp_path / "kept"
+    assert whole is not None
+    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.name != "lock"]
+    with nothing_outside(tmp_path, "kept"):
+        for number in range(100):
+            chance = random.Random(f"kept {name} {number}")
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(whole, kept)
+            path = kept / chance.choice(files)
+            if path.suffix == ".json" and chance.random() < 0.9:
+                path.write_text(json.dumps(mutations.document(json.loads(path.read_text()), chance)))
+            else:
+                path.write_bytes(mutations.data(path.read_bytes(), chance))
+            for way in ([], ["--recompute"]):
+                began = time.monotonic()
+                code, said = run_command("report", kept, *way)
+                assert time.monotonic() - began < LONGEST_S, number
+                assert code in (None, 2, 5), (number, code, said)
+                require_harmless(said)
