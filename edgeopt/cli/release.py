@@ -297,7 +297,10 @@ def _release(entry: dict[str, Any] | None) -> str:
     whole = {True: "whole", False: f"DAMAGED: {entry['problem']}", None: "not checked"}[entry["whole"]]
     if entry["release"] is None:
         return whole
-    at = datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds")
+    known = entry["activated_at"] is not None
+    at = (
+        datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds") if known else "an unknown time"
+    )
     confirmed = "" if entry.get("confirmed", True) else ", not confirmed yet"
     title = _titled(entry["name"], entry["release"])
     judged = _accuracy(entry["verdict"]) + _stands_in(entry["measured_on"])

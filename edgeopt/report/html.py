@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import math
@@ -62,6 +63,15 @@ def render(run: dict[str, Any], run_dir: Path) -> str:
 
 def page(template: str, shown: dict[str, Any]) -> str:
     """A page on base.html.j2, as text. shown: what the template names, and `charts`, the data of its plots."""
+    here = resources.files("edgeopt.report")
+    chart = (here / "vendor" / "chart.umd.min.js").read_text(encoding="utf-8").partition("//# sourceMappingURL")[0]
+    style = (here / "page.css").read_text(encoding="utf-8")
+    found: str = _templates().get_template(template).render(shown, chart=chart, style=style)
+    return found
+
+
+@functools.cache
+def _templates() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -73,10 +83,7 @@ def page(template: str, shown: dict[str, Any]) -> str:
     )
     environment.filters["csp_hash"] = _csp_hash
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=True)
-    here = resources.files("edgeopt.report")
-    chart = (here / "vendor" / "chart.umd.min.js").read_text(encoding="utf-8").partition("//# sourceMappingURL")[0]
-    style = (here / "page.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(shown, chart=chart, style=style)
+    return environment
 
 
 def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -299,7 +306,7 @@ def _samples(trial: dict[str, Any], run_dir: Path) -> np.ndarray[Any, np.dtype[n
     if not given or not path.is_relative_to(run_dir.resolve()) or not path.is_file():
         return None
     try:
-        seconds = np.asarray(arrays.read(path, str(path))["seconds"], dtype=np.float64).ravel()
+        seconds = np.asarray(arrays.read(path, str(path), "seconds")["seconds"], dtype=np.float64).ravel()
     except (OSError, ValueError, KeyError, IntegrityError):
         return None
     return seconds if len(seconds) and np.isfinite(seconds).all() else None
