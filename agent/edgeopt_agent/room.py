@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from typing import Set
 
 from . import activations, store
-from .files import read_json, remove
+from .files import note, read_json, remove
 from .wire import RemoteError
 
 KEEP_PREVIOUS = 2
@@ -42,7 +41,7 @@ def make(root: str, size_bytes: int = RECORDS_BYTES, vital: bool = False) -> Non
             if has(root, size_bytes):
                 return
     except (OSError, _Unknown) as error:
-        print(f"no room was made in the store: {error}", file=sys.stderr)
+        note(f"no room was made in the store: {error}")
     if vital:
         give_up_reserve(root)
 
@@ -78,7 +77,7 @@ def keep_reserve(root: str) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        print(f"no reserve is kept for the way back: {error}", file=sys.stderr)
+        note(f"no reserve is kept for the way back: {error}")
 
 
 def tidy(root: str) -> None:
@@ -87,7 +86,7 @@ def tidy(root: str) -> None:
     try:
         store.trim(root, _used(root))
     except (OSError, _Unknown) as error:
-        print(f"the store was not trimmed: {error}", file=sys.stderr)
+        note(f"the store was not trimmed: {error}")
     if activations.current_number(root) is not None:
         keep_reserve(root)
 
@@ -105,7 +104,7 @@ def collect_garbage(root: str) -> None:
                 if name not in names:
                     remove(os.path.join(root, folder, name))
     except OSError as error:
-        print(f"what nothing uses stays until the next flash: {error}", file=sys.stderr)
+        note(f"what nothing uses stays until the next flash: {error}")
 
 
 class _Unknown(Exception):
