@@ -11,7 +11,7 @@ import shutil
 from typing import Set
 
 from . import activations, store
-from .files import note, read_json, remove
+from .files import fsync_folder, note, read_json, remove, set_aside
 from .wire import RemoteError
 
 KEEP_PREVIOUS = 2
@@ -66,6 +66,8 @@ def keep_reserve(root: str) -> None:
     try:
         if os.path.isdir(folder) and set(os.listdir(folder)) >= {"space", *names}:
             return
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            set_aside(folder)
         if not has(root, RESERVE_BYTES + store.SPARE_BYTES):
             return
         os.makedirs(folder, exist_ok=True)
@@ -76,6 +78,8 @@ def keep_reserve(root: str) -> None:
             os.posix_fallocate(handle, 0, RESERVE_BYTES)
         finally:
             os.close(handle)
+        fsync_folder(folder)
+        fsync_folder(root)
     except OSError as error:
         note(f"no reserve is kept for the way back: {error}")
 
