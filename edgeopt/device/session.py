@@ -238,8 +238,8 @@ class Session:
             self._kept.forget(job)
             log = now.get("log", "").strip()
             raise AgentFailure(
-                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted"
-                + (f"; its log ends: {log[-400:]}" if log else "")
+                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted, or its disk "
+                "takes nothing" + (f"; its log ends: {log[-400:]}" if log else "")
             )
         outcome = now["result"]
         if outcome is None:
