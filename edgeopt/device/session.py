@@ -20,6 +20,7 @@ from .archive import agent_archive
 from .journal import Journal
 from .kept_jobs import CHANGES, KeptJobs
 from .launch import Event as Event
+from .pace import LEAST_BYTES, Pace
 
 REPLY_TIMEOUT_S = 60.0
 POLL_S = 5.0
@@ -27,8 +28,6 @@ CANCEL_PATIENCE_S = 5.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 SAY_AGAIN_S = 30.0
-LEAST_CHUNK_BYTES = 8 << 10  # 4 s at 16 kbit/s
-CHUNK_S = 10.0  # what one may take: ssh's own signs of life wait behind it, and it gives up after 15 s without
 FOLLOWING = ("job.start", "job.poll")  # where these give up, a job is left on the board
 
 
@@ -92,7 +91,7 @@ class Session:
         self._number = 0
         self._kept = KeptJobs(self)
         self._warned = False
-        self._chunk_bytes = LEAST_CHUNK_BYTES
+        self._pace = Pace(wire.CHUNK_BYTES, reply_s)
         self.spelled = f"{self.address} --root {shlex.quote(place.root)}"  # how a command names this board
         try:
             self.hello = self._connect()
@@ -142,7 +141,7 @@ class Session:
                     again = "" if op in FOLLOWING else "; run the same command again when the board can be reached"
                     raise DeviceUnreachable(f"{error}; gave up after {self._patience_s:g} s{again}") from error
                 lost.say(str(error))
-                payload = payload[: max(LEAST_CHUNK_BYTES, len(payload) // 4)]  # it may have been too much at once
+                payload = payload[: max(LEAST_BYTES, len(payload) // 4)]  # it may have been too much at once
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -170,13 +169,11 @@ class Session:
             if offset > len(data):
                 raise ProtocolError(f"{self.address} says it has {offset} of {len(data)} bytes of {what}")
             self._on_event({"event": "progress", "what": f"sending {what}", "done": offset, "of": len(data)})
-            chunk = data[offset : offset + self._chunk_bytes]
+            chunk = data[offset : offset + self._pace.size_bytes]
             began = time.monotonic()
             try:
                 held = self.request("blob.put", chunk, sha256=sha256, size_bytes=len(data), offset=offset)
-                rate = (held["have"] - offset) / max(time.monotonic() - began, 1e-3)
-                fits = int(rate * min(CHUNK_S, self._reply_s / 4))
-                self._chunk_bytes = min(max(fits, LEAST_CHUNK_BYTES), wire.CHUNK_BYTES)
+                self._pace.took(held["have"] - offset, time.monotonic() - began)
             except AgentFailure as error:
                 damaged += error.kind == "integrity"
                 if error.kind != "integrity" or damaged > 2:
