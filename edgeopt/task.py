@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -80,8 +80,8 @@ class Split:
     values: tuple[int | str, ...] | None = None
 
 
-def read_npz(path: Path, key: str = "[task] arrays") -> dict[str, Array]:
-    """Every array of an .npz, pickles refused. Raises ConfigError naming key, file and array."""
+def read_npz(path: Path, key: str = "[task] arrays", only: Container[str] | None = None) -> dict[str, Array]:
+    """Every array of an .npz, or those of `only`; pickles refused. Raises ConfigError naming key, file and array."""
     what = f"{key} = '{path}'"
     name = ""
     found: dict[str, Array] = {}
@@ -91,7 +91,8 @@ def read_npz(path: Path, key: str = "[task] arrays") -> dict[str, Array]:
             raise ConfigError(f"{what} is a single .npy array; save it with numpy.savez(path, name=array, …)")
         with archive:
             for name in archive.files:
-                found[name] = archive[name]
+                if only is None or name in only:
+                    found[name] = archive[name]
     except FileNotFoundError as error:
         raise ConfigError(f"{what}: no such file; give the path of an .npz") from error
     except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
