@@ -95,8 +95,8 @@ def foreseen(plan: Plan, final: Samples) -> list[str]:
         return []
     return [
         f"the verdict will be undecided though every answer were the source model's: with {n} samples in [splits] "
-        f"final a drop of {interval[1]:.2g} cannot be excluded, and [ladder] floor_drop is {plan.floor_drop:g}; enlarge "
-        "final, or raise floor_drop"
+        f"final a drop of {interval[1]:.2g} cannot be excluded, but [ladder] floor_drop is {plan.floor_drop:g}; enlarge"
+        " final, or raise floor_drop"
     ]
 
 

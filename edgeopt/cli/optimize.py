@@ -115,6 +115,7 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
         options["transport"] or section.transport,
         made.stand_in,
     )
+    made = dataclasses.replace(made, stand_in=where.may_stand_in)
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:
         store = caches.Cache(cache, waiting(display))

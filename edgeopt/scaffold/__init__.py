@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Mapping
@@ -102,8 +103,13 @@ def draft(folder: Path, wanted: Wanted) -> Draft:
     ]
     misfits = [said for one in seen.inputs if (said := misfit(one, source))]
     floor = "[ladder] floor_drop is in the score's unit" if not seen.is_classes else ""
+    elsewhere = (
+        "[device] address is this machine, and the profile is of another: name the board's address, or set stand_in"
+        if wanted.device == "local" and board.cpu.architecture not in (profiles.ANY, platform.machine())
+        else ""
+    )
     text = text_of(values, preprocess, runfile.RunFile, board)
-    return Draft(text, (*seen.check, *notes, *misfits, *guesses, *filter(None, (floor,))), values)
+    return Draft(text, (*seen.check, *notes, *misfits, *guesses, *filter(None, (floor, elsewhere))), values)
 
 
 def _look(folder: Path, wanted: Wanted, ports: Any) -> Seen:
