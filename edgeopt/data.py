@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from . import decode, model, onnx_model, stats, tasks
 from .cache import Cache, versions
 from .errors import ConfigError
-from .parts import called_in, join_parts, split_of
+from .parts import called_in, join_parts, split_of, tells_splits
 from .plan import Plan
 from .task import (
     CLASS_METRICS,
@@ -107,6 +107,15 @@ def _given_splits(final: Samples) -> str:
     return f" (is '{name}' a given split? then [splits] column names the array, and values)" if split_of(name) else ""
 
 
+def _mixed(plan: Plan, found: Mapping[str, Array]) -> list[str]:
+    """Arrays of text that tell given splits, where the run file names none."""
+    spec = plan.run_file.splits
+    if plan.column is not None or any(section.groups for section in spec.sections().values()):
+        return []
+    texts = [name for name, array in found.items() if array.ndim == 1 and array.dtype.kind == "U"]
+    return [name for name in texts if tells_splits(np.unique(found[name]).tolist())]
+
+
 def read(plan: Plan, cache: Cache, say: Say) -> Samples:
     """All samples that [task] names, before they are split. Raises ConfigError, ModelError, MissingDependency."""
     task = plan.run_file.task
@@ -115,7 +124,11 @@ def read(plan: Plan, cache: Cache, say: Say) -> Samples:
         return samples_of(_arrays(plan, names), task.inputs, task.labels, task.groups, "its parts", plan.column)
     if task.arrays is not None:
         path = plan.folder / task.arrays
-        return samples_of(read_npz(path), task.inputs, task.labels, task.groups, f"'{path}'", plan.column)
+        found = read_npz(path)
+        for name in _mixed(plan, found):
+            said = f"'{name}' in {path} holds names of splits, and the run file mixes them: name it in [splits] column"
+            say({"event": "warning", "what": said})
+        return samples_of(found, task.inputs, task.labels, task.groups, f"'{path}'", plan.column)
     if task.kind is not None:
         return decode.samples(plan, cache, task.kind, say)
     spec = str(task.object)

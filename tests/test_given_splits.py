@@ -263,6 +263,14 @@ def test_a_verdict_that_can_only_be_undecided_is_foretold(
     assert data.foreseen(made, data.opened(made, Cache(folder / "cache"), [].append)["final"]) == foreseen
 
 
+def test_a_run_file_that_mixes_given_splits_is_warned(folder: Path) -> None:
+    part_arrays(folder)
+    said: list[dict[str, Any]] = []
+    counts = "calibration = { count = 9 }\nselection = { count = 9 }\nfinal = { count = 9 }"
+    data.opened(planned(folder, counts), Cache(folder / "cache"), said.append)
+    assert ["'part'" in event["what"] and "[splits] column" in event["what"] for event in said] == [True]
+
+
 # Training and ranges have samples of their own
 
 
