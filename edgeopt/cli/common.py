@@ -242,7 +242,7 @@ class Where:
         self.text = self.entry.address if self.entry else device
         self._address = self.text, identity, known_hosts, transport or "paramiko"
         self._profile, self._root, self._python = profile, root, python
-        self._may_stand_in = stand_in
+        self.may_stand_in = stand_in
         self._stand_in: dict[str, Any] | None = None  # as provenance.checked, of the board that was opened
 
     def place(self, made_for: str | None = None, root: str | None = None) -> Placement:
@@ -334,7 +334,7 @@ class Where:
             self.require_same(session.hello["board"])
             if not any_board:
                 board = {**session.hello["board"], **session.hello["hardware"]}
-                self._stand_in = provenance.checked(self.known_profile(), board, session.address, self._may_stand_in)
+                self._stand_in = provenance.checked(self.known_profile(), board, session.address, self.may_stand_in)
         except BaseException:
             session.__exit__(None, None, None)
             raise

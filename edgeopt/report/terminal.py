@@ -101,8 +101,10 @@ def render(
     console.print(Text("bundle  " + (f"{at}{units.text(bundle)}" if bundle else "none was made")), soft_wrap=True)
 
 
-def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
-    """What is fixed before work starts, on one screen. plan: `Plan.to_json`."""
+def render_plan(
+    plan: dict[str, Any], address: str, console: Console, sizes: dict[str, int], foreseen: Sequence[str]
+) -> None:
+    """What is fixed before work starts, on one screen. plan: `Plan.to_json`; sizes and foreseen: of data.preview."""
     run_file, profile = part(plan, "run_file"), part(plan, "profile")
     task, ladder = part(run_file, "task"), part(run_file, "ladder")
     metric = str(plan["metric"])
@@ -117,8 +119,10 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
         "model": str(part(run_file, "model").get("torch") or part(run_file, "model").get("onnx")),
         "data": f"{_source(task)}, inputs {', '.join(task['inputs'])}, scored by {metric}",
         "splits": "; ".join(splits),
-        "profile": f"{profile['id']} ({profile['name']}); what is at {address} must be one"
-        + (", or is marked as a stand-in" if plan.get("stand_in") else ""),
+        **({"samples": ", ".join(f"{name} {units.count(n)}" for name, n in sizes.items())} if sizes else {}),
+        "profile": f"{profile['id']} ({profile['name']}), "
+        + ("or a stand-in that is marked" if plan.get("stand_in") else "and nothing else"),
+        "board": f"what is at {address}",
         "budgets": "; ".join(budgets) or "none",
         "improves": units.label(plan["objective"]),
         "floor": f"a drop of at most {units.drop(plan['floor_drop'], metric)} below the source model",
@@ -127,7 +131,11 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
         "measures": f"mode {plan['mode']}, seed {plan['seed']}{_energy_words(plan)}",
     }
     console.print(_grid([(Text(name, "bold"), Text(units.text(line, 600))) for name, line in lines.items()]))
-    console.print(Text("Nothing has been checked but the run file and the profile: neither data, model nor board."))
+    for words in foreseen:
+        console.print(Text(f"note: {units.text(words, 600)}", "yellow"))
+    looked = ", and the data's labels, groups and files" if sizes else ""
+    rest = "neither model nor board" if sizes else "neither data, model nor board"
+    console.print(Text(f"Nothing has been checked but the run file and the profile{looked}: {rest}."))
 
 
 def _energy_words(plan: dict[str, Any]) -> str:
