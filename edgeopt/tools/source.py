@@ -269,10 +269,11 @@ def fits(wanted: Sequence[int | None], found: Sequence[int]) -> bool:
 
 
 def named_nodes(message: str, contents: formats.Contents) -> str:
-    """The message, with the node added for each operator of the model that it mentions without one."""
+    """The message, with the node added for each operator of the model that it mentions without one of its nodes."""
     words = set(re.findall(r"\w+", message))
+    named = {own.kind for own in contents.operators if own.node in words or f"'{own.node}'" in message}
     first: Mapping[str, str] = {own.kind: own.node for own in reversed(contents.operators)}
-    told = [f"{kind} is node '{node}'" for kind, node in first.items() if kind in words and node not in message]
+    told = [f"{kind} is node '{node}'" for kind, node in first.items() if kind in words - named]
     return f"{message} ({', '.join(told[:3])})" if told else message
 
 
