@@ -95,11 +95,35 @@ class Evaluation(Section):
     confidence_threshold: Number | None = None
 
 
+class StandIn(Section):
+    """The profile whose board was not there, and in what the one that was measured differs from it."""
+
+    profile: str
+    name: str
+    differences: list[dict[str, str]]
+
+
+class MeasuredOn(Section):
+    """What the board of its figures said of itself; stand_in: None where it was the profile's."""
+
+    model: str | None = None
+    machine: str | None = None
+    userland: str | None = None
+    cpu_model: str | None = None
+    cores: int | None = None
+    cores_allowed: int | None = None
+    memory_bytes: int | None = None
+    system: str | None = None
+    stand_in: StandIn | None = None
+
+
 class Manifest(Section):
     """verdict: of the accuracy on final samples; "not judged": nobody compared it with a floor (`edgeopt bundle`).
 
     root, python: of the board that it was made for, to be read by people. Nothing obeys them: where edgeopt lives on a
     board, and which program runs there, is said by the board's profile or its owner.
+
+    measured_on: None where nothing was measured, or by an edgeopt that did not keep it.
     """
 
     format: Literal[1]
@@ -115,6 +139,7 @@ class Manifest(Section):
     health: Health
     policy: Policy
     evaluation: Evaluation | None
+    measured_on: MeasuredOn | None = None
     lineage: dict[str, Any]
 
 
@@ -132,6 +157,8 @@ class Bundle:
         data = _member(self.path, f"blobs/{entry.sha256}", entry.size_bytes)
         if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise IntegrityError(f"{self.path}: blob {entry.sha256[:12]} is damaged; get the bundle again")
+        if data.startswith(b"PK"):
+            _require_stored(data, f"{self.path}: blob {entry.sha256[:12]}")
         return data
 
     def artifact(self, folder: Path, name: str | None = None, threads: int | None = None) -> Artifact:
@@ -284,6 +311,22 @@ def _check_expansion(path: Path, manifest: Manifest) -> None:
         raise IntegrityError(
             f"{path}: its {len(sizes)} files and shards would take {sum(sizes)} bytes, and the bundle has {held}; at "
             f"most {MOST_NAMES} of them and {MOST_EXPANSION:g} times its size are allowed; get it again"
+        )
+
+
+def _require_stored(data: bytes, what: str) -> None:
+    """Arrays of a bundle are stored as they are: packed, half a megabyte of them can take a gigabyte of memory."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        return  # no archive, so nothing that could be unpacked; whoever reads it says what is wrong
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    total = sum(member.file_size for member in members)
+    if packed or total > len(data):
+        raise IntegrityError(
+            f"{what} is an archive of {len(data)} bytes that would take {total}; arrays in a bundle are not packed: "
+            "get it again"
         )
 
 

@@ -40,7 +40,7 @@ def samples(plan: Plan, cache: Cache, kind: str, say: Say) -> Samples:
     """
     task = plan.run_file.task
     data, arrays = _decoded(plan, cache, kind, say)
-    return samples_of(arrays, task.inputs, task.labels, task.groups, data.what)
+    return samples_of(arrays, task.inputs, task.labels, task.groups, data.what, plan.column)
 
 
 def golden(plan: Plan, cache: Cache, kind: str) -> bytes:
@@ -64,8 +64,14 @@ def golden(plan: Plan, cache: Cache, kind: str) -> bytes:
 
 def _index(plan: Plan, kind: str) -> tasks.Data:
     task = plan.run_file.task
-    source = plan.folder / Path(getattr(task, kind)).expanduser()
-    return tasks.index(kind, source, task.prepare, task.inputs, task.labels, task.groups, plan.folder)
+    given = getattr(task, kind)
+    source: Path | dict[str, Path] = (
+        {part: plan.folder / Path(path).expanduser() for part, path in given.items()}
+        if isinstance(given, dict)
+        else plan.folder / Path(given).expanduser()
+    )
+    column = plan.run_file.splits.column
+    return tasks.index(kind, source, task.prepare, task.inputs, task.labels, task.groups, plan.folder, column)
 
 
 def _decoded(plan: Plan, cache: Cache, kind: str, say: Say) -> tuple[tasks.Data, dict[str, Array]]:
@@ -83,7 +89,7 @@ def _decoded(plan: Plan, cache: Cache, kind: str, say: Say) -> tuple[tasks.Data,
         data.decode(folder, told)
 
     decoded = cache.stage(f"decoded {kind}", inputs, build)
-    return data, data.arrays(decoded, task.labels, task.groups, task.classes)
+    return data, data.arrays(decoded, task.labels, task.groups, plan.column, task.classes)
 
 
 def _few(data: tasks.Data) -> Iterator[tuple[int, bytes]]:

@@ -17,7 +17,7 @@ from .profile import DeviceProfile
 
 def flash(session: Session, bundle: Bundle, python: str, board: DeviceProfile | None = None) -> dict[str, Any]:
     """Make the bundle's release current on the board: {"activation", "health", "release", "name", "verdict" of the
-    bundle, "made_for" (the profile's id), "already": nothing was changed}.
+    bundle, "made_for" (the profile's id), "measured_on" (the board of its figures), "already": nothing was changed}.
 
     board: its profile, where it is known. Every blob is checked before the first is sent; the runtime, and what it can
     take, before anything is. Raises ConfigError, IntegrityError, ModelError, AgentFailure (no-space, read-only,
@@ -29,6 +29,8 @@ def flash(session: Session, bundle: Bundle, python: str, board: DeviceProfile | 
     measure.require_runtime(facts, bundle.manifest.artifact.runtime, session.address, python)
     done: dict[str, Any] = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
     done["verdict"], done["made_for"] = bundle.manifest.verdict, bundle.manifest.profile
+    own = bundle.manifest.measured_on
+    done["measured_on"] = own.model_dump() if own else None
     done["frequency_max_hz"] = bundle.manifest.artifact.frequency_max_hz  # nothing sets it: its owner must know
     with tempfile.TemporaryDirectory(prefix="edgeopt-flash-") as folder:
         bundle.artifact(Path(folder)).require_fit(facts["runtimes"], session.address, bundle.path)
@@ -65,8 +67,8 @@ def describe(entry: dict[str, Any]) -> str:
 
 
 def rollback(session: Session) -> dict[str, Any]:
-    """Make the predecessor of the current release current: {"activation", "health", "from", "name", "verdict"}, and
-    "current" and "previous" as `Session.status` has them afterwards. Raises AgentFailure."""
+    """Make the predecessor of the current release current: {"activation", "health", "from", "name", "verdict",
+    "measured_on"}, and "current" and "previous" as `Session.status` has them afterwards. Raises AgentFailure."""
     with _telling_what_is_current(session):
         _, result = session.run({"kind": "rollback"})
-    return {**result, "name": result["current"]["name"], "verdict": result["current"]["verdict"]}
+    return {**result, **{key: result["current"][key] for key in ("name", "verdict", "measured_on")}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import json
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decode, disk, evidence, ladder, lower, measure, onboard, stages
+from . import data, decode, disk, evidence, ladder, lower, measure, onboard, provenance, stages
 from . import plan as plans
 from .cache import Cache
 from .device.session import Session
@@ -42,10 +43,16 @@ def optimize(
     _require_own(out)
     plans.require_packages(plan, lower.abilities())
     plan = decode.with_classes(plan)
-    splits = stages.open_data(plan, cache, say)
+    splits = data.opened(plan, cache, say)
+    warned = data.foreseen(plan, splits["final"])
+    for words in warned:
+        say({"event": "warning", "what": words})
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *warned))
     session, python = connect()
     with session:
         facts = session.facts()
+        stand_in = provenance.checked(plan.profile, facts, session.address, plan.stand_in)
+        facts = {**facts, "stand_in": stand_in}
         plan = onboard.settle(plan, facts, session.address)
         measure.require_runtime(facts, plan.runtime, session.address, python)
         bench = stages.open_workbench(plan, splits, cache, say, remeasure)
@@ -125,9 +132,9 @@ def _final(run: Run, chosen: Trial) -> dict[str, Any]:
 def sentence(document: dict[str, Any], missed: str) -> str:
     """The verdict in one plain sentence."""
     final, board = document["final"], document["board"]
-    place = board["model"] or board["hostname"]
+    place = provenance.mark(board) or f"on {provenance.named(board)}"
     if final is None:
-        return f"No candidate fits on {place}: {missed}."
+        return f"No candidate fits {place}: {missed}."
     chosen = next(trial for trial in document["trials"] if trial["name"] == document["chosen"])
     baseline = document["trials"][0]["name"]
     ratios = chosen["ratios"]
@@ -139,7 +146,8 @@ def sentence(document: dict[str, Any], missed: str) -> str:
     )
     gain += _clock_words(chosen) + _energy_words(chosen, baseline)
     drop = units.drop(final["drop"], str(final["metric"]), final["drop_interval"])
-    return f"On {place}, {gain}; its drop on {final['n']} held-out samples is {drop}: {final['reason']}."
+    there = f"{place[0].upper()}{place[1:]}"
+    return f"{there}, {gain}; its drop on {final['n']} held-out samples is {drop}: {final['reason']}."
 
 
 def _clock_words(chosen: dict[str, Any]) -> str:
@@ -177,6 +185,7 @@ def _split_sizes(run: Run) -> dict[str, Any]:
     return {
         name: {
             "n": len(samples),
+            **({"ranges_n": len(run.bench.range_samples)} if name == "calibration" else {}),
             "groups": np.unique(samples.groups).tolist() if samples.groups is not None else None,
         }
         for name, samples in run.bench.splits.items()

@@ -13,6 +13,7 @@ from typing import Any
 from . import profile as profiles
 from .config import load_toml, nearest, show
 from .errors import ConfigError, MissingDependency, PlanError
+from .parts import PART
 from .profile import DeviceProfile
 from .runfile import RUNGS, RunFile
 from .sensing import Sensing, choose
@@ -134,13 +135,18 @@ class Plan:
     allow_fallback: tuple[str, ...] = ()  # operators that may stay on the processor where an NPU is used
     energy: Sensing | None = None  # how joules and watts are measured; None: they are not
     clocks_hz: tuple[float, ...] = ()  # the board's highest, then the caps that the rung 'frequency' tries
+    stand_in: bool = False  # another board than the profile's may be used; all is marked then
     notes: tuple[str, ...] = ()  # demands that nothing can judge on this board
 
     @property
     def splits(self) -> dict[str, Split]:
-        spec = self.run_file.splits
-        chosen = {"calibration": spec.calibration, "selection": spec.selection, "final": spec.final}
-        return {name: Split(section.groups, section.count) for name, section in chosen.items()}
+        chosen = self.run_file.splits.sections()
+        return {name: Split(section.groups, section.count, section.values) for name, section in chosen.items()}
+
+    @property
+    def column(self) -> str | None:
+        """Name of the array that says which split a row is of: a column's, or what parts of the data make."""
+        return PART if self.run_file.task.parts else self.run_file.splits.column
 
     @property
     def preprocess(self) -> list[list[dict[str, Any]]]:
@@ -169,6 +175,7 @@ class Plan:
             "rungs": list(self.rungs),
             **({"require_int8": self.require_int8} if self.require_int8 is not None else {}),
             **({"allow_fallback": list(self.allow_fallback)} if self.allow_fallback else {}),
+            **({"stand_in": True} if self.stand_in else {}),
             **({"energy": dataclasses.asdict(self.energy)} if self.energy else {}),
             **({"clocks_hz": list(self.clocks_hz)} if self.clocks_hz else {}),
             "metric": self.run_file.task.metric or self.run_file.task.object,
@@ -239,6 +246,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         require_int8=ladder.require_int8,
         allow_fallback=ladder.allow_fallback,
         energy=_sensing(run_file, budgets),
+        stand_in=run_file.device.stand_in,
     )
 
 

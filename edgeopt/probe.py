@@ -68,7 +68,8 @@ def profile_text(facts: Mapping[str, Any], root: str, python: str, day: datetime
     if facts["memory_bytes"]:
         note = "what the kernel manages, less than what is soldered on"
         lines += ["", "[memory]", _figure("total_bytes", facts["memory_bytes"], f"/proc/meminfo {who}", note)]
-    lines += ["", "[board]", f"root = {toml_text(root)}", f"python = {toml_text(python)}"]
+    models = [f"models = [{toml_text(facts['model'])}]"] if facts["model"] else []
+    lines += ["", "[board]", *models, f"root = {toml_text(root)}", f"python = {toml_text(python)}"]
     lines += ["", "[budget]", "# latency_p50_s = 0.020   # your demand, in seconds: see `edgeopt profiles keys`"]
     text = "\n".join(lines) + "\n"
     config.parse_toml(text, profile.DeviceProfile, "the probed profile")

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import decode, lower, measure, model, onnx_model, origin, stats
+from . import lower, measure, model, onnx_model, origin, stats
 from .artifact import Artifact
 from .cache import Cache, key_of, source_of, versions
 from .device.session import Session
-from .errors import ConfigError, ModelError
+from .errors import ModelError
 from .ladder import Recipe
 from .lower import ethosu
 from .measure import Comparison
 from .plan import Frequency, Lower, Npu, Plan, Prune, Recover, Threads
-from .task import Array, Samples, TaskObject, check_labels, check_outputs, plain_arrays, read_npz, samples_of, split
+from .task import Array, Samples, check_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -98,14 +98,30 @@ class Workbench:
 
     def hash_of(self, name: str) -> str:
         """What decides a split's prepared inputs and labels, without preparing them: pictures grow by four then."""
-        own = self.splits[name]
+        return self._hash(self.splits[name])
+
+    def _hash(self, own: Samples) -> str:
         labels = () if own.labels is None else (own.labels,)
         how = {"steps": self.plan.preprocess, "code": source_of("edgeopt_agent/preprocess.py")}
         return key_of({"arrays": hash_arrays([*own.inputs, *labels]), **how})
 
+    @property
+    def training(self) -> str:
+        """Name of the split that trains."""
+        return "train" if "train" in self.splits else "calibration"
+
     @functools.cached_property
-    def calibration_hash(self) -> str:
-        return self.hash_of("calibration")
+    def range_samples(self) -> Samples:
+        """The samples of calibration that give quantization ranges: all, or so many of them as the run file says."""
+        own, most = self.splits["calibration"], self.plan.run_file.splits.ranges
+        if len(own) <= most:
+            return own
+        rows = np.random.default_rng(self.plan.run_file.splits.seed).permutation(len(own))[:most]
+        return own.take(np.sort(rows))
+
+    @functools.cached_property
+    def ranges_hash(self) -> str:
+        return self._hash(self.range_samples)
 
     def scores(self, outputs: Sequence[Array], labels: Array | None) -> Array:
         """Per-sample scores (n,) of outputs, each (n, ...), by the task's metric or its own score()."""
@@ -122,28 +138,10 @@ class Workbench:
         return found
 
 
-def open_data(plan: Plan, cache: Cache, say: Say) -> dict[str, Samples]:
-    """The three splits, read and checked, before board and model are needed; an ONNX model's files must be there.
-
-    Raises ConfigError, ModelError.
-    """
-    task = plan.run_file.task
-    if plan.run_file.model.onnx is not None:
-        onnx_model.files(plan.folder / plan.run_file.model.onnx)
-    samples = _samples(plan, cache, say)
-    rows = split(samples, plan.splits, plan.run_file.splits.seed)
-    splits = {name: samples.take(indices) for name, indices in rows.items()}
-    for own in splits.values():
-        if task.metric is not None:
-            check_labels(own.labels, task.metric, len(task.classes) or None)
-        own.take(np.arange(min(2, len(own)))).prepared(plan.preprocess)
-    return splits
-
-
 def open_workbench(
     plan: Plan, splits: dict[str, Samples], cache: Cache, say: Say, remeasure: bool = False
 ) -> Workbench:
-    """The data of `open_data`, and the source model known; `remeasure`: no stored comparison is used.
+    """`splits`: of data.opened; the source model known; `remeasure`: no stored comparison is used.
 
     The plan and the samples of the workbench have their inputs in the model's order. Before anything else a few samples
     show that the source gives one answer to each.
@@ -219,12 +217,13 @@ def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]
 
 
 def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
-    """A folder from which the pruned and recovered model can be rebuilt. Trained on the calibration split only."""
+    """A folder from which the pruned and recovered model can be rebuilt. Trained on the train split, where there is
+    one, else on calibration."""
     inputs = {
         "graph": bench.graph,
         "prune": dataclasses.asdict(prune_step),
         "recover": dataclasses.asdict(recover_step),
-        "calibration": bench.calibration_hash,
+        "training": bench.hash_of(bench.training),
         "versions": versions(PRUNE_PACKAGES),
         "code": source_of(*(f"edgeopt/compress/{name}.py" for name in COMPRESS_FILES)),
     }
@@ -235,12 +234,12 @@ def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
         def epoch(done: int, total: int, loss: float) -> None:
             bench.progress(f"recovering the model pruned by {prune_step.ratio:.0%} (loss {loss:.4f})", done, total)
 
-        calibration = Samples(bench.prepared("calibration"), bench.splits["calibration"].labels, None)
-        example = tuple(array[: prune.SAMPLES] for array in calibration.inputs)
+        training = Samples(bench.prepared(bench.training), bench.splits[bench.training].labels, None)
+        example = tuple(array[: prune.SAMPLES] for array in training.inputs)
         module, history = prune.prune(bench.module, prune_step, example, bench.progress, prune_step.keep)
         bench.progress(prune.summary(history))
         checkpoint = bench.cache.partial("pruned", inputs) / "checkpoint"
-        module = recover.recover(module, bench.module, calibration, recover_step, checkpoint, epoch)
+        module = recover.recover(module, bench.module, training, recover_step, checkpoint, epoch)
         prune.save(module, history, folder)
         facts = {name: history[name] for name in ("macs", "parameters", "widths", "whole", "proof")}
         (folder / "compress.json").write_text(json.dumps(facts))
@@ -255,7 +254,7 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
         "graph": bench.graph,
         "compressed": compressed.name if compressed else None,
         "lower": dataclasses.asdict(step),
-        "calibration": bench.calibration_hash,
+        "calibration": bench.ranges_hash,
         "versions": versions(lowering.ABILITY.distributions),
         "code": source_of(*lower.sources(step.runtime)),
     }
@@ -266,7 +265,7 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
             from .compress import prune
 
             source = prune.restore(bench.module, compressed)
-        calibration = bench.prepared("calibration")
+        calibration = bench.range_samples.prepared(bench.plan.preprocess)
         example = tuple(array[: model.REFERENCE_BATCH] for array in calibration)
         made = lower.make(step.runtime, source, step.scheme, example, calibration, folder, bench.progress)
         facts = {
@@ -336,36 +335,6 @@ def board_outputs(
             "or that board's runtime; `edgeopt convert` or `quantize` looks for the node where it arises"
         ) from error
     return found
-
-
-def _samples(plan: Plan, cache: Cache, say: Say) -> Samples:
-    task = plan.run_file.task
-    if task.arrays is not None:
-        path = plan.folder / task.arrays
-        return samples_of(read_npz(path), task.inputs, task.labels, task.groups, f"'{path}'")
-    if task.kind is not None:
-        return decode.samples(plan, cache, task.kind, say)
-    spec = str(task.object)
-
-    def build(folder: Path) -> None:
-        made = model.call_factory(spec, plan.folder, {}, "[task] object")
-        if not isinstance(made, TaskObject):
-            raise ConfigError(f"[task] object = '{spec}' returned {type(made).__name__}, which has no arrays() method")
-        if task.metric is None and not callable(getattr(made, "score", None)):
-            raise ConfigError(f"[task] object = '{spec}' has no score() method, and [task] metric is absent; give one")
-        with model.user_code(f"arrays() of [task] object = '{spec}'"):
-            given = made.arrays()
-        arrays: dict[str, Any] = plain_arrays(given, f"arrays() of [task] object = '{spec}'")
-        np.savez(folder / "arrays.npz", **arrays)
-
-    inputs = {
-        "object": spec,
-        "folder": str(plan.folder),
-        "needs_score": task.metric is None,
-        "versions": versions(["numpy"]),
-    }
-    folder = cache.traced("task", inputs, build)
-    return samples_of(read_npz(folder / "arrays.npz"), task.inputs, task.labels, task.groups, f"'{spec}'")
 
 
 def board_key(session: Session, facts: dict[str, Any], artifacts: Sequence[Artifact]) -> dict[str, Any]:

@@ -167,24 +167,6 @@ def test_a_profile_of_another_processor_is_refused(server: LoopbackBoard, device
     assert not (devices.parent / "known_hosts" / "one").exists()
 
 
-@pytest.mark.parametrize(
-    ("profile_of", "kernel", "python", "fits"),
-    [
-        ("aarch64", "arm64", "arm64", True),
-        ("armv7l", "aarch64", "armv7l", True),
-        ("armv7l", "armv8l", "armv8l", True),
-        ("aarch64", "armv7l", "armv7l", False),
-        ("x86_64", "aarch64", "aarch64", False),
-    ],
-)
-def test_names_of_processors_are_compared_by_what_they_mean(
-    profile_of: str, kernel: str, python: str, fits: bool
-) -> None:
-    told = {"machine": kernel, "environment": {"machine": python}}
-    with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match=f"is of an? {profile_of} board"):
-        adding.require_architecture("mine", profile_of, told, "ssh://x")
-
-
 def test_add_without_a_profile_says_what_is_missing(server: LoopbackBoard) -> None:
     bare = ["--identity", server.identity, "--board-python", sys.executable, "--accept-new"]
     done = run_cli("device", "add", "one", server.address, *bare)

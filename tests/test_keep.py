@@ -90,7 +90,7 @@ def commands(model: Path) -> dict[str, list[object]]:
         "compare": ["compare", model, other, *own, "--no-repeat"],
         "sustained": ["bench", model, *own, *LONG],
         "load": ["load", model, "--inputs", inputs, *root, "--seconds", "1"],
-        "power": ["power", model, *own, "--no-repeat", "--estimate", "--profile", "raspberry-pi-4"],
+        "power": ["power", model, *own, "--no-repeat", "--estimate", "--profile", "raspberry-pi-4", "--stand-in"],
     }
 
 

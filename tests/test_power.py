@@ -344,7 +344,8 @@ def test_a_board_without_a_sensor_says_so(tmp_path: Path, model: Path) -> None:
 
 def test_a_misspelt_sensor_is_no_estimate(tmp_path: Path, model: Path) -> None:
     tree = write(tmp_path / "class", INA3221)
-    asked = ["power", model, "--random", "--estimate", "--profile", "raspberry-pi-5", "--sensor", "hwmon:VDD_INN"]
+    asked = ["power", model, "--random", "--estimate", "--profile", "raspberry-pi-5", "--stand-in"]
+    asked += ["--sensor", "hwmon:VDD_INN"]
     refused = on_board(tree, *asked, code=4)["error"]["message"]
     assert "no such power sensor for 'hwmon VDD_INN'; this board has" in refused
     assert "hwmon VDD_IN" in refused

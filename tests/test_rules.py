@@ -21,7 +21,7 @@ from edgeopt.cli import COMMANDS, cli
 # From what people touch down to what nothing may depend on; a module imports its own layer and those below.
 LAYERS = (
     {"cli", "__main__"},
-    {"optimize", "pack", "trial", "sampled", "stages", "origin", "decode", "ladder", "tools"},
+    {"optimize", "pack", "trial", "sampled", "stages", "origin", "data", "decode", "ladder", "tools"},
     {"flash", "validate", "evidence", "recompute", "diagnose", "placement", "power", "sustained", "load", "measure"}
     | {"report", "setup", "probe", "scaffold", "kept", "documents"},
     {"meters"},
@@ -34,16 +34,16 @@ LAYERS = (
     {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
     {"plan"},
     {"runfile"},
-    {"distributions", "sensing", "intervals", "arrays"},
-    {"profile", "model", "onnx_model", "binding", "signature", "determinism"}
-    | {"task", "tasks", "config", "toml_lines", "formats"},
+    {"distributions", "sensing", "intervals", "arrays", "provenance"},
+    {"profile", "model", "onnx_model", "binding", "signature", "determinism", "quantizable"}
+    | {"task", "parts", "tasks", "config", "toml_lines", "formats"},
     {"errors", "floor", "disk"},
 )
 HEAVY = {
     *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
     *("openvino", "nncf", "onnx", "onnxruntime"),
 }
-MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "signature", "determinism", "parity", "compress", "lower"}
+MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "signature", "determinism", "quantizable", "parity", "compress", "lower"}
 AGENT_FOR_HOST = {"wire", "preprocess", "requests", "replies"}
 RUNTIME_PACKAGES = {"ai_edge_litert", "tflite_runtime", "openvino", "onnxruntime"}
 

@@ -48,9 +48,9 @@ def record_of(root: str, number: Optional[int]) -> Optional[Dict[str, Any]]:
         return None
     try:
         record = read_json(os.path.join(folder_of(root, number), "record.json"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return record if _is_record(record, number) else None
+    return {"confirm_by": None, "previous_activation": None, **record} if _is_record(record, number) else None
 
 
 def _is_record(found: Any, number: int) -> bool:

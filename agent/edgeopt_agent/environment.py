@@ -41,7 +41,7 @@ def collect(root: str) -> Dict[str, Any]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "executable": base_python(),
         "implementation": sys.implementation.name,
-        "machine": machine(os.uname().machine, struct.calcsize("P")),
+        "machine": facts.architecture(os.uname().machine, struct.calcsize("P")),
         "libc": libc(),
         "frequencies_max_hz": _frequencies(),
         "venv": util.find_spec("venv") is not None,
@@ -49,13 +49,6 @@ def collect(root: str) -> Dict[str, Any]:
         "numpy": (runtimes.installed(["numpy"]) or {}).get("version"),
         "current": _inspect(os.path.join(root, "python", "current")),
     }
-
-
-def machine(kernel: str, pointer_bytes: int) -> str:
-    """The architecture of this Python: a 64-bit kernel may run a 32-bit system."""
-    if pointer_bytes == 4:
-        return {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(kernel, kernel)
-    return kernel
 
 
 def libc() -> Optional[Dict[str, str]]:

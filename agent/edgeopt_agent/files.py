@@ -148,5 +148,16 @@ def remote_error(error: OSError, doing: str) -> RemoteError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RemoteError("no-space", text + "; free some space there, or give another --root")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return RemoteError("read-only", text + "; mount it writable, fix its owner, or give another --root")
+        return RemoteError("read-only", text + _whose(where) + "; mount it writable, or give another --root")
     return RemoteError("crash", text)
+
+
+def _whose(path: Any) -> str:
+    """Whose a place is, where it is another user's: a root that was used by root is closed to the others."""
+    place = path if isinstance(path, str) else ""
+    while place and not os.path.lexists(place):
+        place = os.path.dirname(place)
+    uid = os.lstat(place).st_uid if place else os.geteuid()
+    if uid == os.geteuid():
+        return ""
+    return f"; {place} belongs to uid {uid}, and this is uid {os.geteuid()}: log in as that user, or chown it"

@@ -25,6 +25,7 @@ def _hello(root: str) -> Dict[str, Any]:
         "root": root,
         "pid": os.getpid(),
         "board": facts.identity(),
+        "hardware": facts.hardware(),
     }
 
 

@@ -33,6 +33,7 @@ from .files import (
     write_json,
 )
 from .jobs import Context
+from .root import others_may_change
 from .wire import RemoteError, field, is_plain_name, is_sha256
 
 NOT_CONFIRMED = "not confirmed"
@@ -145,9 +146,13 @@ def status(root: str, verify: bool) -> Dict[str, Any]:
         damage = f"the record of activation {number} is missing or damaged; flash again"
         return {"root": root, "current": _unreadable(number, damage), "previous": None}
     before = activations.record_of(root, record["previous_activation"])
+    summary = dict(_summary(root, record, verify), confirmed=activations.is_confirmed(root, record))
+    link = os.path.join(activations.folder_of(root, number), "release")
+    if os.path.realpath(link) != os.path.realpath(os.path.join(root, "releases", record["release"])):
+        summary["whole"], summary["problem"] = False, f"{link} does not lead to its release; flash again"
     return {
         "root": root,
-        "current": dict(_summary(root, record, verify), confirmed=activations.is_confirmed(root, record)),
+        "current": summary,
         "previous": _summary(root, before, verify) if before else None,
     }
 
@@ -211,22 +216,19 @@ def _is_whole(root: str, release: str) -> bool:
 
 
 def _unreadable(number: Optional[int], problem: str) -> Dict[str, Any]:
-    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name", "verdict")
+    known = ("release", "previous_activation", "why", "activated_at", "confirm_by", "name", "verdict", "measured_on")
     return dict(dict.fromkeys(known), number=number, whole=False, problem=problem, confirmed=True)
 
 
 def _summary(root: str, record: Dict[str, Any], verify: bool) -> Dict[str, Any]:
     """One release in words; damage is said, never raised: `status` must answer on a broken board too."""
-    summary = dict(record, whole=None, problem=None, name=None, verdict=None)
+    summary = dict(record, whole=None, problem=None, name=None, verdict=None, measured_on=None)
     try:
         manifest = _manifest(root, record["release"])
         summary["name"], summary["runtime"] = manifest["name"], manifest["artifact"]["runtime"]
-        summary["verdict"] = manifest.get("verdict")
+        summary["verdict"], summary["measured_on"] = manifest.get("verdict"), manifest.get("measured_on")
         if verify:
             verified(root, record["release"])
-            link = os.path.join(activations.folder_of(root, record["number"]), "release")
-            if os.path.realpath(link) != os.path.realpath(os.path.join(root, "releases", record["release"])):
-                raise RemoteError("integrity", f"{link} does not lead to its release; flash again")
             summary["whole"] = True
     except (RemoteError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         summary["whole"], summary["problem"] = False, str(error)
@@ -336,7 +338,7 @@ def write_entry(root: str, python: str = "") -> None:
     path = os.path.join(root, "bin", "edgeopt-agent")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     sweep_temporaries(os.path.dirname(path))
-    if facts.read(path) != text.strip():
+    if facts.read(path) != text.strip() or others_may_change(os.stat(path)):
         write_atomic(path, text.encode("utf-8"), mode=0o755)
 
 

@@ -27,19 +27,25 @@ SENSOR_PARTS: Dict[str, Schema] = {
     "range_j": maybe(number(0)),
 }
 PACKAGE = record({"package": WORD, "version": VERSION})
+HARDWARE: Dict[str, Schema] = {
+    "machine": matching(r"\w{1,60}", "an architecture"),
+    "userland": matching(r"\w{1,60}", "an architecture"),
+    "cpu_model": maybe(text(1000)),
+    "cpu_features": items(WORD, most=10_000),
+    "cores": maybe(whole(1, 1 << 20)),
+    "cores_present": maybe(whole(1, 1 << 20)),
+    "cores_allowed": whole(1, 1 << 20),
+    "memory_bytes": maybe(SIZE),
+    "system": maybe(text(1000)),
+}
 FACTS = record(
     {
         "hostname": text(1000),
         "model": maybe(text(1000)),
         "serial": maybe(text(1000)),
         "machine_id": maybe(text(1000)),
-        "machine": matching(r"\w{1,60}", "an architecture"),
+        **HARDWARE,
         "kernel": WORD,
-        "cpu_model": maybe(text(1000)),
-        "cpu_features": items(WORD, most=10_000),
-        "cores": maybe(whole(1, 1 << 20)),
-        "cores_allowed": whole(1, 1 << 20),
-        "memory_bytes": maybe(SIZE),
         "python": VERSION,
         "governor": maybe(WORD),
         "frequency_control": maybe(
@@ -81,6 +87,7 @@ RELEASE = record(
         "verdict": maybe(WORD),
         "whole": maybe(flag),
         "problem": maybe(text()),
+        "measured_on": maybe(record({})),
     },
     {"confirmed": flag},
 )
@@ -283,6 +290,7 @@ REPLIES: Dict[str, Schema] = {
             "root": text(),
             "pid": whole(),
             "board": IDENTITY,
+            "hardware": record(HARDWARE),
         }
     ),
     "facts": FACTS,

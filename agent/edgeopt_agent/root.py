@@ -9,7 +9,9 @@ import stat
 from .wire import RemoteError
 
 FOLDERS = ("store", "releases", "activations", "jobs")
+PROGRAMS = ("agent", "bin", "hooks", "python")
 FILES = ("lock", "store.lock", "log.jsonl", "power-mode.json")
+SHARED = ("/", "/tmp", "/var/tmp", "/dev/shm", "/run", "/run/lock")
 UMASK = 0o022  # the application reads a release as another user; nobody but this one writes
 
 
@@ -38,33 +40,46 @@ def others_may_change(found: os.stat_result) -> bool:
 
 
 def _require_own(root: str) -> None:
-    """What lies in a root is run, as this user: others must not be able to change it."""
-    folder, mend = os.path.realpath(root), "mend that on the board, or give another --root"
-    while not os.path.isdir(folder) and folder != "/":
-        folder = os.path.dirname(folder)
-    found = os.stat(folder)
-    if folder == os.path.realpath(root):
+    """What lies in a root is run, as this user: others must not be able to change it. Raises RemoteError."""
+    mend = "mend that on the board, or give another --root"
+    for path in (root, *(os.path.join(root, name) for name in (*FOLDERS, *PROGRAMS))):
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         if found.st_uid not in (0, os.geteuid()):
             raise RemoteError(
                 "unsupported-root",
-                f"the root '{root}' belongs to another user of the board (uid {found.st_uid}, and this is uid "
-                f"{os.geteuid()}), who could change what runs from there: log in as that user, or {mend}",
+                f"'{path}' belongs to another user of the board (uid {found.st_uid}, and this is uid {os.geteuid()}), "
+                f"who could change what runs from the root '{root}': log in as that user, or {mend}",
             )
-        if found.st_mode & stat.S_IWOTH:
+        if not found.st_mode & stat.S_IWOTH:
+            continue
+        if path == root and found.st_uid == os.geteuid() and _holds_nothing_else(root):  # such is a new tmpfs
+            os.chmod(root, stat.S_IMODE(found.st_mode) & ~UMASK)
+            continue
+        raise RemoteError(
+            "unsupported-root",
+            f"every user of the board may write into '{path}' (mode {stat.S_IMODE(found.st_mode):o}), and what lies "
+            f"there is run: see that nothing foreign is in it and `chmod -R go-w '{path}'`, or {mend}",
+        )
+    above = os.path.dirname(os.path.realpath(root))
+    while above != "/":
+        if os.path.isdir(above) and os.stat(above).st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
             raise RemoteError(
                 "unsupported-root",
-                f"every user of the board may write into the root '{root}' (mode {stat.S_IMODE(found.st_mode):o}), and "
-                f"what lies there is run: see that nothing foreign is in it and `chmod -R go-w {root}`, or {mend}",
+                f"every user of the board may write into '{above}', above the root '{root}', and so exchange it: "
+                f"`chmod o-w '{above}'` there, or {mend}",
             )
-    while folder != "/":
-        folder = os.path.dirname(folder)
-        found = os.stat(folder)
-        if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-            raise RemoteError(
-                "unsupported-root",
-                f"every user of the board may write into '{folder}' (mode {stat.S_IMODE(found.st_mode):o}), above the "
-                f"root '{root}', and so exchange it: `chmod o-w {folder}` there, or {mend}",
-            )
+        above = os.path.dirname(above)
+
+
+def _holds_nothing_else(root: str) -> bool:
+    """Whether nobody but this user has anything there, and nothing but edgeopt; /tmp and its like are everybody's."""
+    own = {*FOLDERS, *PROGRAMS, *FILES, "current", "reserve", "lost+found"}
+    names = os.listdir(root)
+    are_ours = all(os.lstat(os.path.join(root, name)).st_uid == os.geteuid() for name in names)
+    return os.path.realpath(root) not in SHARED and are_ours and own >= set(names)
 
 
 def _set_odd_aside(root: str) -> None:

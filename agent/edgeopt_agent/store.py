@@ -46,7 +46,7 @@ def put(root: str, sha256: str, size_bytes: int, offset: int, data: bytes) -> Di
 @contextmanager
 def _one_writer(root: str) -> Iterator[None]:
     """Two hosts may send the same blob at the same time; the lock is gone with its process."""
-    handle = os.open(os.path.join(root, "store.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(os.path.join(root, "store.lock"), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

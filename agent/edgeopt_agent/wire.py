@@ -8,7 +8,7 @@ Reply     {"id": 7, "ok": true, "result": {...}}  or  {"id": 7, "ok": false, "er
 
 Operations
   hello                                           -> wire, agent_sha256 (by its name), python, root, pid,
-                                                     board (facts.identity())
+                                                     board (facts.identity()), hardware (facts.hardware())
   facts                                           -> board facts (facts.py)
   clock                                           -> monotonic_s, the clock of a job's marks
   environment                                     -> what wheels must fit, and what is set up (environment.py)

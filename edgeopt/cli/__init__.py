@@ -20,26 +20,26 @@ from .document import keep_stdout, print_json
 
 INTERRUPTED = 130
 OUR_FAULT = 70
-COMMANDS = {
-    "init": "init",
-    "optimize": "optimize",
-    "bench": "bench",
-    "compare": "bench",
-    "load": "load",
-    "power": "power",
-    "diagnose": "diagnose",
-    "flash": "release",
-    "validate": "release",
-    "rollback": "release",
-    "status": "release",
-    "convert": "tools",
-    "quantize": "tools",
-    "prune": "tools",
-    "bundle": "tools",
-    "report": "report",
-    "profiles": "profiles",
-    "device": "device",
-    "completion": "completion",
+COMMANDS = {  # its file, and what it does, which --help tells without reading that file
+    "init": ("init", "Write a commented run file from a model and data."),
+    "optimize": ("optimize", "Find the best artifact of a model for a board."),
+    "bench": ("bench", "Latency and memory of one model on a board."),
+    "compare": ("bench", "Two models in one job, in alternating blocks."),
+    "load": ("load", "Throughput, latency under random arrivals, slow inputs."),
+    "power": ("power", "Joules of one inference, by a power sensor or a meter."),
+    "diagnose": ("diagnose", "Why a board answers wrongly, and in which layer."),
+    "flash": ("release", "Make a bundle's release current on a board."),
+    "validate": ("release", "Judge the current release: accuracy, latency, budgets."),
+    "rollback": ("release", "Return to the release before."),
+    "status": ("release", "What is current, is it whole, what is before it."),
+    "convert": ("tools", "Convert a model for a runtime, and compare with the source."),
+    "quantize": ("tools", "Make a model int8 with the ranges of real samples."),
+    "prune": ("tools", "Remove channels, recover by distillation, convert."),
+    "bundle": ("tools", "Any model file as a bundle that can be flashed."),
+    "report": ("report", "Show a run; rewrite its page."),
+    "profiles": ("profiles", "Device profiles: what is known of boards, with sources."),
+    "device": ("device", "Boards by name: `--device NAME` then works everywhere."),
+    "completion": ("completion", "Print the script for completion in bash, zsh or fish."),
 }
 
 
@@ -52,9 +52,13 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"{__name__}.{COMMANDS[name]}")
+        module = importlib.import_module(f"{__name__}.{COMMANDS[name][0]}")
         command: click.Command = getattr(module, name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, told) for name, (_, told) in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from ..device import Address
     from ..device.hostkey import HostKey
     from ..device.registry import Entry
-
-# `uname -m` and Debian's names for what profiles call otherwise
-ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "armv8l": "armv7l", "armhf": "armv7l"}
 
 
 def known_as(
@@ -66,6 +63,7 @@ def say_same(same: Mapping[str, str]) -> None:
 def missing_profile(name: str, entry: Entry) -> str | None:
     """What to do where the entry says neither profile nor folder, so that most commands would refuse."""
     from ..device import registry
+    from ..provenance import generic_profile
 
     if entry.profile or entry.root:
         return None
@@ -77,16 +75,6 @@ def missing_profile(name: str, entry: Entry) -> str | None:
         "no --profile was given, so commands do not know edgeopt's folder there: run "
         f"`{registry.adding(name)} --profile {chosen}` ({others}; `edgeopt device probe {name}` writes "
         "one of this board)"
-    )
-
-
-def generic_profile(machine: str | None) -> str | None:
-    """A bundled profile that fits any board of that architecture."""
-    from .. import profile as profiles
-
-    generic = [name for name in profiles.names() if name.startswith("generic-")]
-    return next(
-        (name for name in generic if profiles.load(name).cpu.architecture == ALIASES.get(machine or "", machine)), None
     )
 
 
@@ -116,7 +104,7 @@ def trusted_key(target: Address, accept_new: bool, fingerprint: str | None) -> H
 
 def _seen(name: str, entry: Entry, keys: Path) -> Entry:
     """The entry with what the board says of itself. `keys`: the file of host keys."""
-    from .. import probe
+    from .. import probe, provenance
     from .. import profile as profiles
     from .. import setup as environments
     from ..device import open_transport, parse_address
@@ -127,30 +115,16 @@ def _seen(name: str, entry: Entry, keys: Path) -> Entry:
     address = parse_address(entry.address, identity, keys, entry.transport or "paramiko")
     with Display(f"adding {name}") as display:
         facts = probe.look(open_transport(address), python, display.event)
-    if board is not None:
-        require_architecture(str(entry.profile), board.cpu.architecture, facts, entry.address)
+    try:
+        stands_in = provenance.checked(board, facts, entry.address, bool(entry.stand_in))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; nothing was kept") from error
     try:
         wheels: str | None = str(environments.Target.of(facts["environment"], entry.address))
     except MissingDependency:
         wheels = None
     told = {key: facts[key] or None for key in ("model", "serial", "machine_id")}
-    return entry.model_copy(update={**told, "wheels": wheels})
-
-
-def require_architecture(named: str, architecture: str, facts: Mapping[str, Any], address: str) -> None:
-    """Raises ConfigError where the profile is of another kind of processor. A 64-bit kernel may run a 32-bit system."""
-    machines = [facts["machine"], facts["environment"]["machine"]]
-    if architecture in (ALIASES.get(machine, machine) for machine in machines):
-        return
-    fitting = generic_profile(machines[1])
-    mend = (
-        f"give --profile {fitting}, or another of `edgeopt profiles list`"
-        if fitting
-        else ("give one of `edgeopt profiles list` that fits, or leave it out and let `edgeopt device probe` write one")
-    )
-    raise ConfigError(
-        f"--profile {named} is of an {architecture} board, but {address} is {machines[0]}: {mend}; nothing was kept"
-    )
+    return entry.model_copy(update={**told, "wheels": wheels, "stand_in": True if stands_in else None})
 
 
 @contextlib.contextmanager

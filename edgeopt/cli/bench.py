@@ -69,7 +69,7 @@ def _settings(_context: click.Context, _option: click.Parameter, texts: tuple[st
     return found
 
 
-@click.command(short_help="Latency and memory of one model on a board.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @boards_options
 @click.option(
@@ -104,7 +104,7 @@ def bench(model: Path, boards: Boards, keep: Keep, as_json: bool, **how: Any) ->
     return on_each(boards, work, _show, as_json)
 
 
-@click.command(short_help="Two models in one job, in alternating blocks.")
+@click.command()
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @device_options
@@ -148,7 +148,8 @@ def _measure(
         Display(subject) as display,
         keeping(keep, "compare" if len(paths) == 2 else "bench", asked, expected_s, display) as kept,
     ):
-        artifacts, shards = load(paths, queries, Path(text), where, settings)
+        loaded = load(paths, queries, Path(text), where, settings)
+        artifacts, shards = loaded.artifacts, loaded.shards
         demand = placement.Demand(require_int8, allow_fallback)
         session, python = where.open(display, made_for(paths))
         with session:
@@ -166,7 +167,7 @@ def _measure(
             {
                 "device": session.address,
                 "board": board,
-                "artifacts": [_told(artifact) for artifact in artifacts],
+                "artifacts": [{**_told(own), "inputs": loaded.bound[n]} for n, own in enumerate(artifacts)],
                 "operators": [found["operators"] if found and operators else None for found in ran],
                 "budgets": _budgets(paths, where),
                 "random_inputs": queries.random,

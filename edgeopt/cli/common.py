@@ -75,6 +75,10 @@ transport_option = click.option(
     "ssh_config needs; default: the known board's, else paramiko.",
 )
 
+stand_in_option = click.option(
+    "--stand-in", is_flag=True, help="The board is not the profile's, and may stand in for it: every figure is marked."
+)
+
 DEVICE_HELP = '"local", "ssh://[user@]host[:port]", or a name from `edgeopt device list`.'
 
 _ABOUT_A_BOARD = (
@@ -94,6 +98,7 @@ _ABOUT_A_BOARD = (
         help="File of host keys; default: what `device add` kept, else what ssh uses.",
     ),
     transport_option,
+    stand_in_option,
 )
 
 
@@ -106,7 +111,7 @@ def about_a_board(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def where_of(device: str, options: dict[str, Any]) -> Where:
     """The board that --device and the options of `about_a_board` name; takes them out of `options`."""
-    names = ("profile", "root", "board_python", "identity", "known_hosts", "transport")
+    names = ("profile", "root", "board_python", "identity", "known_hosts", "transport", "stand_in")
     return Where(device, *(options.pop(name) for name in names))
 
 
@@ -125,7 +130,7 @@ def power_mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--device, --profile, --root, --board-python, --identity, --known-hosts, --transport as one `where` argument."""
+    """--device and the options of `about_a_board` as one `where` argument."""
 
     @click.option("--device", default="local", show_default=True, help=DEVICE_HELP, shell_complete=complete.devices)
     @about_a_board
@@ -201,6 +206,7 @@ class Where:
         identity: Path | None,
         known_hosts: Path | None,
         transport: str | None = None,
+        stand_in: bool = False,
     ) -> None:
         self.device = device
         self._options = {"root": root, "board-python": python, "identity": identity, "known-hosts": known_hosts}
@@ -215,9 +221,12 @@ class Where:
             identity = identity or (Path(own).expanduser() if own else None)
             known_hosts = known_hosts or registry.known_hosts(self.name, self.entry)
             transport = transport or self.entry.transport
+            stand_in = stand_in or bool(self.entry.stand_in)
         self.text = self.entry.address if self.entry else device
         self._address = self.text, identity, known_hosts, transport or "paramiko"
         self._profile, self._root, self._python = profile, root, python
+        self._may_stand_in = stand_in
+        self._stand_in: dict[str, Any] | None = None  # as provenance.checked, of the board that was opened
 
     def place(self, made_for: str | None = None, root: str | None = None) -> Placement:
         """edgeopt's folder and the Python there. made_for: the profile that a given bundle names; where no other one is
@@ -286,12 +295,17 @@ class Where:
         found = self.known_profile()
         return found.cost.model_dump() if found else {}
 
-    def open(self, display: Display, made_for: str | None = None, upon: str | None = None) -> tuple[Session, str]:
+    def open(
+        self, display: Display, made_for: str | None = None, upon: str | None = None, any_board: bool = False
+    ) -> tuple[Session, str]:
         """(session, the board's Python). made_for: as for `place`; `upon` is used instead of any other Python.
+
+        any_board: for what measures nothing and must work in need; else a board that is not the profile's is refused.
 
         Raises ConfigError, everything that connecting raises, and IntegrityError when another board answers than was
         added under this name.
         """
+        from .. import provenance
         from ..device import open_transport
         from ..device.session import Placement, Session
 
@@ -301,6 +315,9 @@ class Where:
         session.spelled = self.spelled(place.root)
         try:
             self.require_same(session.hello["board"])
+            if not any_board:
+                board = {**session.hello["board"], **session.hello["hardware"]}
+                self._stand_in = provenance.checked(self.known_profile(), board, session.address, self._may_stand_in)
         except BaseException:
             session.__exit__(None, None, None)
             raise
@@ -331,8 +348,10 @@ class Where:
         return {name: value for name, value in stated.items() if value is not None}
 
     def board(self, session: Session) -> dict[str, Any]:
-        """Which board a record is about: {"name", "model", "serial", "machine_id"}."""
-        return {"name": self.name, **session.hello["board"]}
+        """Which board a record is about: its name here, what it says of itself (the agent's identity() and
+        hardware()), and "stand_in" as of provenance.checked."""
+        hello = session.hello
+        return {"name": self.name, **hello["board"], **hello["hardware"], "stand_in": self._stand_in}
 
 
 def _known(device: str) -> tuple[str | None, Entry | None]:

@@ -84,6 +84,7 @@ def add(
         identity=_absolute(options["identity"]),
         known_hosts=_absolute(options["known_hosts"]),
         transport=options["transport"],
+        stand_in=options["stand_in"] or None,
     )
     entry, key = adding.known_as(name, entry, target, accept_new, fingerprint, overwrite)
     same = adding.same_boards(name, entry, known)

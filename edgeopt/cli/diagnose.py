@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..device.session import Session
 
 
-@click.command(short_help="Why a board answers wrongly: preparation, runtime, or int8; which layer.")
+@click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @device_options
 @click.option(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-@click.command(short_help="Write a commented run file from a model and data.")
+@click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
 @click.option("--model", help="package.module:factory, a function that returns the torch module; or an .onnx file.")
 @click.option(
@@ -48,7 +48,7 @@ def init(folder: Path, as_json: bool, **flags: Any) -> int:
     \b
     Example:
       edgeopt init watch --model watch_model:load --data watch/data.npz --profile raspberry-pi-4
-      edgeopt init pictures --model pictures/model.onnx --data pictures/labels.csv --profile generic-x86-64
+      edgeopt init pictures --model pictures/model.onnx --data pictures/labels.csv --profile generic-linux
     """
     from .. import scaffold
 
@@ -117,7 +117,7 @@ def _asked(folder: Path, wanted: Wanted) -> Wanted:
         )
     if wanted.profile is None:
         names = profile.names()
-        known = "generic-x86-64" if "generic-x86-64" in names else names[0]
+        known = "generic-linux" if "generic-linux" in names else names[0]
         wanted = dataclasses.replace(wanted, profile=_ask("Profile of the board", [known, *names]))
     return wanted
 

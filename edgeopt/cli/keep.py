@@ -83,7 +83,7 @@ def stopped(keep: Keep, where: Where, made_for: str | None = None) -> dict[str, 
         raise ConfigError(f"--stop: {keep.folder} is not a folder that --keep made")
     journal = Journal(keep.folder / "jobs.json")
     with Display(where.device) as display:
-        session, _ = where.open(display, made_for)
+        session, _ = where.open(display, made_for, any_board=True)
         with session:
             session.keep(journal)
             return {"device": session.address, "board": where.board(session), "stopped": session.stop_kept()}

@@ -19,7 +19,7 @@ from .queries import load as load_inputs
 MOST_STREAMS, MOST_BATCH = 64, 4096
 
 
-@click.command(short_help="Throughput, latency under random arrivals, slow inputs.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--streams",
@@ -86,7 +86,8 @@ def load(
         Display(f"{model.name} on {where.device}") as show,
         keeping(keep, "load", asked, wanted.timed_s(), show) as kept,
     ):
-        (artifact,), shards = load_inputs([model], queries, Path(text), where)
+        loaded = load_inputs([model], queries, Path(text), where)
+        (artifact,), shards = loaded.artifacts, loaded.shards
         session, python = where.open(show, made_for([model]))
         with session:
             if kept.journal:
@@ -99,7 +100,12 @@ def load(
                 wanted = dataclasses.replace(wanted, streams=[min(MOST_STREAMS, facts["cores_allowed"])])
             job.settled(session, artifact, shards, wanted, kept.samples, show.event, power_mode, repeat=not no_repeat)
             board = {**facts, **where.board(session)}
-        names = {"name": artifact.name, "runtime": artifact.runtime, "threads": artifact.threads}
+        names = {
+            "name": artifact.name,
+            "runtime": artifact.runtime,
+            "threads": artifact.threads,
+            "inputs": loaded.bound[0],
+        }
         document = kept.document({"device": session.address, "board": board, **names, "random_inputs": queries.random})
     print_json(document) if as_json else _show(document)
     return 0

@@ -9,11 +9,20 @@ from typing import Any
 import click
 
 from . import complete
-from .common import Where, json_option, known_profile, print_json, transport_option, undecided_option, verdict_code
+from .common import (
+    Where,
+    json_option,
+    known_profile,
+    print_json,
+    stand_in_option,
+    transport_option,
+    undecided_option,
+    verdict_code,
+)
 from .display import Display
 
 
-@click.command(short_help="Find the best artifact of a model for a board.")
+@click.command()
 @click.argument("run_file", type=click.Path(path_type=Path), default=Path())
 @click.option("--device", help="Board: address or name; default: the run file's.", shell_complete=complete.devices)
 @click.option(
@@ -30,6 +39,7 @@ from .display import Display
     help="File of host keys; default: the run file's, the known board's, else what ssh uses.",
 )
 @transport_option
+@stand_in_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/<name>.")
 @click.option(
     "--cache",
@@ -70,6 +80,8 @@ def optimize(
         print_json({"keys": known}) if as_json else click.echo(config.explain(runfile.RunFile))
         return 0
     made = plan.load(run_file, lower.abilities(), options["profile"] or known_profile(options["device"]))
+    if options["stand_in"]:
+        made = dataclasses.replace(made, stand_in=True)
     if show_plan:
         print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
         return 0
@@ -101,6 +113,7 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
         options["identity"] or beside(section.identity),
         options["known_hosts"] or beside(section.known_hosts),
         options["transport"] or section.transport,
+        made.stand_in,
     )
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:

@@ -69,7 +69,7 @@ def _meter_options(command: Any) -> Any:
     return command
 
 
-@click.command(short_help="Joules of one inference, by a power sensor or a meter.")
+@click.command()
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1)
 @device_options
 @click.option("--sensor", help="KIND:RAIL as --list shows them, or KIND; default: the board's only one.")
@@ -221,7 +221,8 @@ def _measure(
         expected_s = (windows or WINDOWS) * (seconds or 10.0) * (len(paths) + 1)
         kept = stack.enter_context(keeping(keep, "power", asked, expected_s, display, alone))
         metering = _metering(meter, meter_columns, meter_wait, sensor, estimate, stack)
-        artifacts, shards = load(paths, queries, folder, where)
+        loaded = load(paths, queries, folder, where)
+        artifacts, shards = loaded.artifacts, loaded.shards
         session, python = where.open(_Live(display, metering), made_for(paths))  # type: ignore[arg-type]
         stack.enter_context(session)
         if kept.journal:
@@ -247,7 +248,7 @@ def _measure(
             {
                 "device": session.address,
                 "board": {**facts, **where.board(session)},
-                "artifacts": [_named(artifact) for artifact in artifacts],
+                "artifacts": [{**_named(own), "inputs": loaded.bound[n]} for n, own in enumerate(artifacts)],
                 "most_w": job.most_w(profile),
                 "demands": [dataclasses.asdict(demand) for demand in demands],
                 "whole_board": whole_board,

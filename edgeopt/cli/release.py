@@ -29,7 +29,7 @@ MARKS = {
 }
 
 
-@click.command(short_help="Make a bundle's release current on a board.")
+@click.command()
 @bundle_argument
 @boards_options
 @json_option
@@ -63,7 +63,7 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
     return on_each(boards, work, lambda done: _show_flash(done, boards, opened.manifest.health.of), as_json)
 
 
-@click.command(short_help="Judge the current release: accuracy, latency, budgets.")
+@click.command()
 @bundle_argument
 @click.option(
     "--mode",
@@ -135,7 +135,7 @@ def validate(
     return on_each(boards, work, lambda found: _show_validation(found, boards), as_json)
 
 
-@click.command(short_help="Return to the release before.")
+@click.command()
 @boards_options
 @json_option
 def rollback(boards: Boards, as_json: bool) -> int:
@@ -149,7 +149,7 @@ def rollback(boards: Boards, as_json: bool) -> int:
 
     def work(where: Where) -> Done:
         with Display(where.device) as display:
-            session, _ = where.open(display)
+            session, _ = where.open(display, any_board=True)
             with session:
                 done = dict(job.rollback(session), device=session.address, board=where.board(session))
         return Done(done, "pass", _back(done))
@@ -157,7 +157,7 @@ def rollback(boards: Boards, as_json: bool) -> int:
     return on_each(boards, work, lambda done: _show_rollback(done, boards), as_json)
 
 
-@click.command(short_help="What is current, is it whole, what is before it.")
+@click.command()
 @boards_options
 @json_option
 def status(boards: Boards, as_json: bool) -> int:
@@ -173,7 +173,7 @@ def status(boards: Boards, as_json: bool) -> int:
 
     def work(where: Where) -> Done:
         with Display(where.device) as display:
-            session, _ = where.open(display)
+            session, _ = where.open(display, any_board=True)
             with session:
                 found = dict(session.status(verify=True), device=session.address, board=where.board(session))
                 found["stop_command"] = f"edgeopt device stop {session.spelled}"
@@ -204,18 +204,32 @@ def _titled(name: str | None, release: str) -> str:
 def _marks(done: dict[str, Any]) -> str:
     """What a flashed bundle's owner must know of it."""
     own, made_for = done["profile"], done["made_for"]
-    other = f"; made for {made_for}, and this board is a {own}: validate it here" if own not in (None, made_for) else ""
-    return MARKS[done["verdict"]] + other
+    other = ""
+    if own not in (None, made_for):
+        other = f"; made for {made_for}, and the profile here is {own}: validate it here"
+    return MARKS[done["verdict"]] + _stands_in(done["measured_on"]) + other
+
+
+def _stands_in(measured_on: dict[str, Any] | None) -> str:
+    """The mark of a bundle whose figures are another board's than its profile's."""
+    from ..report import board
+
+    said = board.mark(measured_on or {})
+    return f"; marked: its figures were measured {said}" if said else ""
 
 
 def _show_flash(done: dict[str, Any], boards: Boards, of: int) -> None:
+    from ..report import board
+
     title, place = _titled(done["name"], done["release"]), boards.named(done)
     marked = _marks(done)
     if done["already"]:
         click.echo(f"{title} is current on {place} already; nothing was changed{marked}")
     else:
         click.echo(f"{title} is current on {place}{marked}")
-        click.echo(f"health check: {_health(done['health'], of)}")
+        click.echo(f"health check: {_health(done['health'], of)}, on {board.described(done['board'])}")
+    if said := board.mark(done["board"]):
+        click.echo(f"marked: checked {said}; {board.different(done['board'])}")
     if cap := done["frequency_max_hz"]:
         from ..report import units
 
@@ -228,6 +242,7 @@ def _back(done: dict[str, Any], place: str = "") -> str:
     slow = (done["health"] or {}).get("slow")
     marked = f"; marked: {slow}" if slow else ""
     judged = MARKS.get(done["verdict"], "; accuracy not told")
+    judged += _stands_in(done["measured_on"])
     return f"{now} is current again{place}, instead of release {done['from'][:12]}{judged}{marked}"
 
 
@@ -279,7 +294,8 @@ def _release(entry: dict[str, Any] | None) -> str:
     at = datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds")
     confirmed = "" if entry.get("confirmed", True) else ", not confirmed yet"
     title = _titled(entry["name"], entry["release"])
-    return f"{title}, by {entry['why']} at {at}, {_accuracy(entry['verdict'])}, {whole}{confirmed}"
+    judged = _accuracy(entry["verdict"]) + _stands_in(entry["measured_on"])
+    return f"{title}, by {entry['why']} at {at}, {judged}, {whole}{confirmed}"
 
 
 def _accuracy(verdict: str | None) -> str:

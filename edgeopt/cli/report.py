@@ -15,7 +15,7 @@ from .common import json_option, print_json
 from .prices import price_options
 
 
-@click.command(short_help="Show a run; rewrite its page.")
+@click.command()
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--against", type=click.Path(path_type=Path), help="Another run: what differs is shown.")
 @click.option(

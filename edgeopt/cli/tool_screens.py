@@ -154,9 +154,21 @@ def _inputs(document: dict[str, Any]) -> list[str]:
             line += f" ← array {pairs[number]['array']}"
         line += _steps(steps)
         lines.append(line)
-    by_order = "; taken in their order" if document["binding"].get("by") == "order" and len(pairs) > 1 else ""
-    left = ", ".join(document["binding"].get("left", []))
-    return lines + ([f"left alone: {left}{by_order}"] if left else [by_order.removeprefix("; ")] if by_order else [])
+    return lines + how_bound(document["binding"])
+
+
+def _bound(binding: dict[str, Any], steps: list[list[dict[str, Any]]]) -> list[str]:
+    """Which array of --inputs each input takes, and what was left alone; nothing of random samples."""
+    pairs = binding.get("inputs", [])
+    lines = [f"{own['input']} ← array {own['array']}{_steps(steps[n])}" for n, own in enumerate(pairs)]
+    return lines + how_bound(binding)
+
+
+def how_bound(binding: dict[str, Any]) -> list[str]:
+    """That the order decided, where it did, and the arrays that no input takes."""
+    by_order = binding.get("by") == "order" and len(binding["inputs"]) > 1
+    left = ", ".join(binding.get("left", []))
+    return [*(["taken in their order"] if by_order else []), *([f"left alone: {left}"] if left else [])]
 
 
 def _layout(moved: dict[str, int]) -> str:
@@ -224,7 +236,7 @@ def show_refused_bundle(document: dict[str, Any]) -> None:
 
 
 def show_bundle(document: dict[str, Any]) -> None:
-    from ..report import units
+    from ..report import board, units
 
     click.echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
     click.echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
@@ -237,11 +249,17 @@ def show_bundle(document: dict[str, Any]) -> None:
     if health["least_correct"] is not None:
         limits.append(f"at least {health['least_correct']} of {health['of']} right")
     kind = "random" if document["samples"]["random"] else "given"
+    for number, line in enumerate(_bound(document["binding"], document["preprocess"])):
+        click.echo(f"  {'' if number else 'inputs':<14} {line}")
     click.echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
     for number, line in enumerate(_to_validate(document)):
         click.echo(f"  {'' if number else 'to validate':<14} {line}")
     for mark in document["marks"]:
         click.echo(f"  marked         {mark}")
+    if on := document["board"]:
+        click.echo(f"  measured on    {board.described(on)}")
+        if said := board.mark(on):
+            click.echo(f"  marked         measured {said}; {board.different(on)}")
     click.echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
 
 

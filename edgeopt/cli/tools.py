@@ -63,7 +63,7 @@ def lowering_options(note: str = "") -> Callable[..., Any]:
     return add
 
 
-@click.command(short_help="Convert a model for a runtime, and compare with the source.")
+@click.command()
 @click.argument("model")
 @lowering_options()
 @click.option(
@@ -87,7 +87,7 @@ def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **ho
     return _lower(model, shapes, as_json, **how)
 
 
-@click.command(short_help="Make a model int8 with the ranges of real samples.")
+@click.command()
 @click.argument("model")
 @lowering_options(REQUIRED)
 @click.option(
@@ -170,7 +170,7 @@ def _lower(
     return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
-@click.command(short_help="Remove channels, recover by distillation, convert.")
+@click.command()
 @click.argument("factory")
 @lowering_options(REQUIRED)
 @click.option("--labels", help="Name of the array of labels in --inputs; a classifier learns them too.")
@@ -240,7 +240,7 @@ def prune(
     return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
-@click.command(short_help="Any model file as a bundle that can be flashed.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @out_option
 @overwrite_option
@@ -301,7 +301,7 @@ def bundle(
     """
     from .. import formats, profile
     from ..artifact import options_for
-    from ..tools import bundling, lowering
+    from ..tools import bundling, feeding, lowering
     from ..tools import reference as references
 
     known = options["profile"] or (where_of(device, dict(options)).profile if device else None)
@@ -312,8 +312,10 @@ def bundle(
     contents = formats.read(model)
     given, names = bundling.samples_of(contents, inputs, shapes, labels)
     steps, settings = bundling.read_steps(preprocess, names)
+    if preprocess is None and not given.is_random:
+        steps = feeding.own_steps(contents, given.arrays)
     settings = options_for(model, board, settings)
-    bundling.require_samples_fit(contents, given, steps)
+    feeding.require_fit(contents, given, steps)
     wanted = bundling.Wanted(name or model.stem, board, root, python, threads, metric, floor_drop, steps, settings)
     bundling.require_wanted(contents, wanted)
     bundling.require_labels(given, metric, device is not None, reference is not None)
@@ -342,7 +344,7 @@ def _try(device: str, options: dict[str, Any], contents: Any, wanted: Any, given
             facts = session.facts()
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address)
-            return bundling.try_on(session, artifact, given)
+            return bundling.try_on(session, artifact, given, where.board(session))
 
 
 def _prepared(

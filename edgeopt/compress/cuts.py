@@ -22,7 +22,7 @@ class CannotCut(Exception):
 
 @dataclass(frozen=True)
 class Cut:
-    """`indices` of one layer's outputs, or of its inputs; with an `axis`, of the parameter of that name along it."""
+    """`indices` of one layer's outputs, or of its inputs; with an `axis`, of a parameter or buffer along it."""
 
     name: str
     is_out: bool
@@ -63,7 +63,8 @@ def apply(source: torch.nn.Module, cuts: Sequence[Cut]) -> torch.nn.Module:
                 tensor = _tensor(module, cut.name)
                 _require(cut, tensor.shape[cut.axis or 0])
                 kept = [index for index in range(tensor.shape[cut.axis or 0]) if index not in cut.indices]
-                _put(module, cut.name, torch.nn.Parameter(tensor.index_select(cut.axis or 0, torch.tensor(kept))))
+                rest = tensor.index_select(cut.axis or 0, torch.tensor(kept))
+                _put(module, cut.name, torch.nn.Parameter(rest) if isinstance(tensor, torch.nn.Parameter) else rest)
                 continue
             _require(cut, pruner.get_out_channels(layer) if cut.is_out else pruner.get_in_channels(layer))
             (pruner.prune_out_channels if cut.is_out else pruner.prune_in_channels)(layer, list(cut.indices))

@@ -152,7 +152,7 @@ def _graph(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
     try:
         with torch.enable_grad():
             graph.build_dependency(
-                _trainable(module),
+                _with_vectors(_trainable(module)),
                 example_inputs=inputs,
                 forward_fn=lambda model, given: model(*given),
                 output_transform=traceable,
@@ -172,6 +172,20 @@ def _trainable(module: torch.nn.Module) -> torch.nn.Module:
     for parameter in traced.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
+    return traced
+
+
+def _with_vectors(traced: torch.nn.Module) -> torch.nn.Module:
+    """Its buffers of one number a channel (a frozen norm's, a mean to subtract) as parameters, which graphs follow."""
+    from torch import nn
+
+    for part in traced.modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):  # these are cut with their norm
+            continue
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if buffer.is_floating_point() and 1 < buffer.numel() == max(buffer.shape):
+                delattr(part, name)
+                part.register_parameter(name, nn.Parameter(buffer))
     return traced
 
 

@@ -42,6 +42,7 @@ class Entry(Section):
     model: Text | None = Field(default=None, description="What the board calls itself.")
     serial: Text | None = Field(default=None, description="Its serial number.")
     machine_id: Text | None = Field(default=None, description="Its /etc/machine-id.")
+    stand_in: bool | None = Field(default=None, description="It stands in for the profile's board: all is marked.")
     wheels: Text | None = Field(default=None, description="What wheels must fit: Python, machine and libc.")
 
 
@@ -112,6 +113,7 @@ def adding(name: str) -> str:
         **{"identity": entry.identity, "known-hosts": entry.known_hosts, "transport": entry.transport},
     }
     given = [part for key, value in options.items() if value for part in (f"--{key}", shlex.quote(value))]
+    given += ["--stand-in"] if entry.stand_in else []
     return " ".join(["edgeopt device add", name, entry.address, *given, "--overwrite"])
 
 
@@ -176,6 +178,6 @@ def _table(name: str, entry: Entry) -> str:
     return f"\n[device.{toml_text(name)}]\n" + "".join(lines)
 
 
-def toml_text(value: str) -> str:
-    """A TOML basic string: JSON's, whose escapes TOML has too, but for DEL, which JSON leaves bare."""
+def toml_text(value: str | bool) -> str:
+    """A TOML boolean, or a basic string: JSON's, whose escapes TOML has too, but for DEL, which JSON leaves bare."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

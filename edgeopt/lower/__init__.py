@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from edgeopt import quantizable
 from edgeopt.errors import LoweringFault, ModelError
 from edgeopt.plan import Ability
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 SHARED = (
-    *("edgeopt/parity.py", "edgeopt/fidelity.py", "edgeopt/floor.py"),
+    *(f"edgeopt/{name}.py" for name in ("parity", "fidelity", "floor", "quantizable")),
     *(f"edgeopt/lower/{name}.py" for name in ("__init__", "joins", "child", "ranges")),
 )
 
@@ -97,7 +98,8 @@ def make(
     """
     lowering = importlib.import_module(f"{__name__}.{runtime}")
     try:
-        made: Lowered = lowering.lower(source, scheme, example, calibration, folder, progress)
+        with quantizable.source_for(scheme, source) as ready:
+            made: Lowered = lowering.lower(ready, scheme, example, calibration, folder, progress)
     except LoweringFault as error:
         ways = other_ways(runtime, scheme, "onnx" if isinstance(source, Path) else "torch")
         if error.of_conversion:

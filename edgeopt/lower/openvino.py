@@ -6,8 +6,10 @@ the selection split chooses among schemes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,13 +130,43 @@ def _convert(openvino: Any, source: torch.nn.Module | Path, samples: Arrays) -> 
     """With batch 1 and the samples' shapes: what is fixed can be laid out and tuned."""
     shapes = [(1, *array.shape[1:]) for array in samples]
     if isinstance(source, Path):
-        model = openvino.convert_model(str(source))
-        model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
-        return model
+        return _reshaped(openvino.convert_model(str(source)), shapes)
     example = parity.one(samples, 0)
-    return openvino.convert_model(
-        source.eval(), example_input=example if len(example) > 1 else example[0], input=shapes
-    )
+    with _without_fast_path():
+        try:
+            return openvino.convert_model(
+                source.eval(), example_input=example if len(example) > 1 else example[0], input=shapes
+            )
+        except Exception as error:
+            with contextlib.suppress(Exception):  # the first way's reason is told
+                return _reshaped(openvino.convert_model(_exported(source, example)), shapes)
+            raise error
+
+
+def _reshaped(model: Any, shapes: list[tuple[int, ...]]) -> Any:
+    model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+    return model
+
+
+def _exported(source: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Any:
+    """What tracing does not see through, exporting may take apart into operators that have a rule."""
+    import torch
+
+    with torch.no_grad():
+        return torch.export.export(source, example).run_decompositions()
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Attention as operators: torch's fused one has no trace, and tracing's own check meets it the second time."""
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _quantize(model: Any, scheme: str, calibration: Arrays, in_float: list[str]) -> Any:
@@ -249,9 +281,20 @@ def _named_failure(what: str, kind: type[ModelError] = ModelError) -> Iterator[N
             raise kind(f"{what}: {_reason(error)}{mend}") from error
 
 
+# What OpenVINO and torch's tracer say of themselves: places in their sources, the graph's text, how to call them.
+NOISE = re.compile(
+    r"Exception from|Check '|Traceback|[-+]?\s*(%|graph\(|return \()|Summary:|You can also provide|Tracing failed|"
+    r"Couldn't get TorchScript module|Please|FrontEnd API failed|Model wasn't fully converted|ERROR:|Graph diff:|"
+    r"[-^=]+$"
+)
+NO_RULE = re.compile(r"No conversion rule found for operations: (.+)")
+
+
 def _reason(error: Exception) -> str:
-    """What went wrong, without the places in OpenVINO's sources where it passed."""
+    """What went wrong, without what the libraries say of themselves."""
+    if rule := NO_RULE.search(str(error)):
+        return f"it has no rule for operator {rule[1].strip()}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from", "Check '", "Traceback"))]
+    told = [line for line in lines if not NOISE.match(line)]
     named = [line for line in told if "op" in line.lower() or "node" in line.lower()]
     return " ".join(dict.fromkeys([*named[:2], *told[-1:]]))[:400] or type(error).__name__

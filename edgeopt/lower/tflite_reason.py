@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib
 import re
 import sysconfig
 import tempfile
@@ -16,6 +18,7 @@ from edgeopt.lower import quiet
 _OPERATOR = re.compile(r"(?:target=torch\.ops\.|Lowering not found: |operation '|op ')([a-z_]+\.[\w.]+)")
 _NODE = re.compile(r"While executing %(\w+)")
 _PLACE = re.compile(r'(File "[^"]+", line \d+)')
+_OF_TORCH = re.compile(r'torch/nn/modules/(\w+)\.py(?:", line |:)(\d+)')
 
 
 @contextlib.contextmanager
@@ -39,9 +42,20 @@ def _reason(error: Exception, printed: str) -> str:
     operator, node = _OPERATOR.search("\n".join([message, *mlir])), _NODE.search(message)
     named = [f"operator '{operator[1]}'"] if operator else []
     named += [f"node '{node[1]}'"] if node else []
-    named += [f"in {place}" for place in (_PLACE.findall(message) or _user_frames(error))[-1:]]
+    named += [f"layer {kind}" for place in _OF_TORCH.findall(f"{message} {mlir[:1]}")[-1:] if (kind := _layer(*place))]
+    places = _PLACE.findall(message)
+    own = [place for place in places if "-packages" not in place] or _user_frames(error)
+    named += [f"in {place}" for place in (own or places)[-1:]]
     first = next((line.strip() for line in [*mlir[:1], *message.splitlines()] if line.strip()), type(error).__name__)
     return f"{', '.join(named) or 'operator not known'}: {first[:300]}"
+
+
+def _layer(file: str, line: str) -> str | None:
+    """The class of torch's that this line of torch/nn/modules is in."""
+    source = importlib.import_module(f"torch.nn.modules.{file}").__file__
+    tree = ast.parse(Path(str(source)).read_text("utf-8"))
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.lineno <= int(line)]
+    return found[-1].name if found and int(line) <= (found[-1].end_lineno or 0) else None
 
 
 def _user_frames(error: Exception) -> list[str]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .. import provenance
 from . import units
 from .terminal import COLOURS, NAME_LIMIT, chosen_trial, part, row
 
@@ -22,7 +23,10 @@ OTHER_SOURCE = (
     "different things"
 )
 # What makes figures differ before any artifact does.
-OF_THE_BOARD = ("model", "serial", "machine_id", "machine", "cpu_model", "kernel", "governor", "python", "address")
+OF_THE_BOARD = (
+    *("model", "serial", "machine_id", "machine", "userland", "cpu_model", "cores", "cores_allowed", "memory_bytes"),
+    *("system", "kernel", "governor", "python", "address"),
+)
 FIGURES = ("verdict", "latency_p50_s", "size_bytes", "peak_memory_bytes", "score", "drop", "ratios", "file_sha256")
 
 
@@ -72,7 +76,7 @@ def _head(run: dict[str, Any], name: str) -> dict[str, Any]:
 def _board(run: dict[str, Any]) -> dict[str, Any]:
     board = part(run, "board")
     runtimes = {f"runtimes.{name}": found for name, found in part(board, "runtimes").items() if found}
-    return {key: board.get(key) for key in OF_THE_BOARD} | runtimes
+    return {key: board.get(key) for key in OF_THE_BOARD} | {"measured": provenance.mark(board)} | runtimes
 
 
 def _plan(run: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import disk
 from ..errors import ConfigError
-from . import against, html, units
+from . import against, board, html, units
 from .breakdown import MOST_ROWS
 from .terminal import NAME_LIMIT, STATES, chosen_trial, part, row
 
@@ -76,12 +76,13 @@ def _metric(run: dict[str, Any]) -> str:
 
 
 def _head(run: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
-    board = units.text(part(run, "board").get("model") or part(part(run, "plan"), "profile").get("name") or "no board")
+    own = part(run, "board")
+    measured_on = board.mark(own) or board.described(own)
     pairs = [
         ("name", units.text(head["name"] or "run", 80)),
         ("written", units.when(head["created"] or "at an unknown time")),
         ("written by", f"edgeopt {units.text(head['edgeopt'] or '?', 20)}"),
-        ("board", board),
+        ("board", measured_on),
         ("runtime", units.text(head["runtime"] or "not told", 40)),
         ("chosen", units.text(head["chosen"] or "none", NAME_LIMIT)),
     ]

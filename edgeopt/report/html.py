@@ -16,7 +16,7 @@ import numpy as np
 from edgeopt import arrays, disk
 from edgeopt.cost import Prices, per_1000_runs
 from edgeopt.errors import IntegrityError
-from edgeopt.report import accounts, breakdown, units
+from edgeopt.report import accounts, board, breakdown, units
 from edgeopt.report.terminal import (
     NAME_LIMIT,
     STATES,
@@ -92,7 +92,8 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "version": units.text(run.get("edgeopt") or "?", 20),
         "verdict": run.get("verdict") if run.get("verdict") in STATES else "undecided",
         "sentence": units.text(run.get("sentence") or "No verdict was written.", 600),
-        "board_name": units.text(part(run, "board").get("model") or part(plan, "profile").get("name") or "no board"),
+        "board_name": board.described(part(run, "board")),
+        "stand_in": board.mark(part(run, "board")),
         "metered": has_energy(trials),
         "tiles": tiles(run, chosen, metric),
         "demands": demands(run, chosen, metric),
@@ -109,7 +110,7 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "unmeasured": [name for name in (*BESIDE.values(), "energy") if name not in beside],
         "percentiles": [name for _, name in PERCENTILES],
         "final": _final(run, metric),
-        "board": _pairs(part(run, "board")),
+        "board": _pairs(board.pairs(part(run, "board"))),
         "conditions": [_conditions(trial) for trial in trials],
         "plan": _plan(plan, metric),
         "profile": _pairs(part(plan, "profile")),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from . import against_page, html, joules, units
+from . import against_page, board, html, joules, units
 from .terminal import NAME_LIMIT
 
 MARK = '<meta name="generator" content="edgeopt power --out">'  # by this a page of ours is known again
@@ -25,13 +25,14 @@ def write(document: dict[str, Any], out: Path) -> Path:
 
 def view(document: dict[str, Any]) -> dict[str, Any]:
     """What the template shows: text and numbers ready to print, nothing left to decide."""
-    board, overhead = document["board"], document["sampler_overhead"]
+    told, overhead = document["board"], document["sampler_overhead"]
     plot = _plot(document)
     lost = [f"{units.count(n)} readings failed: {units.text(why)}" for why, n in document["sensor"]["failures"].items()]
     return {
         "mark": MARK,
-        "name": units.text(board["model"] or board["hostname"], 80),
-        "place": f"{units.text(board['cpu_model'])}, at {units.text(document['device'])}",
+        "name": board.name(told),
+        "place": f"{board.described(told)}, at {units.text(document['device'])}",
+        "stand_in": board.mark(told),
         "source": joules.source(document),
         "estimated": document["sensor"]["how"] != "measured",
         "notes": [line for line in (joules.aligned(document), *lost, *joules.marks(document)) if line],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from . import against_page, html, measured, units
+from . import against_page, board, html, measured, units
 from .terminal import NAME_LIMIT
 
 MARK = '<meta name="generator" content="edgeopt report, sustained">'  # by this a page of ours is known again
@@ -30,7 +30,7 @@ def write(document: dict[str, Any], out: Path) -> Path:
 
 def view(document: dict[str, Any]) -> dict[str, Any]:
     """What the template shows: text and numbers ready to print, nothing left to decide."""
-    board, results = document["board"], document["results"]
+    told, results = document["board"], document["results"]
     names = [units.text(result["name"], NAME_LIMIT) for result in results]
     plots = {name: _plot(results, names, title, unit, keys) for name, title, unit, keys in SHOWN}
     sentences = []
@@ -40,8 +40,9 @@ def view(document: dict[str, Any]) -> dict[str, Any]:
     reasons = [units.text(reason, 600) for reason in document.get("reasons") or []]
     return {
         "mark": MARK,
-        "name": units.text(board["model"] or board["hostname"], 80),
-        "place": f"{units.text(board['cpu_model'])}, at {units.text(document['device'])}",
+        "name": board.name(told),
+        "place": f"{board.described(told)}, at {units.text(document['device'])}",
+        "stand_in": board.mark(told),
         "verdict": document.get("verdict"),
         "sentences": sentences + reasons,
         "rows": [_row(name, result) for name, result in zip(names, results, strict=True)],

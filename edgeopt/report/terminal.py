@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import accounts, breakdown, units
+from edgeopt.report import accounts, board, breakdown, units
 
 NAME_LIMIT = 40
 WIDE = 130
@@ -63,9 +63,14 @@ def render(
             (" " + units.text(run.get("sentence") or "No verdict was written.", 600), "bold"),
         )
     )
+    own = part(run, "board")
+    at = f", at {units.text(own['address'])}" if own.get("address") else ""
+    console.print(Text(f"measured on {board.described(own)}{at}"))
+    if said := board.mark(own):
+        console.print(Text(f"marked: {said}; {board.different(own)}", "yellow"))
     console.print()
     wide = console.width >= WIDE
-    console.print(_ladder(rows, wide, full))
+    console.print(board.marked(_ladder(rows, wide, full), own))
     if not wide:
         console.print(_grid([(Text(said["name"], "bold"), _reason(said, full)) for said in rows]))
     console.print(Text(f"stopped: {units.text(run.get('stop') or 'not said', 600)}", style="dim"))
@@ -76,16 +81,19 @@ def render(
     lines = [(d["state"], Text(f"{d['what']}: {d['reached']}, allowed {d['limit']}")) for d in found]
     final = part(run, "final")
     judged = [(Text(state, COLOURS[state]), said) for state, said in lines] + [_final(run, metric)]
-    console.print(_grid(judged + ([] if full else worst(final, str(final.get("metric") or metric)))))
+    judged += [] if full else worst(final, str(final.get("metric") or metric))
+    console.print(board.marked(_grid(judged), own))
     if full:
         told = [*accounts.errors(final), *accounts.review(final)]
         for name, found_cost in (costs or {}).items():
             told += [(f"{units.text(name, NAME_LIMIT)}: {title}", said) for title, said in accounts.cost(found_cost)]
         console.print(_grid([(Text(title), Text(said)) for title, said in told]))
-        _tables(final, str(final.get("metric") or metric), console)
+        _tables(final, str(final.get("metric") or metric), console, own)
     bundle, at = part(run, "bundle").get("file"), "" if run_dir is None else f"{run_dir}/"
     console.print()
     console.print(Text(f"report  {at}report.html"), soft_wrap=True)
+    if said := board.mark(own):
+        console.print(Text(f"marked  what both hold was measured {said}", "yellow"), soft_wrap=True)
     console.print(Text("bundle  " + (f"{at}{units.text(bundle)}" if bundle else "none was made")), soft_wrap=True)
 
 
@@ -105,7 +113,8 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
         "model": str(part(run_file, "model").get("torch") or part(run_file, "model").get("onnx")),
         "data": f"{_source(task)}, inputs {', '.join(task['inputs'])}, scored by {metric}",
         "splits": "; ".join(splits),
-        "board": f"{profile['name']} at {address}",
+        "profile": f"{profile['id']} ({profile['name']}); what is at {address} must be one"
+        + (", or is marked as a stand-in" if plan.get("stand_in") else ""),
         "budgets": "; ".join(budgets) or "none",
         "improves": units.label(plan["objective"]),
         "floor": f"a drop of at most {units.drop(plan['floor_drop'], metric)} below the source model",
@@ -130,13 +139,15 @@ def _threads(count: int) -> str:
 
 
 def _source(task: dict[str, Any]) -> str:
-    return next(str(task[key]) for key in ("arrays", "object", "images", "audio", "text") if task.get(key))
+    given = next(task[key] for key in ("arrays", "object", "images", "audio", "text") if task.get(key))
+    return ", ".join(f"{part}: {path}" for part, path in given.items()) if isinstance(given, dict) else str(given)
 
 
 def _split_words(section: dict[str, Any]) -> str:
+    values = f"values {', '.join(map(str, section['values']))}" if section.get("values") else ""
     groups = f"groups {', '.join(map(str, section['groups']))}" if section["groups"] else ""
     count = f"at most {units.count(section['count'])} samples" if section["count"] else ""
-    return ", ".join(filter(None, (groups, count)))
+    return ", ".join(filter(None, (values, groups, count)))
 
 
 def chosen_trial(run: dict[str, Any]) -> dict[str, Any] | None:
@@ -290,22 +301,26 @@ def worst(final: dict[str, Any], metric: str, reference: str = "source model") -
     return lines + ([(Text("mistaken"), Text("; ".join(said)))] if said else [])
 
 
-def _tables(final: dict[str, Any], metric: str, console: Console) -> None:
+def _tables(final: dict[str, Any], metric: str, console: Console, own: dict[str, Any]) -> None:
     """The score by class and by group, and the confusions."""
     for given in breakdown.tables(final, metric):
         rows = given["rows"][:SHOWN_IN_FULL] if given["scored"] else []
         cells = [(row["label"], row["n"], row["score"], row["reference"], row["drop"]) for row in rows]
-        _print_table(console, (f"{given['unit']}, worst first", "n", "on the board", "source model", "drop"), cells)
+        _print_table(
+            console, (f"{given['unit']}, worst first", "n", "on the board", "source model", "drop"), cells, own
+        )
         if not rows:
             console.print(Text(f"\nby {given['unit']}: each of {given['few']} has fewer than 20 samples"))
         elif hidden := given["scored"] + given["few"] - len(rows):
             few = f", {given['few']} with fewer than 20 samples" if given["few"] else ""
             console.print(Text(f"  {hidden} more in the page or in run.json{few}"))
     wrong = [(one["label"], one["decided"], one["n"], one["reference"]) for one in breakdown.confusions(final)]
-    _print_table(console, ("class", "taken for", "on the board", "by the source model"), wrong)
+    _print_table(console, ("class", "taken for", "on the board", "by the source model"), wrong, own)
 
 
-def _print_table(console: Console, titles: tuple[str, ...], cells: Sequence[tuple[str, ...]]) -> None:
+def _print_table(
+    console: Console, titles: tuple[str, ...], cells: Sequence[tuple[str, ...]], own: dict[str, Any]
+) -> None:
     if not cells:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -313,7 +328,7 @@ def _print_table(console: Console, titles: tuple[str, ...], cells: Sequence[tupl
         table.add_column(name, overflow="fold", justify="left" if number == 0 else "right")
     for row in cells:
         table.add_row(*map(Text, row))
-    console.print(table)
+    console.print(board.marked(table, own))
 
 
 def _grid(lines: list[tuple[Text, Text]]) -> Table:

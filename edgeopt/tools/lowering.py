@@ -12,13 +12,14 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import disk, fidelity, formats, lower, model, parity
+from edgeopt import disk, fidelity, formats, lower, model, parity, quantizable
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered
 from edgeopt.plan import Ability
 from edgeopt.profile import DeviceProfile
 
+from .feeding import describe
 from .source import Given, Source, load, named_nodes, require_torch_runs
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def convert(
     if source.contents is not None:
         own = {"package": "onnxruntime", "version": metadata.version("onnxruntime")}
         formats.check(source.contents, {"onnxruntime": own}, "this machine")
+        if scheme.startswith("int8"):
+            quantizable.require_float(source.contents, f"--scheme {scheme}", "`edgeopt convert` takes it as it is")
     clock = Clock(say)
     _load_packages(clock, runtime)
     clock("loading the model")
@@ -165,6 +168,7 @@ def lower_to(
             files = []
             if refused is None or accept_error:
                 clock("writing")
+                describe(made.paths[0], given, made.adapters)
                 files = _place(made.paths, out)
     except ModelError as error:
         message = re.sub(rf"\S*{re.escape(SCRATCH)}[^/\s]*/", "", str(error))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 RANDOM_SAMPLES = parity.SAMPLES
+SHOWN_NODES = 3
 MEND_TORCH = "; give samples with --inputs, or --shape, in the shapes and types that the model takes"
 
 
@@ -248,7 +249,9 @@ def unfit(contents: formats.Contents, arrays: Sequence[Array]) -> list[str]:
         return [f"it takes {len(ports)} inputs ({_names(ports)}), {len(arrays)} arrays were given; give one for each"]
     found = []
     for port, array in zip(ports, arrays, strict=True):
-        if port.shape and port.shape[0] not in (None, 1):
+        if not port.shape:
+            found.append(no_axes(contents, port))
+        elif port.shape[0] not in (None, 1):
             found.append(
                 f"input {port} has a batch that is fixed at {port.shape[0]}; artifacts take one sample at a time: "
                 "export the model with a batch of 1, or a free one"
@@ -263,18 +266,47 @@ def unfit(contents: formats.Contents, arrays: Sequence[Array]) -> list[str]:
     return found
 
 
+def no_axes(contents: formats.Contents, port: formats.Port) -> str:
+    """Why an input of rank 0 cannot be given samples, in words."""
+    takers = [f"'{own.node}' ({own.kind})" for own in contents.operators if port.name in own.takes]
+    return (
+        f"input {port} is a single number without axes, used by node {', '.join(takers[:SHOWN_NODES])}, and every "
+        "sample has a value of its own along its first axis; export the model with an input of shape [1] or ['n', 1], "
+        "or with that number as a constant"
+    )
+
+
 def fits(wanted: Sequence[int | None], found: Sequence[int]) -> bool:
     """Whether an array of sizes `found` can be given for `wanted`, where None is any size."""
     return len(wanted) == len(found) and all(own in (None, size) for own, size in zip(wanted, found, strict=True))
 
 
 def named_nodes(message: str, contents: formats.Contents) -> str:
-    """The message, with the node added for each operator of the model that it mentions without one of its nodes."""
-    words = set(re.findall(r"\w+", message))
-    named = {own.kind for own in contents.operators if own.node in words or f"'{own.node}'" in message}
-    first: Mapping[str, str] = {own.kind: own.node for own in reversed(contents.operators)}
-    told = [f"{kind} is node '{node}'" for kind, node in first.items() if kind in words - named]
-    return f"{message} ({', '.join(told[:3])})" if told else message
+    """The message, with the nodes added that it means where it names none: those of a tensor that it mentions, or of an
+    operator's kind that it mentions, which may be several."""
+    words = set(re.findall(r"[\w./:]+", message)) | set(re.findall(r"'([^']+)'", message))
+    operators = contents.operators
+    if any(own.node in words for own in operators):
+        return message
+    tensors = [
+        f"tensor '{name}' is {'an output' if name in own.gives else 'an input'} of node '{own.node}' ({own.kind})"
+        for own in operators
+        for name in (*own.gives, *own.takes)
+        if name in words and (len(name) > 1 or f"'{name}'" in message)
+    ]
+    if tensors:
+        return f"{message} ({'; '.join(tensors[:SHOWN_NODES])})"
+    kinds: dict[str, list[str]] = {}
+    for own in operators:
+        if own.kind in words:
+            kinds.setdefault(own.kind, []).append(f"'{own.node}'")
+    told = [f"{kind} is {_one_of(nodes)}" for kind, nodes in kinds.items()]
+    return f"{message} ({'; '.join(told[:SHOWN_NODES])})" if told else message
+
+
+def _one_of(nodes: Sequence[str]) -> str:
+    more = f" and {len(nodes) - SHOWN_NODES} others" if len(nodes) > SHOWN_NODES else ""
+    return f"node {nodes[0]}" if len(nodes) == 1 else f"one of the nodes {', '.join(nodes[:SHOWN_NODES])}{more}"
 
 
 def _names(ports: Sequence[formats.Port]) -> str:
