@@ -18,6 +18,8 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from edgeopt_agent import wire
+
 from . import disk
 from .errors import IntegrityError
 from .trace import Trace, listing
@@ -182,10 +184,15 @@ def _unchanged(record: Path) -> str | None:
         return None
 
 
+MOST_JSON_BYTES = 256 << 20
+
+
 def check_json(path: Path) -> Any:
-    """A JSON file of ours. Raises IntegrityError when it is not JSON."""
+    """A JSON file of ours. Raises IntegrityError when it is not JSON, OSError."""
     try:
-        return json.loads(path.read_text())
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise ValueError(f"more than {MOST_JSON_BYTES} bytes")
+        return wire.parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise IntegrityError(f"{path} is damaged ({error}); delete it and run again") from error
 

@@ -331,6 +331,7 @@ def of_job(comparison: Comparison, names: Sequence[str], sizes: Sequence[int]) -
     artifact = comparison.result["artifacts"][index]
     return {
         "latency": comparison.latency(index),
+        "baseline_latency": comparison.latency(0)["p50_s"] if index else None,
         "load_s": artifact["load_s"],
         "first_inference_s": artifact["first_inference_s"],
         "memory": comparison.memory(index),

@@ -18,10 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import disk, documents
+from . import disk, documents, report
 from .cache import check_json, sha256_file
 from .device.journal import Journal, differences
-from .errors import ConfigError
+from .errors import ConfigError, IntegrityError
+from .report import conform
 
 SCHEMA_VERSION = 1
 RECORD = "kept.json"
@@ -105,9 +106,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     found = document.get("schema", documents.SCHEMA_VERSION) if isinstance(document, dict) else None
     if found != documents.SCHEMA_VERSION:
         raise ConfigError(
-            f"{folder / 'document.json'}: found schema {found!r}; this edgeopt reads schema "
+            f"{folder / 'document.json'}: found schema {found!r:.60}; this edgeopt reads schema "
             f"{documents.SCHEMA_VERSION}; show it with the edgeopt that wrote it"
         )
+    if wrong := conform.first(document, report.schema(record["command"]), "document.json", whole=True):
+        raise IntegrityError(f"{folder} is not as edgeopt writes it: {wrong}; measure again into a new folder")
+    about, files = record.get("about"), record.get("files")
+    if not isinstance(about, dict | None) or not isinstance(files, dict | None):
+        raise IntegrityError(f"{folder / RECORD}: 'about' and 'files' must be objects; measure again into a new folder")
     return record, document
 
 

@@ -115,7 +115,19 @@ def _failed(recipe: Recipe, why: str) -> Trial:
     nothing = Figure(None, None, 0, invalid="not measured: the candidate failed")
     record = {
         **_record(recipe),
-        **dict.fromkeys(("artifact", "score", "latency", "load_s", "first_inference_s", "memory", "energy", "samples")),
+        **dict.fromkeys(
+            (
+                "artifact",
+                "score",
+                "latency",
+                "baseline_latency",
+                "load_s",
+                "first_inference_s",
+                "memory",
+                "energy",
+                "samples",
+            )
+        ),
         "ratios": {},
         "step": None,
         "executed": None,

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import schema_check
 from boards import dense_tflite
 from conftest import EDGEOPT
 from edgeopt_agent import power
@@ -27,7 +26,7 @@ from edgeopt_agent.power import pmic
 from rich.console import Console
 
 from edgeopt import sensing
-from edgeopt.report import joules, schema
+from edgeopt.report import conform, joules, schema
 
 WITH_TREE = 'mount --bind "$1" /sys/class && shift && exec "$@"'
 
@@ -168,7 +167,7 @@ def test_joules_are_watts_by_time(tmp_path: Path, model: Path) -> None:
     assert found["sampler_overhead"]["value"] > 0
     assert found["sensor"]["failures"] == {}
     told = schema("power")
-    assert list(schema_check.problems(found, told, told, "power")) == []
+    assert list(conform.problems(found, told, told, "power")) == []
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ LAYERS = (
     {"distributions", "sensing", "intervals", "arrays", "provenance"},
     {"profile", "model", "onnx_model", "binding", "signature", "determinism", "quantizable"}
     | {"task", "parts", "tasks", "config", "toml_lines", "formats"},
-    {"errors", "floor", "disk"},
+    {"errors", "floor", "disk", "visible"},
 )
 HEAVY = {
     *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),

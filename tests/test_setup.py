@@ -118,7 +118,7 @@ class Stopped(Exception):
 
 
 class StoppedWhileItUnpacks(jobs.Context):
-    def progress(self, done: int, total: int, what: str) -> None:
+    def progress(self, done: int, total: int, what: str) -> None:  # noqa: ARG002
         raise Stopped
 
 

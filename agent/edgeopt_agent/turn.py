@@ -111,7 +111,7 @@ def present(root: str) -> List[Dict[str, Any]]:
 
 def described(job: Dict[str, Any]) -> str:
     """One of `present` in words: its name, whose it is, and since when."""
-    since = "" if job["for_s"] is None else f", {job['for_s']:.0f} s old"
+    since = "" if job["for_s"] is None else f", at work for {job['for_s']:.0f} s"
     return f"job {job['job']} (of {job['by'] or 'an unknown host'}{since})"
 
 

@@ -16,6 +16,7 @@ import click
 from .. import disk
 from ..errors import AgentFailure, ConfigError, EdgeoptError
 from . import heartbeat, terminal
+from .display import echo_lines, echo_message
 from .document import keep_stdout, print_json
 
 INTERRUPTED = 130
@@ -105,11 +106,13 @@ def main() -> None:
         goes_on = "; the same command continues where it was" if "optimize" in sys.argv[1:2] else ""
         _fail(f"interrupted{goes_on}", INTERRUPTED, "interrupted", as_json)
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        echo_lines(told.getvalue().rstrip("\n"), err=True)
         _fail(None, 2, type(error).__name__, as_json, error.format_message())
     except EdgeoptError as error:
         if isinstance(error, AgentFailure) and error.traceback and os.environ.get("EDGEOPT_DEBUG"):
-            click.echo(error.traceback, err=True)
+            echo_lines(error.traceback, err=True)
         _fail(_from_a_clone(str(error)), error.exit_code, type(error).__name__, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left
@@ -118,7 +121,7 @@ def main() -> None:
         refused = disk.problem(error) if isinstance(error, OSError) else None
         if refused is not None:
             _fail(refused, ConfigError.exit_code, type(error).__name__, as_json)
-        traceback.print_exc()
+        echo_lines(traceback.format_exc(), err=True)
         _fail(
             f"this is a fault of edgeopt: {type(error).__name__}: {error}; please report the lines above",
             OUR_FAULT,
@@ -142,7 +145,7 @@ def _from_a_clone(message: str) -> str:
 
 def _fail(message: str | None, code: int, kind: str, as_json: bool, text: str | None = None) -> None:
     if message is not None:
-        click.echo(f"edgeopt: {message}", err=True)
+        echo_message(f"edgeopt: {message}")
     if as_json:
         document: dict[str, Any] = {"error": {"kind": kind, "message": message or text}, "exit_code": code}
         print_json(document)

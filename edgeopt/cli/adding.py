@@ -12,7 +12,7 @@ import click
 
 from .. import disk
 from ..errors import ConfigError, IntegrityError, MissingDependency
-from .display import Display
+from .display import Display, echo
 
 if TYPE_CHECKING:
     from ..device import Address
@@ -57,7 +57,7 @@ def say_same(same: Mapping[str, str]) -> None:
     for words in dict.fromkeys(same.values()):
         names = ", ".join(other for other, told in same.items() if told == words)
         copy = ", or a copy of its system" if words == "machine id" else ""
-        click.echo(f"it has the {words} of {names}: the same board, known by two names{copy}")
+        echo(f"it has the {words} of {names}: the same board, known by two names{copy}")
 
 
 def missing_profile(name: str, entry: Entry) -> str | None:
@@ -89,14 +89,15 @@ def trusted_key(target: Address, accept_new: bool, fingerprint: str | None) -> H
             raise IntegrityError(f"{shown}, not {fingerprint}; nothing was sent")
         return key
     if accept_new:
-        click.echo(shown, err=True)
+        echo(shown, err=True)
         return key
     if not sys.stdin.isatty():
         raise ConfigError(
             f"{shown}; there is no terminal to ask on: compare it with the board's own ({ssh_words.OWN_KEYS}) "
             f"and give --fingerprint {key.fingerprint}, or --accept-new"
         )
-    click.echo(f"{shown}.\nThe board's own are told by {ssh_words.OWN_KEYS}", err=True)
+    echo(f"{shown}.", err=True)
+    echo(f"The board's own are told by {ssh_words.OWN_KEYS}", err=True)
     if not click.confirm("Is that the board you mean?", err=True):
         raise IntegrityError(f"{target.text} was not added: nobody vouched for its host key; nothing was sent")
     return key

@@ -19,7 +19,7 @@ from .common import (
     print_json,
     verdict_code,
 )
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
 from .queries import Queries, load, made_for, query_options
@@ -189,10 +189,8 @@ def _budgets(paths: list[Path], where: Where) -> dict[str, float]:
 
 def _show(document: dict[str, Any]) -> None:
     if "stopped" in document:
-        click.echo(stop_words(document))
+        echo(stop_words(document))
         return
-    from rich.console import Console
-
     from ..report import measured
 
-    measured.render_bench(document, Console())
+    measured.render_bench(document, screen())

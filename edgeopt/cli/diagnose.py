@@ -13,7 +13,7 @@ import click
 
 from ..errors import ConfigError
 from .common import VERDICT_CODES, Where, device_options, json_option, print_json
-from .display import Display
+from .display import Display, echo, screen
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -81,13 +81,13 @@ def _write_golden(opened: Bundle, folder: Path, as_json: bool) -> int:
     if as_json:
         print_json(written)
         return 0
-    click.echo(f"{len(written['files'])} golden files in {folder}: {', '.join(written['files'])}")
-    click.echo("Let your application prepare them in this order, and save what it hands to the model as an .npz:")
+    echo(f"{len(written['files'])} golden files in {folder}: {', '.join(written['files'])}")
+    echo("Let your application prepare them in this order, and save what it hands to the model as an .npz:")
     for name, told in written["expected"].items():
         kind, *shape = told
         after = "after the bundle's preprocess steps" if name.startswith("model") else "before them"
-        click.echo(f"  input{name.removeprefix('model').removeprefix('input')}  {kind} {shape}  {after}")
-    click.echo("Then: edgeopt diagnose BUNDLE --prepared FILE.npz (expected.npz holds what it should be)")
+        echo(f"  input{name.removeprefix('model').removeprefix('input')}  {kind} {shape}  {after}")
+    echo("Then: edgeopt diagnose BUNDLE --prepared FILE.npz (expected.npz holds what it should be)")
     return 0
 
 
@@ -141,8 +141,6 @@ def _extra(runtime: str) -> str:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from ..report import diagnosis
 
-    diagnosis.render(document, Console())
+    diagnosis.render(document, screen())

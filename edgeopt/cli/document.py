@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import click
 
+from .. import visible
 from . import terminal
 
 _kept: TextIO | None = None
@@ -23,4 +24,4 @@ def keep_stdout() -> None:
 
 
 def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False), file=_kept)
+    click.echo(visible.json_text(json.dumps(document, indent=2, ensure_ascii=False)), file=_kept)

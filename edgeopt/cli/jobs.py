@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from .display import echo
 
 if TYPE_CHECKING:
     from ..device.session import Session
@@ -55,7 +56,7 @@ def require_consent(job: dict[str, Any], device: str) -> None:
     what = f"{device}: {described(job)}"
     if not sys.stdin.isatty():
         raise ConfigError(f"{what}; there is no terminal to ask on: add --yes to end it. Nothing was ended")
-    click.echo(what, err=True)
+    echo(what, err=True)
     click.confirm("End it?", abort=True, err=True)
 
 

@@ -11,7 +11,7 @@ import click
 
 from ..errors import ConfigError
 from .common import Where, device_options, json_option, power_mode_options, print_json, repeat_option
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .queries import Queries, made_for, query_options
 from .queries import load as load_inputs
@@ -77,7 +77,7 @@ def load(
         raise ConfigError("--rate, --streams and --batch: each value once")
     if keep.stop:
         ended = stopped(keep, where, made_for([model]))
-        print_json(ended) if as_json else click.echo(stop_words(ended))
+        print_json(ended) if as_json else echo(stop_words(ended))
         return 0
     wanted = job.Asked(list(streams), list(batches), list(rates), seconds, queries.seed)
     asked = {"model": str(model), **dataclasses.asdict(wanted), "no_repeat": no_repeat}
@@ -112,8 +112,6 @@ def load(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from ..report import under_load
 
-    under_load.render(document, Console())
+    under_load.render(document, screen())

@@ -19,7 +19,7 @@ from .common import (
     undecided_option,
     verdict_code,
 )
-from .display import Display
+from .display import Display, echo_lines, screen
 
 
 @click.command()
@@ -47,6 +47,11 @@ from .display import Display
     help="Folder of finished steps; default: $EDGEOPT_CACHE or ~/.cache/edgeopt.",
 )
 @click.option("--remeasure", is_flag=True, help="Measure again, though earlier comparisons on this board are stored.")
+@click.option(
+    "--bundle-anyway",
+    is_flag=True,
+    help="Where nothing fits, score the nearest candidate on final and pack it, marked.",
+)
 @click.option("--show-plan", is_flag=True, help="Print what is fixed before work starts, and stop.")
 @click.option("--explain", is_flag=True, help="Print what a run file may hold, key by key, and stop.")
 @undecided_option
@@ -58,6 +63,7 @@ def optimize(
     show_plan: bool,
     explain: bool,
     remeasure: bool,
+    bundle_anyway: bool,
     allow_undecided: bool,
     as_json: bool,
     **options: Any,
@@ -77,7 +83,7 @@ def optimize(
 
     if explain:
         known = [dataclasses.asdict(key) for key in config.keys(runfile.RunFile)]
-        print_json({"keys": known}) if as_json else click.echo(config.explain(runfile.RunFile))
+        print_json({"keys": known}) if as_json else echo_lines(config.explain(runfile.RunFile))
         return 0
     made = plan.load(run_file, lower.abilities(), options["profile"] or known_profile(options["device"]))
     if options["stand_in"]:
@@ -86,7 +92,7 @@ def optimize(
         print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
         return 0
     out = out or Path("runs") / made.name
-    document = _run(made, out, cache, remeasure, options)
+    document = _run(made, out, cache, remeasure, bundle_anyway, options)
     if as_json:
         print_json(document)
     else:
@@ -94,7 +100,9 @@ def optimize(
     return verdict_code(document["verdict"], allow_undecided)
 
 
-def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dict[str, Any]) -> dict[str, Any]:
+def _run(
+    made: Any, out: Path, cache: Path | None, remeasure: bool, bundle_anyway: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     from .. import cache as caches
     from .. import optimize as job
 
@@ -118,7 +126,9 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:
         store = caches.Cache(cache, waiting(display))
-        document = job.optimize(made, lambda: where.open(display), store, out.resolve(), display.event, remeasure)
+        document = job.optimize(
+            made, lambda: where.open(display), store, out.resolve(), display.event, remeasure, bundle_anyway
+        )
     return document
 
 
@@ -128,16 +138,12 @@ def waiting(display: Display) -> Any:
 
 
 def _show_plan(made: Any, device: str | None) -> None:
-    from rich.console import Console
-
     from ..report import terminal
 
-    terminal.render_plan(made.to_json(), device or made.run_file.device.address, Console())
+    terminal.render_plan(made.to_json(), device or made.run_file.device.address, screen())
 
 
 def _show(document: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-
     from ..report import terminal
 
-    terminal.render(document, Console(), out)
+    terminal.render(document, screen(), out)

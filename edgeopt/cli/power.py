@@ -22,7 +22,7 @@ from .common import (
     undecided_option,
     verdict_code,
 )
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .queries import Queries, load, made_for, query_options
 
@@ -124,7 +124,7 @@ def power(
         raise ConfigError("power: name one or more bundles or model files; --list shows the board's sensors")
     if keep.stop:
         ended = stopped(keep, where, made_for(list(models)))
-        print_json(ended) if as_json else click.echo(stop_words(ended))
+        print_json(ended) if as_json else echo(stop_words(ended))
         return 0
     _require_place(out)
     document = _measure(list(models), where, keep, **how)
@@ -160,11 +160,11 @@ def _list(where: Where, as_json: bool) -> int:
         print_json(document)
         return 0
     for told in found:
-        click.echo(f"{told['kind']}:{told['rail']}  every {told['interval_s']:g} s, {told['where']}")
+        echo(f"{told['kind']}:{told['rail']}  every {told['interval_s']:g} s, {told['where']}")
     if not found:
-        click.echo(no_sensor(facts, where.device))
+        echo(no_sensor(facts, where.device))
     for problem in problems if found else ():
-        click.echo(f"not asked: {problem}")
+        echo(f"not asked: {problem}")
     return 0
 
 
@@ -306,10 +306,9 @@ def _named(artifact: Artifact) -> dict[str, Any]:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from ..report import joules
 
-    joules.render(document, Console())
+    joules.render(document, screen())
     if "report" in document:
-        click.echo(f"\nreport  {document['report']}")
+        echo()
+        echo(f"report  {document['report']}")

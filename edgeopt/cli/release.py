@@ -12,7 +12,7 @@ import click
 from ..errors import AgentFailure, IntegrityError
 from . import jobs
 from .common import Boards, Where, boards_options, json_option, repeat_option, undecided_option, verdict_code
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
 from .prices import price_options
@@ -21,10 +21,16 @@ if TYPE_CHECKING:
     from ..device.session import Session
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
-JUDGED = {"pass": "passed", "undecided": "undecided", "not judged": "not judged"}  # a manifest's verdict in words
+JUDGED = {
+    "pass": "passed",
+    "undecided": "undecided",
+    "fail": "FAILED",
+    "not judged": "not judged",
+}  # a manifest's verdict in words
 MARKS = {
     "pass": "; accuracy passed",
     "undecided": "; marked: undecided, its accuracy is not shown to hold the floor",
+    "fail": "; marked: FAILED, it misses what its plan demands",
     "not judged": "; marked: not judged, nobody compared its accuracy with a floor",
 }
 
@@ -224,17 +230,17 @@ def _show_flash(done: dict[str, Any], boards: Boards, of: int) -> None:
     title, place = _titled(done["name"], done["release"]), boards.named(done)
     marked = _marks(done)
     if done["already"]:
-        click.echo(f"{title} is current on {place} already; nothing was changed{marked}")
+        echo(f"{title} is current on {place} already; nothing was changed{marked}")
     else:
-        click.echo(f"{title} is current on {place}{marked}")
-        click.echo(f"health check: {_health(done['health'], of)}, on {board.described(done['board'])}")
+        echo(f"{title} is current on {place}{marked}")
+        echo(f"health check: {_health(done['health'], of)}, on {board.described(done['board'])}")
     if said := board.mark(done["board"]):
-        click.echo(f"marked: checked {said}; {board.different(done['board'])}")
+        echo(f"marked: checked {said}; {board.different(done['board'])}")
     if cap := done["frequency_max_hz"]:
         from ..report import units
 
         clock = units.quantity(cap, "hz")
-        click.echo(f"it met its budgets with the CPUs' clock capped at {clock}: only the board's owner sets that")
+        echo(f"it met its budgets with the CPUs' clock capped at {clock}: only the board's owner sets that")
 
 
 def _back(done: dict[str, Any], place: str = "") -> str:
@@ -247,20 +253,20 @@ def _back(done: dict[str, Any], place: str = "") -> str:
 
 
 def _show_rollback(done: dict[str, Any], boards: Boards) -> None:
-    click.echo(_back(done, f" on {boards.named(done)}"))
-    click.echo(f"previous  {_release(done['previous'])}")
+    echo(_back(done, f" on {boards.named(done)}"))
+    echo(f"previous  {_release(done['previous'])}")
 
 
 def _show_status(found: dict[str, Any], boards: Boards) -> None:
     place = "this machine" if found["device"] == "local" else boards.named(found)
     serial = f", serial {found['board']['serial']}" if found["board"]["serial"] else ""
-    click.echo(f"{'board':<9} {place}, {found['root']}{serial}")
+    echo(f"{'board':<9} {place}, {found['root']}{serial}")
     for title in ("current", "previous"):
-        click.echo(f"{title:<9} {_release(found[title])}")
+        echo(f"{title:<9} {_release(found[title])}")
     for line in jobs.lines(found["jobs"], found["stop_command"]):
-        click.echo(line)
+        echo(line)
     if found["recovered"]:
-        click.echo("nobody confirmed the release before in time, so the board went back to this one")
+        echo("nobody confirmed the release before in time, so the board went back to this one")
 
 
 def _score_of(run_file: Path) -> Any:
@@ -305,14 +311,12 @@ def _accuracy(verdict: str | None) -> str:
 
 def _show_validation(found: dict[str, Any], boards: Boards) -> None:
     if "stopped" in found:
-        click.echo(stop_words(found))
+        echo(stop_words(found))
         return
-    from rich.console import Console
-
     from ..report import measured
 
-    measured.render_validation({**found, "device": boards.named(found)}, Console())
+    measured.render_validation({**found, "device": boards.named(found)}, screen())
     back = found["rollback"]
     if back:
         said = f"not rolled back: {back['error']}" if "error" in back else None
-        click.echo(said or f"rolled back to {back['activation']['release'][:12]}, {_accuracy(back['verdict'])}")
+        echo(said or f"rolled back to {back['activation']['release'][:12]}, {_accuracy(back['verdict'])}")

@@ -12,6 +12,7 @@ from .. import disk
 from ..errors import ConfigError, IntegrityError
 from ..report import KINDS, RUN, schema
 from .common import json_option, print_json
+from .display import echo, screen
 from .prices import price_options
 
 
@@ -92,11 +93,9 @@ def report(
     if as_json:
         print_json(dict(document, report=str(page), cost=costs))
         return 0
-    from rich.console import Console
-
     from ..report import terminal
 
-    terminal.render(document, Console(), run, full=True, costs=costs)
+    terminal.render(document, screen(), run, full=True, costs=costs)
     return 0
 
 
@@ -120,8 +119,6 @@ def _is_kept(run: Path) -> bool:
 
 def _show_kept(run: Path, out: Path | None, as_json: bool) -> int:
     """As the command showed it; with `out` as a page, too, where something goes over time."""
-    from rich.console import Console
-
     from .. import kept
     from ..report import joules, measured, under_load
 
@@ -132,9 +129,10 @@ def _show_kept(run: Path, out: Path | None, as_json: bool) -> int:
         print_json(document if out is None else dict(document, report=str(out)))
         return 0
     screens = {"load": under_load.render, "power": joules.render, "validate": measured.render_validation}
-    screens.get(record["command"], measured.render_bench)(document, Console())
+    screens.get(record["command"], measured.render_bench)(document, screen())
     if out is not None:
-        click.echo(f"\nreport  {out}")
+        echo()
+        echo(f"report  {out}")
     return 0
 
 
@@ -178,12 +176,11 @@ def _version(path: Path) -> Any:
 
 
 def _show_recomputed(found: dict[str, Any], name: str, edgeopt: Any) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from ..report import units
 
-    console = Console()
+    console = screen()
     for one in found["differences"]:
         stored, again = (units.text(str(one[key]), 80) for key in ("stored", "again"))
         console.print(
@@ -215,24 +212,29 @@ def _show_against(
         written = {} if out is None else {"report": str(out)}
         print_json(against.differences(first, second, names) | written)
         return
-    from rich.console import Console
-
-    against.render(first, second, names, Console())
+    against.render(first, second, names, screen())
     if out is not None:
-        click.echo(f"\nreport  {out}")
+        echo()
+        echo(f"report  {out}")
 
 
 def _read(run: Path) -> dict[str, Any]:
     from ..cache import check_json
-    from ..report import SCHEMA_VERSION
+    from ..report import SCHEMA_VERSION, conform
 
     path = run / "run.json"
     if not path.is_file():
         raise ConfigError(f"{run}: no run.json in it; name a folder that `edgeopt optimize` wrote, runs/<name>")
     document: dict[str, Any] = check_json(path)
+    if not isinstance(document, dict):
+        raise IntegrityError(
+            f"{path}: no object, so not a run; name a folder that `edgeopt optimize` wrote, runs/<name>"
+        )
     if document.get("schema") != SCHEMA_VERSION:
         raise ConfigError(
-            f"{path}: found schema {document.get('schema')!r}; this edgeopt reads schema {SCHEMA_VERSION}; show it "
+            f"{path}: found schema {document.get('schema')!r:.60}; this edgeopt reads schema {SCHEMA_VERSION}; show it "
             "with the edgeopt that wrote it, or run optimize again"
         )
+    if wrong := conform.first(document, schema(), "run.json"):
+        raise IntegrityError(f"{path} is not as edgeopt writes it: {wrong}; get it again, or run optimize again")
     return document

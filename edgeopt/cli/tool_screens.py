@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-import click
-
 from ..floor import FLOOR_SAYS
+from .display import echo
 
 SHOWN_OPERATORS = 8
 SHOWN_PARTS = 6
@@ -18,21 +17,21 @@ def show(document: dict[str, Any]) -> None:
     from ..report import units
 
     for file in document["files"]:
-        click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
-    click.echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
+        echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
     if cut := document.get("prune"):
         for title, lines in _pruned(cut):
             for number, line in enumerate(lines):
-                click.echo(f"  {title if not number else '':<12} {line}")
+                echo(f"  {title if not number else '':<12} {line}")
     for title, lines in _sections(document):
         for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
+            echo(f"  {title if not number else '':<12} {line}")
     if document["large_error"]:
-        click.echo(_large_error(document["large_error"], document["refused"] is not None))
+        echo(_large_error(document["large_error"], document["refused"] is not None))
     if document["refused"]:
         return
     source = document["model"] if document["source_inputs"] else "SOURCE.onnx"
-    click.echo(
+    echo(
         f"accuracy was not judged: `edgeopt bundle --labels … --reference {source}` and then `edgeopt validate` tell "
         "the loss on the board; `edgeopt optimize` does all of it"
     )
@@ -76,15 +75,15 @@ def show_npu(document: dict[str, Any]) -> None:
     from ..report import placement, units
 
     (file,) = document["files"]
-    click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
     accelerator = document["npu"]["compiler"]["accelerator"]
-    click.echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
+    echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
     delegate = document["options"].get("delegate")
     needs = f"tflite with the delegate {delegate}" if delegate else "tflite with the vendor's delegate"
     for title, lines in [*placement.npu(document["npu"]), ("runs on", [needs])]:
         for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
-    click.echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
+            echo(f"  {title if not number else '':<12} {line}")
+    echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
 
 
 def _large_error(found: dict[str, Any], is_refused: bool) -> str:
@@ -231,15 +230,15 @@ def _steps(steps: list[dict[str, Any]]) -> str:
 
 
 def show_refused_bundle(document: dict[str, Any]) -> None:
-    click.echo(f"large error against {document['reference']}: {document['refused']}")
-    click.echo(f"no bundle was written: the floor is {FLOOR_SAYS}; make the model again, or add --accept-error")
+    echo(f"large error against {document['reference']}: {document['refused']}")
+    echo(f"no bundle was written: the floor is {FLOOR_SAYS}; make the model again, or add --accept-error")
 
 
 def show_bundle(document: dict[str, Any]) -> None:
     from ..report import board, units
 
-    click.echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
-    click.echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
+    echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
+    echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
     health = document["health"]
     limits = ["finite outputs"]
     if health["greatest_output_error"] is not None:
@@ -250,17 +249,17 @@ def show_bundle(document: dict[str, Any]) -> None:
         limits.append(f"at least {health['least_correct']} of {health['of']} right")
     kind = "random" if document["samples"]["random"] else "given"
     for number, line in enumerate(_bound(document["binding"], document["preprocess"])):
-        click.echo(f"  {'' if number else 'inputs':<14} {line}")
-    click.echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
+        echo(f"  {'' if number else 'inputs':<14} {line}")
+    echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
     for number, line in enumerate(_to_validate(document)):
-        click.echo(f"  {'' if number else 'to validate':<14} {line}")
+        echo(f"  {'' if number else 'to validate':<14} {line}")
     for mark in document["marks"]:
-        click.echo(f"  marked         {mark}")
+        echo(f"  marked         {mark}")
     if on := document["board"]:
-        click.echo(f"  measured on    {board.described(on)}")
+        echo(f"  measured on    {board.described(on)}")
         if said := board.mark(on):
-            click.echo(f"  marked         measured {said}; {board.different(on)}")
-    click.echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
+            echo(f"  marked         measured {said}; {board.different(on)}")
+    echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
 
 
 def _to_validate(document: dict[str, Any]) -> list[str]:

@@ -89,7 +89,7 @@ class Session:
         self._number = 0
         self._kept = KeptJobs(self)
         self._warned = False
-        self._pace = transfer.Pace()
+        self._pace = transfer.Pace(reply_s)
         self.spelled = f"{self.address} --root {shlex.quote(place.root)}"  # how a command names this board
         try:
             self.hello = self._connect()

@@ -15,20 +15,24 @@ MOST_DAMAGED = 2  # times that a blob may arrive damaged
 MOST_STANDSTILLS = 20  # pieces after which the board has no more of a blob than before
 
 LEAST_CHUNK_BYTES = 8 << 10  # 4 s at 16 kbit/s
-CHUNK_S = 4.0  # what one may take: ssh's own signs of life wait behind it
+CHUNK_S = 10.0  # what one may take: ssh's own signs of life wait behind it, and it gives up after 15 s without
 
 Request = Callable[..., Any]
 Event = Callable[[dict[str, Any]], None]
 
 
 class Pace:
-    """How large the next piece of a blob is, from how long the last one took."""
+    """How large the next piece of a blob is, from how long the last one took.
 
-    def __init__(self) -> None:
+    reply_s: how long a board may be silent.
+    """
+
+    def __init__(self, reply_s: float) -> None:
+        self._longest_s = min(CHUNK_S, reply_s / 4)
         self.chunk_bytes = LEAST_CHUNK_BYTES
 
     def note(self, sent_bytes: int, took_s: float) -> None:
-        fits = int(sent_bytes / max(took_s, 1e-3) * CHUNK_S)
+        fits = int(sent_bytes / max(took_s, 1e-3) * self._longest_s)
         self.chunk_bytes = min(max(fits, LEAST_CHUNK_BYTES), wire.CHUNK_BYTES)
 
 

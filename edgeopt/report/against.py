@@ -17,7 +17,7 @@ CAUTION = (
     "No verdict compares these two runs: each measured its own baseline, at another time and perhaps on another board. "
     "Ratios are to the run's own fp32. To know which artifact is faster, measure both in one job: edgeopt compare"
 )
-OTHER_DATA = ". The two had another model, other data or other splits: their scores are of different things"
+OTHER_DATA = ". The two had {}: their scores are of different things"
 OTHER_SOURCE = (
     ". The source model itself scored otherwise in the two, so it or the data were others: their scores are of "
     "different things"
@@ -27,6 +27,7 @@ OF_THE_BOARD = (
     *("model", "serial", "machine_id", "machine", "userland", "cpu_model", "cores", "cores_allowed", "memory_bytes"),
     *("system", "kernel", "governor", "python", "address"),
 )
+OF_THE_JUDGE = ("confidence_threshold", "floor_drop")  # of [task]: what no score depends on
 FIGURES = ("verdict", "latency_p50_s", "size_bytes", "peak_memory_bytes", "score", "drop", "ratios", "file_sha256")
 
 
@@ -88,8 +89,13 @@ def _plan(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _other_scores(first: dict[str, Any], second: dict[str, Any]) -> str:
-    if _given(first) != _given(second):
-        return OTHER_DATA
+    own, its = _given(first), _given(second)
+    graphs = [part(part(run, "manifest"), "lineage").get("source_graph") for run in (first, second)]
+    if all(graphs):  # the model itself, whatever it is called
+        own["another model"], its["another model"] = graphs
+    others = [what for what in own if own[what] != its[what]]
+    if others:
+        return OTHER_DATA.format(" and ".join(others))
     # Data may change under an unchanged name; what the source model made of them tells.
     pairs = zip(_references(first), _references(second), strict=True)
     return OTHER_SOURCE if any(None not in pair and pair[0] != pair[1] for pair in pairs) else ""
@@ -101,10 +107,11 @@ def _references(run: dict[str, Any]) -> list[Any]:
     return [next(filter(units.known, scores), None), part(run, "final").get("reference")]
 
 
-def _given(run: dict[str, Any]) -> list[Any]:
-    """What decides which scores a run can have: the model, the data and its splits."""
+def _given(run: dict[str, Any]) -> dict[str, Any]:
+    """What decides which scores a run can have, by what is said where it differs."""
     run_file = part(part(run, "plan"), "run_file")
-    return [run_file.get("model"), run_file.get("task"), part(run, "plan").get("splits")]
+    data = {key: value for key, value in part(run_file, "task").items() if key not in OF_THE_JUDGE}
+    return {"another model": run_file.get("model"), "other data": data, "other splits": part(run, "plan").get("splits")}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

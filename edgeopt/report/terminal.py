@@ -16,7 +16,7 @@ from edgeopt.report import accounts, board, breakdown, units
 NAME_LIMIT = 40
 WIDE = 130
 COLUMNS = {
-    **{"latency": "latency p50", "latency_ratio": "× fp32", "size": "size", "drop": "drop"},
+    **{"latency": "latency p50", "beside": "fp32 beside", "latency_ratio": "× fp32", "size": "size", "drop": "drop"},
     **{"energy": "energy", "power": "at work"},
 }
 SHOWN = 2  # worst classes, groups, confusions on one screen
@@ -81,6 +81,7 @@ def render(
     lines = [(d["state"], Text(f"{d['what']}: {d['reached']}, allowed {d['limit']}")) for d in found]
     final = part(run, "final")
     judged = [(Text(state, COLOURS[state]), said) for state, said in lines] + [_final(run, metric)]
+    judged += [(Text("nearest"), Text(said)) for said in near(run, metric)]
     judged += [] if full else worst(final, str(final.get("metric") or metric))
     console.print(board.marked(_grid(judged), own))
     if full:
@@ -166,6 +167,7 @@ def row(trial: dict[str, Any], chosen: bool, metric: str) -> dict[str, Any]:
         "chosen": chosen,
         "steps": [units.step(step) for step in trial.get("steps") or []],
         "latency": units.figure(part(trial, "latency").get("p50_s"), "s"),
+        "beside": units.figure(trial.get("baseline_latency"), "s") if trial.get("baseline_latency") else "",
         "latency_ratio": units.ratio(ratios.get("latency_p50_s")),
         "size": units.quantity(part(trial, "artifact").get("size_bytes"), "bytes"),
         "size_ratio": units.ratio(ratios.get("size_bytes")),
@@ -176,7 +178,7 @@ def row(trial: dict[str, Any], chosen: bool, metric: str) -> dict[str, Any]:
         "energy_net": units.figure(energy.get("net_j"), "j"),
         "power": units.figure(energy.get("work_w"), "w"),
         "score": units.score(score.get("value"), metric, score.get("interval")),
-        "drop": units.drop(score.get("drop"), metric),
+        "drop": units.drop(score.get("drop"), metric, of=score.get("reference")),
         "agreement": units.share(score.get("agreement")),
         "n": units.count(score.get("n")),
         "reason": units.text(trial.get("reason") or "no reason was written", 600),
@@ -208,12 +210,32 @@ def demands(run: dict[str, Any], chosen: dict[str, Any] | None, metric: str) -> 
         got = "no artifact was chosen" if chosen is None else budgeted(chosen, key)
         found.append({"what": units.label(key), "limit": units.by_key(key, limit), "reached": got, "state": state})
     if units.known(plan.get("floor_drop")):
-        got = units.drop(final.get("drop"), metric, final.get("drop_interval"))
+        got = units.drop(final.get("drop"), metric, final.get("drop_interval"), final.get("reference"))
         state = STATES.get(str(final.get("verdict")), "not measured")
         limit = units.drop(plan["floor_drop"], metric)
         what = f"drop in {units.text(metric, NAME_LIMIT)} on final data"
         found.append({"what": what, "limit": limit, "reached": got, "state": state})
     return found
+
+
+def near(run: dict[str, Any], metric: str) -> list[str]:
+    """Where nothing fits: which candidate is nearest, and how far it is from each demand that it misses."""
+    found = part(run, "nearest")
+    if not found:
+        return []
+    said = []
+    for miss in found.get("misses") or []:
+        what = "drop" if miss.get("what") == "floor_drop" else units.label(miss.get("what"))
+        got, allowed = (units.demand(str(miss.get("what")), miss.get(key), metric) for key in ("value", "allowed"))
+        over = miss.get("over")
+        times = f", {units.number(over, 2)} times as much" if units.known(over) and miss.get("allowed") else ""
+        said.append(f"{what} {got} where {allowed} is allowed{times}")
+    name = units.text(found.get("name"), NAME_LIMIT)
+    lines = [f"{name}: {'; '.join(said) or 'it misses nothing that was measured'}"]
+    if final := part(found, "final"):
+        got = units.drop(final.get("drop"), metric, final.get("drop_interval"), final.get("reference"))
+        lines.append(f"{name} on final data: drop {got}, n={units.count(final.get('n'))}")
+    return lines
 
 
 def budgeted_value(trial: dict[str, Any], key: str) -> float | None:
@@ -245,7 +267,15 @@ def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
     table.add_column("artifact", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     metered = any(said["power"] != units.NOT_MEASURED for said in rows)
-    keys = ("latency", "latency_ratio", *(("energy", "power") if metered else ()), "size", "drop")
+    has_beside = any(said["beside"] for said in rows)  # two jobs measure fp32 twice: both figures are of one
+    keys = (
+        "latency",
+        *(("beside",) if has_beside else ()),
+        "latency_ratio",
+        *(("energy", "power") if metered else ()),
+        "size",
+        "drop",
+    )
     for key in keys:
         table.add_column(COLUMNS[key], justify="right")
     if wide:
