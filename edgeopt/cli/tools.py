@@ -328,14 +328,16 @@ def bundle(
     place = lowering.writable(out, overwrite)
     ran = references.run(reference, given, names, steps) if reference else None
     tried = _try(device, options, contents, wanted, given) if device else None
-    why = bundling.refusal(contents, tried, ran) if tried and ran else None
-    if why and not accept_error:
-        document = {"bundle": None, "reference": str(reference), "refused": why}
-        print_json(document) if as_json else tool_screens.show_refused_bundle(document)
-        return VERDICT_CODES["fail"]
+    if tried and ran and not accept_error and (why := bundling.refusal(contents, tried, ran)):
+        return _refused({"bundle": None, "reference": str(reference), "refused": why}, as_json)
     _, document = bundling.write(place, contents, wanted, given, tried, ran)
     print_json(document) if as_json else tool_screens.show_bundle(document)
     return 0
+
+
+def _refused(document: dict[str, Any], as_json: bool) -> int:
+    print_json(document) if as_json else tool_screens.show_refused_bundle(document)
+    return VERDICT_CODES["fail"]
 
 
 def _try(device: str, options: dict[str, Any], contents: Any, wanted: Any, given: Given) -> Any:
