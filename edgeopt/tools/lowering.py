@@ -124,7 +124,15 @@ def require_packages(runtime: str, kind: str) -> None:
 
 
 def convert(
-    source: Source, given: Given, runtime: str, scheme: str, out: Path, folder: Path, say: Say, *, accept_error: bool
+    source: Source,
+    given: Given,
+    runtime: str,
+    scheme: str,
+    out: Path,
+    folder: Path,
+    say: Say,
+    *,
+    accept_error: bool = False,
 ) -> dict[str, Any]:
     """Writes the artifact to `out` (OpenVINO's .bin beside it) and returns what is known of it, JSON-able.
 
@@ -154,7 +162,7 @@ def lower_to(
     out: Path,
     clock: Clock,
     *,
-    accept_error: bool,
+    accept_error: bool = False,
 ) -> dict[str, Any]:
     """As convert, of a loaded model."""
     if not isinstance(loaded, Path):
