@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import decode, formats, lower, measure, model, onnx_model, origin, quantizable, stats
+from . import decode, lower, measure, model, onnx_model, origin, quantizable, stats
 from .artifact import Artifact
 from .cache import Cache, key_of, source_of, versions
 from .device.session import Session
@@ -128,7 +128,7 @@ def open_data(plan: Plan, cache: Cache, say: Say) -> dict[str, Samples]:
     """
     task = plan.run_file.task
     if plan.run_file.model.onnx is not None:
-        contents = formats.read(plan.folder / plan.run_file.model.onnx, "onnxruntime")
+        contents = onnx_model.contents(plan.folder / plan.run_file.model.onnx)
         for rung in sorted({"int8", "npu"} & set(plan.rungs)):
             mend = f"leave '{rung}' out of [ladder] rungs; the others take it as it is"
             quantizable.require_float(contents, f"the rung '{rung}'", mend)
