@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import decode, formats, model, quantizable, stats, tasks
+from . import decode, model, onnx_model, quantizable, stats, tasks
 from .cache import Cache, versions
 from .errors import ConfigError
 from .parts import called_in, join_parts, split_of, tells_splits
@@ -35,7 +35,7 @@ def opened(plan: Plan, cache: Cache, say: Say) -> dict[str, Samples]:
     """
     task = plan.run_file.task
     if plan.run_file.model.onnx is not None:
-        contents = formats.read(plan.folder / plan.run_file.model.onnx, "onnxruntime")
+        contents = onnx_model.contents(plan.folder / plan.run_file.model.onnx)
         for rung in sorted({"int8", "npu"} & set(plan.rungs)):
             mend = f"leave '{rung}' out of [ladder] rungs; the others take it as it is"
             quantizable.require_float(contents, f"the rung '{rung}'", mend)

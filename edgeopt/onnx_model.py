@@ -21,14 +21,19 @@ MEND_CUT = "it was cut short, or is another kind of file: get it again"
 NARROW = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 
 
-def files(path: Path) -> list[Path]:
-    """The file and those that hold its external data, each of which is there; read without any framework.
+def contents(path: Path) -> formats.Contents:
+    """What is in the file, and that its external data is there; read without any framework.
 
     Raises ConfigError, ModelError.
     """
     if not path.is_file():
         raise ConfigError(f"[model] onnx = '{path}': no such file")
-    return list(formats.read(path, "onnxruntime").paths)
+    return formats.read(path, "onnxruntime")
+
+
+def files(path: Path) -> list[Path]:
+    """The file and those that hold its external data. Raises as contents does."""
+    return list(contents(path).paths)
 
 
 def read(path: Path) -> onnx.ModelProto:

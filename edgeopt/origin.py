@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import determinism, formats, model, onnx_model, signature
+from . import determinism, model, onnx_model, signature
 from .binding import Binding, Takes, bind
 from .cache import Cache, sha256_file, source_of, versions
 from .plan import Plan
@@ -39,7 +39,7 @@ def load(plan: Plan) -> tuple[torch.nn.Module | Path, Binding]:
     section, given = plan.run_file.model, plan.run_file.task.inputs
     if section.onnx is not None:
         path = plan.folder / section.onnx
-        names = tuple(port.name for port in formats.read(path, "onnxruntime").inputs)
+        names = onnx_model.contents(path).names
         return path, bind(Takes(names, names), given, "[task] inputs", is_ordered=True)
     module = model.load_torch(str(section.torch), plan.folder, section.arguments)
     binding = bind(signature.takes(module), given, "[task] inputs", is_ordered=True)

@@ -128,3 +128,26 @@ def test_models_that_take_their_inputs_in_other_orders(project: Path, tmp_path: 
     done = run_cli("compare", project / "net.onnx", tmp_path / "other.onnx", *given)
     assert done.returncode == 2
     assert "takes the arrays image, depth, and other takes depth, image" in done.stderr
+
+
+def test_labels_and_a_metric_give_scores_everywhere(project: Path, tmp_path: Path) -> None:
+    """Labels that the source itself gave: it is always right, and so is what was only converted."""
+    with np.load(project / "x.npz") as arrays:
+        image, depth = arrays["image"], arrays["depth"]
+    np.savez(tmp_path / "x.npz", image=image, depth=depth, label=source_outputs(project).argmax(axis=1))
+    given = ["--inputs", tmp_path / "x.npz", "--labels", "label", "--metric", "top1"]
+    out = tmp_path / "again.onnx"
+    done = run_cli("convert", project / "net.onnx", *given, "--to", "onnxruntime", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["score"] == {"metric": "top1", "n": 24, "source": 1.0, "artifact": 1.0}
+    compared = run_quick("compare", project / "net.tflite", out, *given, "--root", tmp_path / "board", "--json")
+    assert compared.returncode == 0, compared.stderr
+    scores = [result["score"] for result in json.loads(compared.stdout)["results"]]
+    assert scores == [{"metric": "top1", "value": 1.0, "n": 24}] * 2
+    for command in (
+        ["quantize", project / "net.onnx", "--to", "onnxruntime", "--out", tmp_path / "q.onnx"],
+        ["bench", out],
+    ):
+        refused = run_cli(*command, "--inputs", tmp_path / "x.npz", "--metric", "top1")
+        assert refused.returncode == 2
+        assert "--metric top1: it compares with labels" in refused.stderr

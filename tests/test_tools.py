@@ -278,7 +278,7 @@ def test_factories_that_fail_are_named_as_given(project: Path) -> None:
     said = refused(project, 2, ["MODEL 'net:lood'", "did you mean load?"], "convert", "net:lood", *given)
     assert "[model]" not in said
     wrong = [
-        "running the source model on samples 0 to 0, (1, 2) float32, failed",
+        "running the source model on samples 0 to 3, (4, 2) float32, failed",
         "net.py, line",
         "--inputs, or --shape",
     ]

@@ -319,8 +319,9 @@ def named_nodes(message: str, contents: formats.Contents) -> str:
     if tensors:
         return f"{message} ({'; '.join(tensors[:SHOWN_NODES])})"
     kinds: dict[str, list[str]] = {}
+    mentioned = set(re.findall(r"\w+", message))
     for own in operators:
-        if own.kind in words:
+        if own.kind in mentioned:
             kinds.setdefault(own.kind, []).append(f"'{own.node}'")
     told = [f"{kind} is {_one_of(nodes)}" for kind, nodes in kinds.items()]
     return f"{message} ({'; '.join(told[:SHOWN_NODES])})" if told else message
