@@ -118,7 +118,8 @@ class MeasuredOn(Section):
 
 
 class Manifest(Section):
-    """verdict: of the accuracy on final samples; "not judged": nobody compared it with a floor (`edgeopt bundle`).
+    """verdict: of the accuracy on final samples; "fail": it was packed nevertheless (`optimize
+    --bundle-anyway`), "not judged": nobody compared it with a floor (`edgeopt bundle`).
 
     root, python: of the board that it was made for, to be read by people. Nothing obeys them: where edgeopt lives on a
     board, and which program runs there, is said by the board's profile or its owner.
@@ -132,7 +133,7 @@ class Manifest(Section):
     profile: Line
     root: Line
     python: Line
-    verdict: Literal["pass", "undecided", "not judged"]
+    verdict: Literal["pass", "undecided", "fail", "not judged"]
     budgets: dict[str, Number]
     artifact: ArtifactEntry
     files: dict[FileName, FileEntry]

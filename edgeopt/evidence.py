@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from .plan import OF_ENERGY
 from .stats import Figure
 from .task import Array, Samples
 
+# Of Scored: what has not one row a sample.
+OF_OUTPUTS = ("errors", "elements", "equal", "parts", "part_of", "part_channels", "part_largest")
 Score = Callable[[Sequence[Array], Array | None], Array]
 
 
@@ -36,7 +38,7 @@ class Scored:
     errors: (outputs, n, 4), of each output's elements the greatest and the summed absolute difference from the source
     model's, the sum of that difference squared, and of the source model's squared; elements: (outputs,), a sample's.
     confidence, source_confidence: (n,), the largest share of a decision; None where there are no classes.
-    equal: (outputs, n), the share of equal values of an output of whole numbers, NaN for other outputs.
+    equal: (outputs, n), the share of equal values of an output of whole numbers, -1 of other outputs.
     parts: as errors, (groups, n, 4), of each group of channels of an output (fidelity.groups); None where there are
     none. part_of: (groups, 4), its output, axis, number of channels and elements of a sample; part_channels: (groups,
     ranges, 2), the first and last channel of each row of them, -1 where there are fewer rows; part_largest: (groups,).
@@ -67,7 +69,8 @@ class Scored:
         own, reference = score(outputs, samples.labels), score(source, samples.labels)
         errors = [_errors(a, b) for a, b in zip(outputs, source, strict=True)]
         elements = np.array([array[:1].size for array in source])
-        told = {"equal": _equal(outputs, source), **_parts(outputs, source)}
+        shaped = [a.reshape(b.shape) for a, b in zip(outputs, source, strict=True)]
+        told = {"equal": _equal(shaped, source), **_parts(shaped, source)}
         if not classify:
             return cls(own, reference, np.stack(errors), elements, groups=samples.groups, **told)
         found, expected = (array[0].reshape(len(array[0]), -1) for array in (outputs, source))
@@ -107,18 +110,35 @@ class Scored:
         """Raises ValueError where these are not one row a sample, or no scores."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {name: array for name, array in columns.items() if array is not None}
-        samples = {name: array for name, array in given.items() if name not in ("errors", "elements")}
+        samples = {name: array for name, array in given.items() if name not in OF_OUTPUTS}
         arrays.require_rows(samples)
         if any(array.ndim != 1 for array in samples.values()):
             raise ValueError("each sample has one score, one label and one decision")
         shape = (len(self.elements), len(self.own), 4)
         if self.errors.shape != shape or self.elements.ndim != 1 or not (self.elements > 0).all():
             raise ValueError(f"errors {list(self.errors.shape)}, which must be {list(shape)}")
+        if self.equal is not None and self.equal.shape != shape[:2]:
+            raise ValueError(f"equal {list(self.equal.shape)}, which must be {list(shape[:2])}")
+        self._require_whole_parts({name: given.get(name) for name in OF_OUTPUTS if name.startswith("part")})
         for name in given.keys() - {"labels", "groups"}:
             if given[name].dtype.kind not in "biuf" or not np.isfinite(given[name]).all():
                 raise ValueError(f"{name} holds what is no finite number")
         if self.decisions is not None and (self.labels is None or self.labels.dtype.kind not in "iu"):
             raise ValueError("decisions need labels that are whole numbers")
+
+    def _require_whole_parts(self, given: Mapping[str, Array | None]) -> None:
+        """Raises ValueError where the groups of channels are not described as `parts` says."""
+        found = {name: array for name, array in given.items() if array is not None}
+        if not found:
+            return
+        count = len(found["part_of"]) if "part_of" in found and found["part_of"].ndim else 0
+        rows = found["part_channels"].shape[1:2] if "part_channels" in found else ()
+        wanted = {"parts": (count, len(self.own), 4), "part_of": (count, 4), "part_largest": (count,)}
+        wanted["part_channels"] = (count, *rows, 2)
+        shapes = {name: array.shape for name, array in found.items()}
+        whole = all(found[name].dtype.kind in "iu" for name in ("part_of", "part_channels") if name in found)
+        if shapes != wanted or not count or not whole or not (found["part_of"][:, 3] > 0).all():
+            raise ValueError(f"groups of channels {shapes}, which must be {wanted}")
 
 
 def judged(scored: Scored, floor: float, classes: Sequence[str] = (), threshold: float | None = None) -> dict[str, Any]:
@@ -178,7 +198,7 @@ def _errors(own: Array, reference: Array) -> Array:
 def _equal(outputs: Sequence[Array], source: Sequence[Array]) -> Array | None:
     """As Scored.equal; None where no output holds whole numbers."""
     shares = [
-        (a == b).reshape(len(b), -1).mean(axis=1) if fidelity.is_whole(b) else np.full(len(b), np.nan)
+        (a == b).reshape(len(b), -1).mean(axis=1) if fidelity.is_whole(b) else np.full(len(b), -1.0)
         for a, b in zip(outputs, source, strict=True)
     ]
     return np.stack(shares) if any(map(fidelity.is_whole, source)) else None
@@ -208,12 +228,24 @@ def output_errors(scored: Scored) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number, (errors, elements) in enumerate(zip(scored.errors, scored.elements.tolist(), strict=True)):
         own = _figures(errors, elements)
-        if scored.equal is not None and not np.isnan(scored.equal[number]).any():
+        if scored.equal is not None and (scored.equal[number] >= 0).all():
             own |= {"sqnr_db": None, "equal_share": float(scored.equal[number].mean())}
         if groups := _groups(scored, number):
             own["groups"] = groups
         found.append(own)
     return found
+
+
+def lost(errors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of output_errors: the outputs, or groups of their channels, that are below the floor (floor.py), in words."""
+    told = []
+    for number, error in enumerate(errors):
+        for own in error.get("groups") or [error]:
+            part = {"output": number, "channels": None, "equal_share": None, **own}
+            if fidelity.is_lost(part):
+                place = fidelity.where(part, len(errors)) or "the output"
+                told.append(f"{place} is noise beside the source model's: {fidelity.figure(part)}")
+    return told
 
 
 def _figures(errors: Array, elements: int) -> dict[str, Any]:
@@ -299,6 +331,7 @@ def of_job(comparison: Comparison, names: Sequence[str], sizes: Sequence[int]) -
     artifact = comparison.result["artifacts"][index]
     return {
         "latency": comparison.latency(index),
+        "baseline_latency": comparison.latency(0)["p50_s"] if index else None,
         "load_s": artifact["load_s"],
         "first_inference_s": artifact["first_inference_s"],
         "memory": comparison.memory(index),

@@ -71,15 +71,16 @@ def groups(reference: Array) -> tuple[Group, ...]:
     """
     if is_whole(reference) or not reference.size or (reference.min() >= 0 and reference.max() <= 1):
         return ()
-    by_axis = [_along(reference, axis) for axis in range(1, reference.ndim)]
+    size = np.abs(reference)
+    by_axis = [_along(size, axis) for axis in range(1, reference.ndim)]
     return max((own for own in by_axis if len(own) > 1), key=lambda own: own[0].largest / own[-1].largest, default=())
 
 
-def _along(reference: Array, axis: int) -> tuple[Group, ...]:
-    if reference.size < LEAST_VALUES * reference.shape[axis]:
+def _along(size: Array, axis: int) -> tuple[Group, ...]:
+    """size: absolute values, (n, ...)."""
+    if size.size < LEAST_VALUES * size.shape[axis]:
         return ()
-    rest = tuple(place for place in range(reference.ndim) if place != axis)
-    largest = np.abs(reference.astype(np.float64)).max(axis=rest)
+    largest = size.max(axis=tuple(place for place in range(size.ndim) if place != axis)).astype(np.float64)
     seen = [int(channel) for channel in np.argsort(-largest, kind="stable") if largest[channel] > 0]
     seen = [channel for channel in seen if largest[channel] > NEVER_SEEN * largest[seen[0]]]
     if not seen:

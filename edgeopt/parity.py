@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,9 +49,10 @@ def source_outputs(source: torch.nn.Module | Path, samples: Sequence[Array]) -> 
         outputs = list(onnx_model.run(source, samples, untold))
         for number, array in enumerate(outputs):
             if not np.isfinite(array).all():
+                where = _located(functools.partial(in_onnx, source, samples))
                 raise ModelError(
-                    f"output {number} of the source model is NaN or infinite ({in_onnx(source, samples)}); check its "
-                    "weights and the preprocess steps"
+                    f"output {number} of the source model is NaN or infinite ({where}); check its weights and the "
+                    "preprocess steps"
                 )
         return outputs
     import torch
@@ -108,7 +110,7 @@ def compare(
         )
     for number, array in enumerate(found):
         if not np.isfinite(array).all():
-            where = locate() if locate is not None else ""
+            where = _located(locate) if locate is not None else ""
             raise LoweringFault(
                 f"output {number} is NaN or infinite after the stage '{stage}'" + (f": {where}" if where else ""),
                 stage.startswith(CONVERSION),
@@ -279,16 +281,22 @@ def in_tflite(path: Path, samples: Sequence[Array]) -> str:
 
 
 def _of_samples(samples: Sequence[Array], nodes: Callable[[list[Array]], Iterable[Node]]) -> str:
-    """Of the first sample that shows it; what a runtime refuses in looking for it is told, not raised."""
-    found = ""
+    """Of the first sample that shows it."""
+    found = UNSEEN
     for index in range(len(samples[0])):
-        try:
-            found = arises(nodes([np.ascontiguousarray(array[index : index + 1]) for array in samples]))
-        except Exception as error:
-            return f"where it arises cannot be seen ({str(error).splitlines()[0][:200] if str(error) else error!r})"
-        if "arises in" in found:
+        found = arises(nodes([np.ascontiguousarray(array[index : index + 1]) for array in samples]))
+        if found != UNSEEN:
             break
     return found
+
+
+def _located(locate: Callable[[], str]) -> str:
+    """What it tells; what a runtime refuses in looking for it is told, not raised: the fault itself is another."""
+    try:
+        return locate()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"where it arises cannot be seen ({lines[0][:200]})"
 
 
 def _first_non_finite(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> str:

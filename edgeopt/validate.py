@@ -18,7 +18,7 @@ from . import arrays, measure
 from .bundle import Bundle, Evaluation
 from .device.session import Event, Session
 from .errors import AgentFailure, ConfigError, IntegrityError
-from .evidence import Score, Scored, judged
+from .evidence import Score, Scored, judged, lost
 from .flash import describe
 from .plan import OF_ENERGY
 from .task import CLASS_METRICS, Array, Samples
@@ -196,7 +196,7 @@ def figures(about: Mapping[str, Any], samples: Path) -> dict[str, Any]:
         "name": about["name"],
         "verdict": verdict,
         "reference": about["reference"],
-        "reasons": [*broken, *unknown, f"score: {final['reason']}", *_unjudged(about)],
+        "reasons": [*broken, *unknown, f"score: {final['reason']}", *lost(final["output_error"]), *_unjudged(about)],
         "final": dict(final, metric=about["metric"]),
         "latency": latency,
         "memory": memory,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt import lower, model, origin, plan, signature, stages
+from edgeopt import data, lower, model, origin, plan, signature, stages
 from edgeopt.binding import Takes, bind
 from edgeopt.cache import Cache
 from edgeopt.errors import ConfigError, ModelError
@@ -193,7 +193,7 @@ def opened(folder: Path, inputs: list[str], of: str = 'torch = "net:load"', arra
     made = plan.load(folder, lower.abilities())
     cache = Cache(folder / "cache")
     said: list[dict[str, Any]] = []
-    return stages.open_workbench(made, stages.open_data(made, cache, said.append), cache, said.append)
+    return stages.open_workbench(made, data.opened(made, cache, said.append), cache, said.append)
 
 
 def two_onnx(path: Path) -> None:

@@ -121,6 +121,10 @@ def test_what_a_run_keeps_tells_the_same_of_the_board(tmp_path: Any) -> None:
     said = dict(accounts.errors({"output_error": again}))
     assert "% of values equal" in said["error of output 2"]
     assert "below the floor" in str(accounts.errors({"output_error": again}))
+    assert [words.split(" is noise")[0] for words in evidence.lost(again)] == [
+        "output 0, channels 4-6 of axis 1 (values to 1)",
+        "output 1",
+    ]
     odd: list[Any] = [{"groups": 3}, {"groups": [1, {"channels": 7}, {"channels": [[1], ["a", "b"]]}]}]
     assert accounts.errors({"output_error": odd})
 

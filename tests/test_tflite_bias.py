@@ -56,7 +56,7 @@ def shifts(net: nn.Module, folder: Path) -> np.ndarray:
     made = lowering.lower(net, "int8", (data,), (data,), folder, silent)
     with torch.no_grad():
         true = net(torch.from_numpy(data)).numpy()
-    found = lowering._artifact_outputs(made.paths[0], (data,), made.adapters)[0]
+    found = lowering._artifact_outputs(made.paths[0], (data,), made.adapters, "int8")[0]
     if found.shape != true.shape:
         found = found.transpose(0, 3, 1, 2)
     return np.asarray((found - true).mean(axis=(0, 2, 3)))

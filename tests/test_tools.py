@@ -456,6 +456,13 @@ def test_validate_tells_the_loss_against_the_model_that_it_was_made_from(project
     assert "a drop within 1.0 points needs at least n=381 to be shown" in made.stdout
     assert re.search(r"at least \d+ of 64 right", made.stdout)
     assert "undecided" not in made.stdout
+    noisy.graph.initializer[0].CopyFrom(numpy_helper.from_array(0 * weights, "w"))
+    save(noisy, str(project / "zero.onnx"))
+    none = run_cli(*("zero.onnx" if word == "q.onnx" else word for word in how[:-1]), "zero.edgeopt", cwd=project)
+    assert none.returncode == 10, none.stderr
+    assert "signal to noise 0.0 dB" in none.stdout
+    assert "--accept-error" in none.stdout
+    assert not (project / "zero.edgeopt").exists()
     lineage = bundles.read(project / "q.edgeopt").manifest.lineage["reference"]
     assert (lineage["file"], lineage["samples"]) == ("net.onnx", "as given")
     assert lineage["sha256"] == hashlib.sha256((project / "net.onnx").read_bytes()).hexdigest()

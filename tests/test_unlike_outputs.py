@@ -104,6 +104,29 @@ def test_what_int8_breaks_is_named_and_not_the_models_fault(runtime: str, operat
     assert "change that part" not in said
 
 
+@pytest.mark.parametrize("inner", ["b0", "w_quantized", "x_scale", "b_quantized_scale", "v_QuantizeLinear_Output"])
+def test_names_that_the_quantizer_gives_may_be_taken(inner: str, tmp_path: Path) -> None:
+    require("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    rng = np.random.default_rng(0)
+    shapes = {"w": (8, 8, 3, 3), "v": (8, 8, 3, 3), "b": (8,)}
+    constants = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32) * 0.2, n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], [inner], "first", pads=[1] * 4),
+        helper.make_node("Relu", [inner], ["r"], "rectify"),
+        helper.make_node("Conv", ["r", "v", "b"], ["c"], "second", pads=[1] * 4),
+        helper.make_node("Add", ["c", inner], ["y"], "add"),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8, 8, 8]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(tmp_path / "m.onnx"))
+    x = rng.normal(size=(16, 8, 8, 8)).astype(np.float32)
+    (folder := tmp_path / "made").mkdir()
+    made = lower.make("onnxruntime", tmp_path / "m.onnx", "int8", (x[:8],), (x,), folder, silent)
+    assert not parity.is_large(made.notes["parity"][-1])
+
+
 def test_a_source_that_is_nan_itself_is_named() -> None:
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper, save

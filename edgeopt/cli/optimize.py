@@ -47,6 +47,11 @@ from .display import Display, echo_lines, screen
     help="Folder of finished steps; default: $EDGEOPT_CACHE or ~/.cache/edgeopt.",
 )
 @click.option("--remeasure", is_flag=True, help="Measure again, though earlier comparisons on this board are stored.")
+@click.option(
+    "--bundle-anyway",
+    is_flag=True,
+    help="Where nothing fits, score the nearest candidate on final and pack it, marked.",
+)
 @click.option("--show-plan", is_flag=True, help="Print what is fixed before work starts, and stop.")
 @click.option("--explain", is_flag=True, help="Print what a run file may hold, key by key, and stop.")
 @undecided_option
@@ -58,6 +63,7 @@ def optimize(
     show_plan: bool,
     explain: bool,
     remeasure: bool,
+    bundle_anyway: bool,
     allow_undecided: bool,
     as_json: bool,
     **options: Any,
@@ -83,10 +89,10 @@ def optimize(
     if options["stand_in"]:
         made = dataclasses.replace(made, stand_in=True)
     if show_plan:
-        print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
+        _show_plan(made, options["device"], as_json)
         return 0
     out = out or Path("runs") / made.name
-    document = _run(made, out, cache, remeasure, options)
+    document = _run(made, out, cache, remeasure, bundle_anyway, options)
     if as_json:
         print_json(document)
     else:
@@ -94,7 +100,9 @@ def optimize(
     return verdict_code(document["verdict"], allow_undecided)
 
 
-def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dict[str, Any]) -> dict[str, Any]:
+def _run(
+    made: Any, out: Path, cache: Path | None, remeasure: bool, bundle_anyway: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     from .. import cache as caches
     from .. import optimize as job
 
@@ -115,10 +123,13 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
         options["transport"] or section.transport,
         made.stand_in,
     )
+    made = dataclasses.replace(made, stand_in=where.may_stand_in)
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:
         store = caches.Cache(cache, waiting(display))
-        document = job.optimize(made, lambda: where.open(display), store, out.resolve(), display.event, remeasure)
+        document = job.optimize(
+            made, lambda: where.open(display), store, out.resolve(), display.event, remeasure, bundle_anyway
+        )
     return document
 
 
@@ -127,10 +138,22 @@ def waiting(display: Display) -> Any:
     return lambda name: display.event({"event": "waiting", "what": f"{name}: another run is at it; waiting for it"})
 
 
-def _show_plan(made: Any, device: str | None) -> None:
+def _show_plan(made: Any, device: str | None, as_json: bool) -> None:
+    """With what a look at labels and groups tells; data that cannot be split so is said, and is an error of the run."""
+    from .. import data
+    from ..errors import ConfigError
+
+    try:
+        sizes, foreseen = data.preview(made)
+    except ConfigError as error:
+        sizes, foreseen = {}, [f"the data cannot be used so: {error}"]
+    if as_json:
+        print_json({**made.to_json(), "samples": sizes, "foreseen": foreseen})
+        return
     from ..report import terminal
 
-    terminal.render_plan(made.to_json(), device or made.run_file.device.address, screen())
+    address = device or made.run_file.device.address
+    terminal.render_plan(made.to_json(), address, screen(), sizes, foreseen)
 
 
 def _show(document: dict[str, Any], out: Path) -> None:

@@ -20,8 +20,8 @@ N = TypeVar("N")
 
 JOINS = {"Concat", "CONCATENATION", "PACK"}
 MOVES = {
-    *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "StridedSlice"),
-    *("RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE"),
+    *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "StridedSlice", "Split"),
+    *("VariadicSplit", "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V"),
 }
 # Applied to each number alone, as biases and activations are: what they are given is as unlike as what they give.
 EACH = {
@@ -54,7 +54,8 @@ def in_onnx(path: Path, outputs: Sequence[int], heads: bool) -> list[str]:
         node.name = node.name or f"{node.op_type}_{number}_of_{node.output[0]}"
     onnx.save(model, str(path))
     makers = {name: node for node in model.graph.node for name in node.output if node.op_type != "Constant"}
-    ends = [makers[model.graph.output[number].name] for number in outputs]
+    names = [model.graph.output[number].name for number in outputs]
+    ends = [makers[name] for name in names if name in makers]
     found = _between(
         ends, lambda node: node.op_type, lambda node: [makers[name] for name in node.input if name in makers], heads
     )
@@ -65,7 +66,7 @@ def in_openvino(model: Any, outputs: Sequence[int], heads: bool) -> list[str]:
     """Of OpenVINO's model in memory."""
     ends = [model.outputs[number].get_node().input_value(0).get_node() for number in outputs]
     found = _between(
-        ends,
+        [end for end in ends if not _is_given(end)],
         lambda node: str(node.get_type_name()),
         lambda node: [value.get_node() for value in node.input_values() if not _is_given(value.get_node())],
         heads,
@@ -85,7 +86,7 @@ def in_tflite(content: bytes, outputs: Sequence[int], heads: bool) -> list[str]:
     graph = model.subgraphs[0]
     makers = {int(index): op for op in graph.operators for index in op.outputs}
     found = _between(
-        [makers[int(graph.outputs[number])] for number in outputs],
+        [makers[place] for place in (int(graph.outputs[number]) for number in outputs) if place in makers],
         lambda op: str(flatbuffer_utils.opcode_to_name(model, op.opcodeIndex)),
         lambda op: [makers[int(index)] for index in op.inputs if int(index) in makers],
         heads,

@@ -3,6 +3,7 @@ its own, so that the driver can compare every one with the source."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ Arrays = tuple[Array, ...]
 PER_CHANNEL_OPSET = 13  # the first in which DequantizeLinear takes a scale per channel
 TOLD_OPSET = 11  # the first in which Resize tells which coordinates it means
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"}
+# The name of what the quantizer adds for the tensor `of`, or of its copy of the constant `copied`.
+MADE_NAME = re.compile(
+    r"(?P<of>.+?)(_quantized|_scale|_zero_point|_QuantizeLinear|_DequantizeLinear).*|(?P<copied>.+?)\d+"
+)
 TAKE_THE_LARGEST = {"MaxPool", "GlobalMaxPool", "ReduceMax"}  # padding with -infinity before them is saturated rightly
 
 
@@ -72,7 +77,30 @@ def prepare(plain: Path, ready: Path) -> None:
     nodes = [new for node in graph.node for new in _plain_bias(graph, node, constants)]
     del graph.node[:]
     graph.node.extend(nodes)
+    _free_names(graph)
     onnx.save(model, str(ready))
+
+
+def _free_names(graph: Any) -> None:
+    """The quantizer calls what it adds after the tensor that it is for, and does not ask whether that name is taken:
+    inner tensors that have such a name get another one, but not where graphs within nodes may speak of them."""
+    if any(held.HasField("g") or held.graphs for node in graph.node for held in node.attribute):
+        return
+    kept = {port.name for port in (*graph.input, *graph.output)}
+    constants = {tensor.name for tensor in graph.initializer}
+    taken = kept | constants | {name for node in graph.node for name in (*node.input, *node.output)}
+    renamed = {}
+    for name in sorted(taken - kept - {""}):
+        if (made := MADE_NAME.fullmatch(name)) and (made["of"] in taken or made["copied"] in constants):
+            fresh = f"{name}_of_the_model"
+            while fresh in taken:
+                fresh += "_"
+            renamed[name] = fresh
+    for own in (*graph.initializer, *graph.value_info):
+        own.name = renamed.get(own.name, own.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
 
 
 def _plain_bias(graph: Any, node: Any, constants: dict[str, Array]) -> list[Any]:

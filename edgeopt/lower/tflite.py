@@ -106,7 +106,7 @@ def _check(
     out.write_bytes(content)
     _, _, adapters = _interface(out, samples, channel_last)
     return parity.compare(
-        _artifact_outputs(out, samples, adapters),
+        _artifact_outputs(out, samples, adapters, stage),
         reference,
         stage,
         tolerance,
@@ -188,7 +188,7 @@ def _quantized(
     out.write_bytes(made)
     progress("comparing with the source model")
     _, _, adapters = _interface(out, samples, channel_last)
-    return notes, _artifact_outputs(out, samples, adapters)
+    return notes, _artifact_outputs(out, samples, adapters, "int8 quantization")
 
 
 def _runtime_inputs(arrays: Arrays, channel_last: list[int]) -> Arrays:
@@ -230,8 +230,10 @@ def _interface(
     return inputs, outputs, tuple(adapters)
 
 
-def _artifact_outputs(path: Path, samples: Arrays, adapters: tuple[tuple[dict[str, Any], ...], ...]) -> list[Array]:
-    """The artifact's outputs, each (n, ...), computed here with the steps that the board will run."""
+def _artifact_outputs(
+    path: Path, samples: Arrays, adapters: tuple[tuple[dict[str, Any], ...], ...], stage: str
+) -> list[Array]:
+    """The artifact's outputs after this stage, each (n, ...), computed here with the steps that the board will run."""
     from edgeopt_agent.preprocess import apply
 
     interpreter = _interpreter(path)
@@ -244,7 +246,10 @@ def _artifact_outputs(path: Path, samples: Arrays, adapters: tuple[tuple[dict[st
             interpreter.invoke()
         except RuntimeError as error:
             told = str(error).strip().splitlines()[0]
-            raise LoweringFault(f"TFLite cannot run the artifact: {told}{_named(path, told)}") from error
+            raise LoweringFault(
+                f"TFLite cannot run the artifact after the stage '{stage}': {told}{_named(path, told)}",
+                stage.startswith(parity.CONVERSION),
+            ) from error
         rows.append([interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()])
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 

@@ -37,7 +37,7 @@ def prune(
     say: Say,
     metric: str | None = None,
     *,
-    accept_error: bool,
+    accept_error: bool = False,
 ) -> dict[str, Any]:
     """As lowering.convert, of the pruned model; "prune" of what it returns has widths, MACs, parameters, the layers
     that were left whole, how far the model is from its source, and by `metric` the scores of both on these samples.
