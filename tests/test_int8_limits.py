@@ -57,6 +57,8 @@ class Attention(nn.Module):
             scores = torch.where(self.hidden, torch.tensor(self.value), scores)
         if self.how == "least":
             return torch.where(self.hidden, torch.tensor(-self.value), scores).min(-1).values
+        if self.how == "summed":
+            return torch.logsumexp(scores, -1)
         return self.o(torch.softmax(scores, -1) @ self.v(x))
 
 
@@ -96,24 +98,28 @@ def signal_to_noise(made: Lowered) -> float:
         ("onnxruntime", "add", NEGATIVE, "-infinity"),
         ("onnxruntime", "where", LEAST, "3.4e+38"),
         ("onnxruntime", "given", -1e4, "1e+04 beside values up to"),
-        ("openvino", "add", NEGATIVE, None),
-        ("openvino", "where", -1e4, None),
+        ("openvino", "add", NEGATIVE, "-infinity"),
+        ("openvino", "where", -1e4, "1e+04 beside values up to"),
+        ("openvino", "summed", NEGATIVE, "-infinity"),
     ],
 )
-def test_scores_keep_their_range_beside_a_mask(
-    runtime: str, how: str, value: float, told: str | None, tmp_path: Path
-) -> None:
+def test_scores_keep_their_range_beside_a_mask(runtime: str, how: str, value: float, told: str, tmp_path: Path) -> None:
     samples = words() if how == "given" else words()[:1]
     made = lowered(runtime, Attention(how, value).eval(), samples, tmp_path)
     assert signal_to_noise(made) > 25
     assert [path.name for path in tmp_path.iterdir() if path not in made.paths] == []
-    if told is None:  # nncf leaves such operators in float by itself
-        return
     kept = {own["operator"].lower(): own for own in made.notes["out_of_range"]}
     assert any(told in own["reason"] for own in kept.values()), kept
-    assert ("reduce_min" if how == "least" else "softmax") in kept
+    assert {"least": "reduce_min", "summed": "reducemax"}.get(how, "softmax") in kept
     assert all(own["name"] for own in kept.values())
     assert not {"matmul", "gemm", "fully_connected", "batch_matmul"} & set(kept)
+
+
+def unfit(*samples: np.ndarray) -> str | None:
+    sizes = ranges.Sizes()
+    for values in samples:
+        sizes.add(values)
+    return sizes.unfit()
 
 
 def test_ordinary_values_are_none_that_int8_cannot_hold() -> None:
@@ -125,10 +131,13 @@ def test_ordinary_values_are_none_that_int8_cannot_hold() -> None:
         np.array([0.0, -1e9]),  # a mask alone
         np.arange(256.0),
     ):
-        assert ranges.unfit(values.astype(np.float32)) is None
-    assert ranges.unfit(np.array([7, 10**9])) is None
-    assert "NaN" in str(ranges.unfit(np.array([0, np.nan], np.float32)))
-    assert "1e+09 beside values up to 3" in str(ranges.unfit(np.array([3.0, -1e9, 0], np.float32)))
+        assert unfit(values.astype(np.float32)) is None
+    assert unfit(np.array([7, 10**9])) is None
+    assert "NaN" in str(unfit(np.array([0, np.nan], np.float32)))
+    assert "1e+09 beside values up to 4" in str(unfit(np.array([3.0, -1e9, 0], np.float32)))
+    few = np.array([3.0, -1e4], np.float32)  # in one sample; other samples lie between
+    assert "beside" in str(unfit(few))
+    assert unfit(few, np.geomspace(1, 1e4, 40).astype(np.float32)) is None
 
 
 def test_a_library_that_dies_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +174,13 @@ class Sparse(nn.Module):
             "convolution": lambda: nn.Conv2d(4, 8, 3),
             "depthwise": lambda: nn.Conv2d(4, 8, 3, groups=4),
             "one channel": lambda: nn.Conv2d(4, 1, 3),
+            "transposed": lambda: nn.ConvTranspose2d(4, 8, 2, 2),
             "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.Unflatten(1, (8, 1, 1))),
         }
         self.first = layers[kind]()
         layer = self.first[1] if isinstance(self.first, nn.Sequential) else self.first
         with torch.no_grad():
-            layer.weight[::2] *= size
+            (layer.weight[:, ::2] if kind == "transposed" else layer.weight[::2]).mul_(size)
             layer.bias[::2] = torch.linspace(1, 4, len(layer.bias[::2]))
         self.last = nn.Conv2d(len(layer.bias), 6, 1)
 
@@ -189,6 +199,7 @@ def images(n: int = 12) -> np.ndarray:
         ("tflite", "convolution", 0.0),
         ("tflite", "depthwise", 1e-7),
         ("tflite", "one channel", 1e-8),
+        ("tflite", "transposed", 1e-9),
         ("tflite", "dense", 0.0),
         ("onnxruntime", "dense", 1e-9),
         ("onnxruntime", "depthwise", 0.0),
@@ -200,6 +211,40 @@ def test_a_bias_beside_tiny_weights_is_kept(runtime: str, kind: str, size: float
     assert signal_to_noise(made) > 30
     if runtime == "tflite":
         assert any("ordinary bias" in why for why in made.notes["widened"].values())
+
+
+class Tied(nn.Module):
+    """Two layers of the same weights, half of them tiny, whose biases need another step each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights = nn.Parameter(torch.randn(16, 16))
+        self.register_buffer("first", torch.linspace(1, 4, 16))
+        self.register_buffer("second", torch.linspace(-40, 40, 16))
+        with torch.no_grad():
+            self.weights[::2] *= 1e-9
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        linear = nn.functional.linear
+        return linear(torch.relu(linear(x, self.weights, self.first)), self.weights, self.second)
+
+
+def test_layers_of_the_same_weights_get_a_step_each(tmp_path: Path) -> None:
+    made = lowered(
+        "tflite", Tied().eval(), (np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32),), tmp_path
+    )
+    assert signal_to_noise(made) > 30
+    assert len(made.notes["widened"]) == 2
+
+
+def test_a_model_of_which_nothing_is_left_for_int8_names_why(tmp_path: Path) -> None:
+    """Classes that are forbidden by a bias of -1e9."""
+    net = nn.Sequential(nn.Linear(16, 8), nn.Softmax(-1))
+    with torch.no_grad():
+        net[0].bias[2] = -1e9
+    with pytest.raises(LoweringFault, match=r"FULLY_CONNECTED '.+': what it writes reaches 1e\+09 beside"):
+        lowered("tflite", net.eval(), (np.ones((4, 16), np.float32),), tmp_path)
 
 
 class Dead(nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeopt import parity
 from edgeopt.errors import LoweringFault, MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, joins, quiet
+from edgeopt.lower import Lowered, Progress, TensorSpec, joins, openvino_ranges, quiet
 from edgeopt.plan import Ability
 
 if TYPE_CHECKING:
@@ -85,18 +85,20 @@ def lower(
     notes: dict[str, Any] = {"scheme": scheme}
     if scheme in PRESETS:
         plain = model
+        with _named_failure("OpenVINO cannot run the model for its ranges", LoweringFault):
+            out_of_range = openvino_ranges.out_of_range(openvino, plain, calibration)
         for in_float in joins.attempts(functools.partial(joins.in_openvino, plain), reference):
             progress(f"quantizing to int8 ({scheme}, {len(calibration[0])} samples)")
             with _named_failure("nncf cannot quantize the model", LoweringFault):
-                model = _quantize(plain, scheme, calibration, in_float)
+                kept = list(dict.fromkeys([*in_float, *(own["name"] for own in out_of_range)]))
+                model = _quantize(plain, scheme, calibration, kept)
             progress("comparing with the source model")
             stage = _check(openvino, model, samples, reference, f"int8 quantization ({scheme})", None)
             if not parity.is_large(stage):
                 break
         stages.append(stage)
-        notes["calibration_samples"] = len(calibration[0])
-        notes["ranges"] = "minimum and maximum"
-        notes["in_float"] = in_float
+        notes |= {"calibration_samples": len(calibration[0]), "ranges": "minimum and maximum"}
+        notes |= {"in_float": in_float, "out_of_range": out_of_range}
     path = folder / "model.xml"
     with _named_failure("OpenVINO cannot write the model"):
         openvino.save_model(model, str(path), compress_to_fp16=scheme.startswith("fp16"))

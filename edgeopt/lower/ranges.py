@@ -18,8 +18,7 @@ Key = Any  # of a tensor: its name or its index
 SAMPLES = 32  # that are looked at: what a mask does, it does in every sample, or in many
 LIMIT = 1e18  # products of two such scales leave float32
 LARGE = 500.0  # below, what is far from all other values is a peak that counts, as in a softmax
-GULF = 64.0  # all other values share two steps either side of zero then
-APART = 8.0
+GULF = 5  # powers of two without any value: all below share four steps either side of zero then
 
 
 @dataclass(frozen=True)
@@ -46,56 +45,68 @@ def out_of_range(operators: Sequence[Operator], runs: Iterable[Callable[[Key], A
 
     runs: for each sample a function from a tensor's key to its values; None for what is not watched.
     """
-    why: dict[Key, str] = {}
-    sizes: dict[Key, float] = {}
+    sizes: dict[Key, Sizes] = {}
     held = {key for own in operators for key in own.operands}
     harmless = {key for own in operators if own.saturates for key in own.outputs}
     watched = dict.fromkeys(key for own in operators for key in (*own.inputs, *own.outputs) if key not in held)
     for values in runs:
         for key in watched:
-            array = values(key)
-            if array is None or array.dtype.kind != "f" or key in why:
-                continue
-            if key not in harmless and (reason := unfit(array)):
-                why[key] = reason
-            sizes[key] = max(sizes.get(key, 0.0), _largest(array))
+            if (array := values(key)) is not None:
+                sizes.setdefault(key, Sizes()).add(array)
+    why = {key: reason for key, own in sizes.items() if key not in harmless and (reason := own.unfit())}
     told = []
     for own in operators:
         reads = [f"what it {verb} {why[key]}" for verb, keys in own.ends() for key in keys if key in why]
-        beside = max((sizes.get(key, 0.0) for key in own.outputs), default=0.0)
-        reads += [f"its operand {reason}" for array in own.operands.values() if (reason := _operand(array, beside))]
+        beside = max((sizes[key].largest for key in own.outputs if key in sizes), default=0.0)
+        reads += [f"its operand {reason}" for array in own.operands.values() if (reason := _far(array, beside))]
         if reads and not own.saturates:
             told.append({"operator": own.kind, "name": own.name, "reason": reads[0]})
     return told
 
 
-def _operand(values: Array, beside: float) -> str | None:
+def _far(values: Array, beside: float) -> str | None:
     """Why int8 cannot hold a constant beside results up to `beside`."""
-    if (reason := unfit(values)) or values.dtype.kind != "f":
-        return reason
-    largest = _largest(values)
-    return f"reaches {largest:.3g} beside results up to {beside:.3g}" if largest > max(LARGE, GULF * beside) else None
+    sizes = Sizes()
+    sizes.add(values)
+    if sizes.unfit() is None and sizes.largest > max(LARGE, 2.0**GULF * beside):
+        return f"reaches {sizes.largest:.3g} beside results up to {beside:.3g}"
+    return sizes.unfit()
 
 
-def _largest(values: Array) -> float:
-    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+class Sizes:
+    """The magnitudes of one tensor's values, by powers of two, over samples; whole numbers have none."""
 
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._powers: set[int] = set()  # a value is in 2**(power - 1) … 2**power
+        self._not_finite: str | None = None
 
-def unfit(values: Array) -> str | None:
-    """Why int8 cannot hold these values beside one another, in words; None where it can, and for whole numbers."""
-    if values.dtype.kind != "f" or values.size == 0:
-        return None
-    sizes = np.abs(values.astype(np.float64, copy=False)).ravel()
-    largest = float(sizes.max())
-    if not np.isfinite(largest):
-        told = "NaN" if np.isnan(sizes).any() else "-infinity" if (values == -np.inf).any() else "infinity"
-        return f"holds {told}"
-    if largest > LIMIT:
-        return f"reaches {largest:.3g}"
-    if largest < LARGE:
-        return None
-    inner = float(sizes[sizes < largest / APART].max(initial=0.0))
-    return f"reaches {largest:.3g} beside values up to {inner:.3g}" if 0 < inner < largest / GULF else None
+    def add(self, values: Array) -> None:
+        if values.dtype.kind != "f":
+            return
+        is_finite = np.isfinite(values)
+        if not is_finite.all():
+            worst = values[~is_finite]
+            told = "NaN" if np.isnan(worst).any() else "-infinity" if worst.min() < 0 else "infinity"
+            self._not_finite = self._not_finite or told
+        sizes = np.abs(values[is_finite])
+        self.largest = max(self.largest, float(sizes.max(initial=0.0)))
+        self._powers.update(np.unique(np.frexp(sizes[sizes > 0])[1]).tolist())
+
+    def unfit(self) -> str | None:
+        """Why int8 cannot hold these beside one another, in words; None where it can.
+
+        Where a mask was added, some values are near the largest, and all others are far below: none is between.
+        """
+        if self._not_finite:
+            return f"holds {self._not_finite}"
+        if self.largest > LIMIT:
+            return f"reaches {self.largest:.3g}"
+        top = max(self._powers, default=0)
+        others = max((power for power in self._powers if power < top - 1), default=None)
+        if self.largest < LARGE or others is None or top - others <= GULF:
+            return None
+        return f"reaches {self.largest:.3g} beside values up to {2.0**others:.3g}"
 
 
 def rows(arrays: Sequence[Array]) -> Iterator[list[Array]]:

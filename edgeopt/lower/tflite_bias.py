@@ -23,7 +23,8 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SAMPLES = 32
-LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")  # whose biases can be corrected
+PLACES = {"TRANSPOSE_CONV": (2, (1, 3))}  # of data, and of weights and bias, where not 0, 1 and 2
 # tensor types of the flatbuffer schema
 _INT32, _INT8 = 2, 9
 _LIMIT = np.iinfo(np.int32)
@@ -44,7 +45,11 @@ def correct(
     pairs = list(zip(_layers(true), _layers(made), strict=True))
     coarser = {layer.name: why for own, layer in pairs if layer.is_int8 and (why := layer.make_room(own))}
     biases = collections.Counter(layer.bias_buffer for _, layer in pairs)
-    fitting = [(own, layer) for own, layer in pairs if layer.is_int8 and biases[layer.bias_buffer] == 1]
+    fitting = [
+        (own, layer)
+        for own, layer in pairs
+        if layer.is_int8 and layer.kind in LAYERS and biases[layer.bias_buffer] == 1
+    ]
     if not fitting and not coarser:
         return rounded, 0, coarser
     means = _channel_means(plain, [own.data_tensor for own, _ in fitting], samples, tell)
@@ -60,11 +65,13 @@ class _Layer:
         self.kind, self._model, self._operator = kind, model, operator
         tensors = model.subgraphs[0].tensors
         inputs = [int(index) for index in operator.inputs]
+        data, self._places = PLACES.get(kind, (0, (1, 2)))
+        bias = self._places[1]
         self.name = tensors[int(operator.outputs[0])].name.decode("utf-8")
-        self.data_tensor = inputs[0]
-        self._data = tensors[inputs[0]]
-        self._filter = tensors[inputs[1]]
-        self._bias = tensors[inputs[2]] if len(inputs) > 2 and inputs[2] >= 0 else None
+        self.data_tensor = inputs[data]
+        self._data = tensors[inputs[data]]
+        self._filter = tensors[inputs[self._places[0]]]
+        self._bias = tensors[inputs[bias]] if len(inputs) > bias and inputs[bias] >= 0 else None
 
     @property
     def bias_buffer(self) -> int:
@@ -99,7 +106,7 @@ class _Layer:
         if not short.any():
             return None
         scales = np.maximum(scales, least * (1 + 1e-6)).astype(np.float32).astype(np.float64)
-        self._filter, self._bias = self._own_copy(1), self._own_copy(2)
+        self._filter, self._bias = (self._own_copy(place) for place in self._places)
         shape = [1] * len(self._filter.shape)
         shape[self._filter.quantization.quantizedDimension if len(scales) > 1 else 0] = len(scales)
         weights = np.clip(np.round(own.weights() / scales.reshape(shape)), -127, 127)
@@ -126,7 +133,7 @@ class _Layer:
         copied.buffer = len(self._model.buffers)
         self._model.buffers.append(copy.deepcopy(self._model.buffers[tensor.buffer]))
         graph.tensors.append(copied)
-        self._operator.inputs = np.asarray(self._operator.inputs).copy()
+        self._operator.inputs = np.array(self._operator.inputs, dtype=np.int32)
         self._operator.inputs[place] = len(graph.tensors) - 1
         return copied
 
@@ -147,7 +154,7 @@ def _layers(model: Any) -> list[_Layer]:
 
     kinds = [flatbuffer_utils.opcode_to_name(model, op.opcodeIndex) for op in model.subgraphs[0].operators]
     found = zip(model.subgraphs[0].operators, kinds, strict=True)
-    return [_Layer(model, operator, kind) for operator, kind in found if kind in LAYERS]
+    return [_Layer(model, operator, kind) for operator, kind in found if kind in (*LAYERS, *PLACES)]
 
 
 def _shift(kind: str, error: Array, mean: Array) -> Array:

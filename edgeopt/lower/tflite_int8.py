@@ -50,6 +50,9 @@ def quantize(
     kept = dict.fromkeys([*in_float, *(own["name"] for own in out_of_range)])
     recipe = _recipe([*(graph.scopes[name] for name in kept), *graph.inner])
     found = _calibrated(content, recipe, calibration, progress)
+    if not found:
+        told = "; ".join(f"{own['operator']} '{own['name']}': {own['reason']}" for own in out_of_range[:3])
+        raise LoweringFault(f"every operator that int8 has stays in float ({told or 'there is none'})")
     widened = _widen(graph, found)
     progress("quantizing to int8")
     with named_failure("ai-edge-quantizer cannot quantize the model", LoweringFault):
