@@ -59,8 +59,7 @@ def prune(
     if not before:
         raise ModelError("nothing to prune: it has no convolution and no dense layer")
     outputs = output_layers(module, samples[0])
-    whole = dict.fromkeys(outputs, OUTPUT)
-    whole |= dict.fromkeys(_kept(module, keep), "it is to be kept")
+    whole = dict.fromkeys(_kept(module, keep), "it is to be kept") | dict.fromkeys(outputs, OUTPUT)
     progress(f"pruning {step.ratio:.0%} of the channels")
     groups = propose(module, samples[0], step, whole)
     progress("comparing with the source model whose cut channels are 0")
