@@ -9,17 +9,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from edgeopt_agent import wire
+
+from . import disk
 from .errors import IntegrityError
 from .trace import Trace, listing
 
@@ -69,7 +71,7 @@ def default_root() -> Path:
 
 
 class Cache:
-    """`hits` and `misses` list the stages of this run, by name, in order.
+    """`hits` and `misses` list the stages of this run, by name, in order; `took_s` tells how long each miss took.
 
     `waiting` is told the name of a stage that another process is building: this one waits and then finds it.
     """
@@ -78,6 +80,7 @@ class Cache:
         self.root = root
         self.hits: list[str] = []
         self.misses: list[str] = []
+        self.took_s: dict[str, float] = {}
         self._waiting = waiting
 
     def stage(self, name: str, inputs: Mapping[str, Any], build: Build) -> Path:
@@ -115,18 +118,13 @@ class Cache:
                 used["packages"] = versions(trace.packages())
 
             folder = self._build(name, inputs, key, traced_build)
-            write_whole(record, json.dumps({"stage": key, **used}, indent=1))
+            disk.write(record, json.dumps({"stage": key, **used}, indent=1))
             return folder
 
     @contextlib.contextmanager
     def _lock(self, name: str, key: str) -> Iterator[None]:
         """One process builds a stage; the lock is the kernel's, so it goes with its process."""
-        with (_made(self.root / "locks") / key).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._waiting(name)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with disk.locked(self.root / "locks" / key, lambda: self._waiting(name), "EDGEOPT_CACHE"):
             yield
 
     def _found(self, name: str, key: str) -> Path | None:
@@ -139,12 +137,14 @@ class Cache:
     def _build(self, name: str, inputs: Mapping[str, Any], key: str, build: Build) -> Path:
         """Only a whole folder ever has a stage's name: its list of hashes is written last, then it is renamed."""
         self.misses.append(name)
+        began = time.monotonic()
         folder, partial = self.root / "stages" / key, _made(self.root / "partial" / key)
         scratch = partial / "output"
         shutil.rmtree(scratch, ignore_errors=True)  # a killed build left it
         scratch.mkdir()
         try:
-            build(scratch)
+            with disk.writing(scratch, "EDGEOPT_CACHE"):
+                build(scratch)
         except BaseException:
             shutil.rmtree(scratch)
             if not any(partial.iterdir()):
@@ -155,12 +155,13 @@ class Cache:
             for path in sorted(scratch.rglob("*"))
             if path.is_file()
         }
-        (scratch / "stage.json").write_text(json.dumps({"stage": name, "inputs": inputs, "files": files}, indent=1))
+        disk.write(scratch / "stage.json", json.dumps({"stage": name, "inputs": inputs, "files": files}, indent=1))
         if folder.exists():  # it was damaged
             shutil.rmtree(folder)
         _made(folder.parent)
         scratch.rename(folder)
         shutil.rmtree(partial)
+        self.took_s[name] = self.took_s.get(name, 0.0) + time.monotonic() - began
         return folder
 
 
@@ -187,16 +188,22 @@ def _unchanged(record: Path) -> str | None:
         return None
 
 
+MOST_JSON_BYTES = 256 << 20
+
+
 def check_json(path: Path) -> Any:
-    """A JSON file of ours. Raises IntegrityError when it is not JSON."""
+    """A JSON file of ours. Raises IntegrityError when it is not JSON, OSError."""
     try:
-        return json.loads(path.read_text())
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise ValueError(f"more than {MOST_JSON_BYTES} bytes")
+        return wire.parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise IntegrityError(f"{path} is damaged ({error}); delete it and run again") from error
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk.writing(folder, "EDGEOPT_CACHE"):
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -205,11 +212,3 @@ def _hash_or_none(path: Path) -> str | None:
         return sha256_file(path)
     except OSError:
         return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    _made(path.parent)
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)

@@ -69,12 +69,25 @@ def background(series: Sequence[Reading]) -> list[str]:
 
 def changed(series: Sequence[Reading]) -> list[str]:
     """Settings of the board that somebody changed during the run, other than the frequency cap."""
-    names = [name for name in series[0]["power_mode"] if name != "frequency_max_hz"]
-    return [
-        f"{name.replace('_', ' ')} changed during the run: {', '.join(map(str, values))}"
+    names = [name for name, value in series[0]["power_mode"].items() if isinstance(value, str | None)]
+    return _gone(series) + [
+        f"{name.replace('_', ' ')} changed during the run: {', '.join(values)}"
         for name in names
-        if len(values := list(dict.fromkeys(reading["power_mode"][name] for reading in series))) > 1
+        if len(values := list(dict.fromkeys(str(reading["power_mode"].get(name)) for reading in series))) > 1
     ]
+
+
+def _gone(series: Sequence[Reading]) -> list[str]:
+    """Processors that the run lost, in words."""
+    seen: set[int] = set()
+    lost: set[int] = set()
+    for reading in series:
+        now = set(reading.get("cpus") or seen)
+        lost |= seen - now
+        seen |= now
+    if not lost:
+        return []
+    return [f"processor {', '.join(map(str, sorted(lost)))} went away during the run (switched off, or taken from it)"]
 
 
 def _tells(reading: Reading) -> bool:

@@ -28,7 +28,7 @@ def with_classes(plan: Plan) -> Plan:
     task = plan.run_file.task
     if task.kind is None or task.classes or task.labels is None:
         return plan
-    names = tasks.class_names(_index(plan, task.kind).items)
+    names = tasks.class_names(index(plan, task.kind).items)
     run_file = plan.run_file.model_copy(update={"task": task.model_copy(update={"classes": names})})
     return dataclasses.replace(plan, run_file=run_file)
 
@@ -40,7 +40,7 @@ def samples(plan: Plan, cache: Cache, kind: str, say: Say) -> Samples:
     """
     task = plan.run_file.task
     data, arrays = _decoded(plan, cache, kind, say)
-    return samples_of(arrays, task.inputs, task.labels, task.groups, data.what)
+    return samples_of(arrays, task.inputs, task.labels, task.groups, data.what, plan.column)
 
 
 def golden(plan: Plan, cache: Cache, kind: str) -> bytes:
@@ -62,14 +62,21 @@ def golden(plan: Plan, cache: Cache, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _index(plan: Plan, kind: str) -> tasks.Data:
+def index(plan: Plan, kind: str) -> tasks.Data:
+    """Which samples there are, nothing decoded. Raises ConfigError."""
     task = plan.run_file.task
-    source = plan.folder / Path(getattr(task, kind)).expanduser()
-    return tasks.index(kind, source, task.prepare, task.inputs, task.labels, task.groups, plan.folder)
+    given = getattr(task, kind)
+    source: Path | dict[str, Path] = (
+        {part: plan.folder / Path(path).expanduser() for part, path in given.items()}
+        if isinstance(given, dict)
+        else plan.folder / Path(given).expanduser()
+    )
+    column = plan.run_file.splits.column
+    return tasks.index(kind, source, task.prepare, task.inputs, task.labels, task.groups, plan.folder, column)
 
 
 def _decoded(plan: Plan, cache: Cache, kind: str, say: Say) -> tuple[tasks.Data, dict[str, Array]]:
-    task, data = plan.run_file.task, _index(plan, kind)
+    task, data = plan.run_file.task, index(plan, kind)
     inputs = {
         **data.key(),
         "versions": versions(tasks.load(kind).DISTRIBUTIONS),
@@ -83,7 +90,7 @@ def _decoded(plan: Plan, cache: Cache, kind: str, say: Say) -> tuple[tasks.Data,
         data.decode(folder, told)
 
     decoded = cache.stage(f"decoded {kind}", inputs, build)
-    return data, data.arrays(decoded, task.labels, task.groups, task.classes)
+    return data, data.arrays(decoded, task.labels, task.groups, plan.column, task.classes)
 
 
 def _few(data: tasks.Data) -> Iterator[tuple[int, bytes]]:

@@ -65,7 +65,7 @@ def of_load(about: Mapping[str, Any], folder: Path) -> Document:
     found = load.figures(folder)
     marks = found["conditions"]["marks"] + (["random inputs"] if about["random_inputs"] else [])
     names = ("device", "board", "name", "runtime", "threads")
-    return {**{name: about[name] for name in names}, **found, "marks": marks}
+    return {**{name: about[name] for name in names}, "inputs": about.get("inputs"), **found, "marks": marks}
 
 
 def of_validate(about: Mapping[str, Any], folder: Path) -> Document:

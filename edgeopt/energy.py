@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .frozen import LEAST_READINGS, Stretch, stretches_of
 from .stats import DRIFT_TOLERANCE, Figure, Floats, student_t
 
-LEAST_READINGS = 20
 LEAST_INTERVALS = 110  # of a power sensor in a window: what its ends may be mistaken by is then within 1 %
 AGE = 0.75  # of a reading, in intervals: midway between 0 and 1.5
 JITTER = 1.05  # of a sampler that reads a little later each time
@@ -240,8 +240,9 @@ def per_inference(
     """
     how = readings.sensor.how
     told, joules, each_s, watts, errors = [], [], [], [], []
+    stretches = _stretches(readings, runs)
     for window in runs:
-        found, problem = _of_window(readings, window, most_w)
+        found, problem = _of_window(readings, window, most_w, stretches)
         each = found.value / window.n if problem is None and found.value is not None else None
         told.append(
             {"began_s": window.began_s, "seconds": window.seconds, "n": window.n, "gross_j": each, "invalid": problem}
@@ -251,7 +252,7 @@ def per_inference(
             each_s.append(window.seconds / window.n)
             watts.append(found.value / window.seconds)
             errors.append(_clock_error(found))
-    idle = _idle_power(readings, idles, most_w)
+    idle = _idle_power(readings, idles, most_w, stretches)
     if len(joules) < LEAST_WINDOWS:
         why = next((one["invalid"] for one in told if one["invalid"]), "no windows")
         none = Figure(None, None, len(joules), how, f"{len(joules)} valid windows, needs {LEAST_WINDOWS}: {why}")
@@ -279,10 +280,11 @@ def ratio(
     """
     how, problems = readings.sensor.how, []
     ratios, blurs = [], []
+    stretches = _stretches(readings, [*own, *other])
     for pair in zip(own, other, strict=True):
         sides, blur = [], 0.0
         for window in pair:
-            found, problem = _of_window(readings, window, most_w)
+            found, problem = _of_window(readings, window, most_w, stretches)
             if found.value is None or problem:
                 problems.append(problem)
                 continue
@@ -326,12 +328,30 @@ def _one_way(values: Sequence[float]) -> float | None:
     return ratio if apart and max(ratio, 1 / ratio) > 1 + DRIFT_TOLERANCE else None
 
 
-def _of_window(readings: Readings, window: Window, most_w: float) -> tuple[Figure, str | None]:
-    """(its joules, why they do not count)."""
+def _stretches(readings: Readings, runs: Sequence[Window]) -> list[Stretch]:
+    return stretches_of(readings.times_s, readings.values, [(run.began_s, run.ended_s) for run in runs])
+
+
+def _stands_still(sensor: Sensor, window: Window, stretches: Sequence[Stretch]) -> str | None:
+    """Why a window does not count in which the sensor was frozen."""
+    for stretch in stretches:
+        shared = min(window.ended_s, stretch.ended_s) - max(window.began_s, stretch.began_s)
+        if shared > MOST_LOST * window.seconds:
+            return (
+                f"{sensor.named()} told one and the same figure {stretch.n} times in a row, over "
+                f"{stretch.ended_s - stretch.began_s:.3g} s: it is frozen, or too coarse"
+            )
+    return None
+
+
+def _of_window(
+    readings: Readings, window: Window, most_w: float, stretches: Sequence[Stretch] = ()
+) -> tuple[Figure, str | None]:
+    """(its joules, why they do not count). stretches: in which the sensor was frozen."""
     found = energy(readings, window, most_w)
     short = window.seconds < SHORTEST_WINDOW_S or not window.n
     few = f"{window.n} inferences in {window.seconds:.3g} s, needs {SHORTEST_WINDOW_S:g} s" if short else None
-    return found, found.invalid or few
+    return found, found.invalid or _stands_still(readings.sensor, window, stretches) or few
 
 
 def _clock_error(found: Figure) -> float:
@@ -346,14 +366,16 @@ def _end_s(readings: Readings) -> float:
     return interval_s + float(np.median(np.diff(readings.times_s))) / 2 if counts else interval_s
 
 
-def _idle_power(readings: Readings, idles: Sequence[Window], most_w: float) -> Figure:
+def _idle_power(readings: Readings, idles: Sequence[Window], most_w: float, stretches: Sequence[Stretch]) -> Figure:
     edge_s = readings.sensor.interval_s + readings.offset_error_s  # so near may be the work before or after it
     inner = [Window(window.began_s + edge_s, window.ended_s - edge_s) for window in idles]
     found = [(energy(readings, window, most_w), window.seconds) for window in inner]
     watts = [figure.value / seconds for figure, seconds in found if figure.value is not None]
     how = readings.sensor.how
-    if not watts or len(watts) < len(found):
-        why = next((figure.invalid for figure, _ in found if figure.invalid), "it was not measured")
+    still = [_stands_still(readings.sensor, window, stretches) for window in inner]
+    problems = [problem for problem in (*(figure.invalid for figure, _ in found), *still) if problem]
+    if problems or not watts:
+        why = problems[0] if problems else "it was not measured"
         return Figure(None, None, len(watts), how, why)
     return Figure(float(np.mean(watts)), (min(watts), max(watts)), len(watts), how)
 

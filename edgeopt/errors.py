@@ -21,6 +21,17 @@ class ModelError(EdgeoptError):
     exit_code = 6
 
 
+class LoweringFault(ModelError):
+    """A library or a stage of ours broke a model that is well: names the stage, and where its fault shows.
+
+    of_conversion: the float artifact is broken already, which no other scheme of the runtime mends.
+    """
+
+    def __init__(self, message: str, of_conversion: bool = False) -> None:
+        super().__init__(message)
+        self.of_conversion = of_conversion
+
+
 class PlanError(EdgeoptError):
     """The demands contradict one another, or what the board can do."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +12,42 @@ from . import measure
 from .bundle import Bundle
 from .device.session import Session
 from .errors import AgentFailure, EdgeoptError
+from .profile import DeviceProfile
 
 
-def flash(session: Session, bundle: Bundle, python: str) -> dict[str, Any]:
+def flash(session: Session, bundle: Bundle, python: str, board: DeviceProfile | None = None) -> dict[str, Any]:
     """Make the bundle's release current on the board: {"activation", "health", "release", "name", "verdict" of the
-    bundle, "made_for" (the profile's id), "already"}.
+    bundle, "made_for" (the profile's id), "measured_on" (the board of its figures), "already": nothing was changed}.
 
-    Every blob is checked before the first is sent; the runtime, and what it can take, before anything is. Raises
-    IntegrityError, ModelError, AgentFailure (no-space, read-only, missing-runtime, health, …), DeviceUnreachable.
+    board: its profile, where it is known. Every blob is checked before the first is sent; the runtime, and what it can
+    take, before anything is. Raises ConfigError, IntegrityError, ModelError, AgentFailure (no-space, read-only,
+    missing-runtime, health, …), DeviceUnreachable.
     """
+    bundle.require_own_libraries(board)
     bundle.check()
     facts = session.facts()
     measure.require_runtime(facts, bundle.manifest.artifact.runtime, session.address, python)
-    before = session.status(verify=True)["current"]
     done: dict[str, Any] = {"release": bundle.release, "name": bundle.manifest.name, "device": session.address}
     done["verdict"], done["made_for"] = bundle.manifest.verdict, bundle.manifest.profile
+    own = bundle.manifest.measured_on
+    done["measured_on"] = own.model_dump() if own else None
     done["frequency_max_hz"] = bundle.manifest.artifact.frequency_max_hz  # nothing sets it: its owner must know
-    if before is not None and before["release"] == bundle.release and before["whole"]:
-        return {**done, "already": True, "activation": None, "health": None}
     with tempfile.TemporaryDirectory(prefix="edgeopt-flash-") as folder:
         bundle.artifact(Path(folder)).require_fit(facts["runtimes"], session.address, bundle.path)
-    try:
+    with _telling_what_is_current(session):
         for name, entry in bundle.manifest.files.items():
             session.send(bundle.blob(entry), name)
         _, result = session.run({"kind": "activate", "release": bundle.release, "manifest": bundle.text})
+    return {**done, "already": False, **result}
+
+
+@contextlib.contextmanager
+def _telling_what_is_current(session: Session) -> Iterator[None]:
+    """A failure of the board's side says what runs there now."""
+    try:
+        yield
     except AgentFailure as error:
         raise AgentFailure(f"{error}; {_current(session)}", error.kind, error.traceback) from error
-    return {**done, "already": False, **result}
 
 
 def _current(session: Session) -> str:
@@ -56,7 +67,8 @@ def describe(entry: dict[str, Any]) -> str:
 
 
 def rollback(session: Session) -> dict[str, Any]:
-    """Make the predecessor of the current release current: {"activation", "health", "from", "name", "verdict"}, and
-    "current" and "previous" as `Session.status` has them afterwards. Raises AgentFailure."""
-    _, result = session.run({"kind": "rollback"})
-    return {**result, "name": result["current"]["name"], "verdict": result["current"]["verdict"]}
+    """Make the predecessor of the current release current: {"activation", "health", "from", "name", "verdict",
+    "measured_on"}, and "current" and "previous" as `Session.status` has them afterwards. Raises AgentFailure."""
+    with _telling_what_is_current(session):
+        _, result = session.run({"kind": "rollback"})
+    return {**result, **{key: result["current"][key] for key in ("name", "verdict", "measured_on")}}

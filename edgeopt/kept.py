@@ -10,7 +10,6 @@ document.json   what --json prints (documents); it is there when the command has
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import tempfile
@@ -19,10 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import documents
-from .cache import check_json, sha256_file, write_whole
+from . import disk, documents, report
+from .cache import check_json, sha256_file
 from .device.journal import Journal, differences
-from .errors import ConfigError
+from .errors import ConfigError, IntegrityError
+from .report import conform
 
 SCHEMA_VERSION = 1
 RECORD = "kept.json"
@@ -35,7 +35,11 @@ class Kept:
         self._folder, self._command, self._asked = folder, command, dict(asked)
         self.journal = journal
         self.samples = folder / "samples"
-        self.samples.mkdir(exist_ok=True)
+        with disk.writing(self.samples):
+            self.samples.mkdir(exist_ok=True)
+        if self.samples.is_symlink():
+            raise ConfigError(f"{self.samples}: it is a link, which is not followed; remove it, or name a new folder")
+        disk.require_room(self.samples)
 
     def document(self, about: dict[str, Any]) -> dict[str, Any]:
         """The command's document, computed of the samples that are there; kept where that is wanted."""
@@ -49,14 +53,14 @@ class Kept:
     def write(self, document: Mapping[str, Any]) -> None:
         """The document as it is printed. Only where it is kept."""
         if self.journal is not None:
-            write_whole(self._folder / "document.json", json.dumps(document, indent=1) + "\n")
+            disk.write(self._folder / "document.json", json.dumps(document, indent=1) + "\n")
 
     def begin(self) -> None:
         self._record(about=None, files=None)
 
     def _record(self, **measured: Any) -> None:
         head = {"schema": SCHEMA_VERSION, "edgeopt": metadata.version("edgeopt"), "command": self._command}
-        write_whole(self._folder / RECORD, json.dumps({**head, "asked": self._asked, **measured}, indent=1) + "\n")
+        disk.write(self._folder / RECORD, json.dumps({**head, "asked": self._asked, **measured}, indent=1) + "\n")
 
 
 @contextlib.contextmanager
@@ -71,7 +75,8 @@ def opened(folder: Path | None, command: str, asked: Mapping[str, Any], alone: s
         return
     asked = json.loads(json.dumps(asked))
     _require_own(folder, command, asked)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         found = Kept(folder, command, asked, Journal(folder / "jobs.json", alone))
         if not (folder / RECORD).exists():
@@ -101,9 +106,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     found = document.get("schema", documents.SCHEMA_VERSION) if isinstance(document, dict) else None
     if found != documents.SCHEMA_VERSION:
         raise ConfigError(
-            f"{folder / 'document.json'}: found schema {found!r}; this edgeopt reads schema "
+            f"{folder / 'document.json'}: found schema {found!r:.60}; this edgeopt reads schema "
             f"{documents.SCHEMA_VERSION}; show it with the edgeopt that wrote it"
         )
+    if wrong := conform.first(document, report.schema(record["command"]), "document.json", whole=True):
+        raise IntegrityError(f"{folder} is not as edgeopt writes it: {wrong}; measure again into a new folder")
+    about, files = record.get("about"), record.get("files")
+    if not isinstance(about, dict | None) or not isinstance(files, dict | None):
+        raise IntegrityError(f"{folder / RECORD}: 'about' and 'files' must be objects; measure again into a new folder")
     return record, document
 
 
@@ -128,9 +138,8 @@ def _require_own(folder: Path, command: str, asked: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"--keep {folder}: another edgeopt works with it now; name a new folder") from None
+    def held() -> None:
+        raise ConfigError(f"--keep {folder}: another edgeopt works with it now; name a new folder")
+
+    with disk.locked(folder / "lock", held):
         yield

@@ -22,6 +22,7 @@ PRUNED_SHARE = {"latency_p50_s": 0.5, "size_bytes": 1.0, "peak_memory_bytes": 0.
 SPARED_SHARE = {"energy_j": 0.2, "power_w": 0.5}  # of the threads or the clock that are taken away
 # Two processes of one artifact differ by about this much in median latency, whatever the interval within a job says.
 MARGIN = 0.02
+NAMED = 4  # operators
 FAITHFUL = 0.99  # of decisions as the source model's: an int8 scheme that keeps so many needs no other
 WORDS = {
     "latency_p50_s": "median latency",
@@ -105,13 +106,22 @@ def _fp16(plan: Plan, _trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float 
 
 
 def _int8(plan: Plan, trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
-    """The first scheme for its gain; the others, as long as quantizing has cost something, to repair that."""
+    """The first scheme for its gain; the others, as long as quantizing has cost something, to repair that. They are
+    slower by design, so where the first was no gain, none of them is."""
     schemes = plan.schemes.get("int8", ())
     for number, scheme in enumerate(schemes):
         done = [trial for trial in trials if trial.recipe.name in schemes[:number]]
+        if done and _is_no_gain(done[0]):
+            return
         if any(trial.drop <= 0 and (trial.agreement is None or trial.agreement >= FAITHFUL) for trial in done):
             return
         yield Recipe(scheme, "int8", (Lower(plan.runtime, scheme),)), None if number else INT8_GAIN[plan.objective]
+
+
+def _is_no_gain(trial: Trial) -> bool:
+    """Whether it was measured, and its objective is no better than that of the best before it."""
+    low, high = trial.step.interval or (trial.step.value, trial.step.value)
+    return trial.verdict == "rejected" and low is not None and high is not None and high >= 1 - MARGIN
 
 
 def _npu(plan: Plan, _trials: Sequence[Trial]) -> Iterator[tuple[Recipe, float | None]]:
@@ -287,8 +297,21 @@ def judge(plan: Plan, trial: Trial, trials: Sequence[Trial]) -> Trial:
     why = [] if holds else [score]
     if high >= 1 - margin:
         sure = f": no gain of more than {margin:.0%} that its interval confirms" if margin else ": no gain"
-        why.append(f"{change}{sure}")
+        why.append(f"{change}{sure}{_fallen_out(trial, trials[0])}")
     return dataclasses.replace(trial, verdict="rejected", reason="; ".join(why))
+
+
+def _fallen_out(trial: Trial, baseline: Trial) -> str:
+    """The cause that the runtime itself tells of a loss: operators that left the place where most of them ran."""
+    places, before = (dict((own.record.get("executed") or {}).get("places") or {}) for own in (trial, baseline))
+    if not places:
+        return ""
+    most = max(places, key=lambda place: sum(places[place].values()))
+    outside = {op: n for place, own in places.items() if place != most for op, n in own.items()}
+    known = {op: n for place, own in before.items() if place != most for op, n in own.items()}
+    fallen = {op: n - known.get(op, 0) for op, n in outside.items() if n > known.get(op, 0)}
+    named = ", ".join(f"{n} {op}" for op, n in sorted(fallen.items(), key=lambda item: -item[1])[:NAMED])
+    return f", because operators run outside {most} that do not in {baseline.recipe.name}: {named}" if fallen else ""
 
 
 def _repairs(trial: Trial, best: Trial) -> bool:
@@ -308,6 +331,35 @@ def choose(plan: Plan, trials: Sequence[Trial]) -> Trial | None:
         if trial.verdict in ("kept", "baseline") and trial.drop <= plan.floor_drop and not broken_budgets(plan, trial)
     ]
     return fitting[-1] if fitting else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Miss:
+    """A demand that a trial does not meet. what: a budget or "floor_drop"; value None: not measured; over: how many
+    times what is allowed, as far as that can be said."""
+
+    what: str
+    value: float | None
+    allowed: float
+    over: float
+
+
+def misses(plan: Plan, trial: Trial) -> list[Miss]:
+    """Every demand that the trial does not meet, the worst first."""
+    found = []
+    for name in _broken(plan, trial):
+        value, allowed = trial.values.get(name), plan.budgets[name]
+        found.append(Miss(name, value, allowed, float("inf") if value is None else value / allowed))
+    if trial.drop > plan.floor_drop:
+        scale = plan.floor_drop or 0.01  # a floor of no loss at all has no share
+        found.append(Miss("floor_drop", trial.drop, plan.floor_drop, 1 + (trial.drop - plan.floor_drop) / scale))
+    return sorted(found, key=lambda miss: -miss.over)
+
+
+def nearest(plan: Plan, trials: Sequence[Trial]) -> Trial | None:
+    """Where nothing fits: the measured trial whose worst miss is the least; None where none was measured."""
+    measured = [trial for trial in trials if trial.verdict != "failed"]
+    return min(measured, key=lambda trial: max((miss.over for miss in misses(plan, trial)), default=1.0), default=None)
 
 
 def climb(

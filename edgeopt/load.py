@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgeopt_agent import replies
 
-from . import conditions, measure, stats
+from . import conditions, disk, measure, stats
 from .artifact import Artifact
+from .cache import check_json
 from .device.session import Session
+from .errors import IntegrityError, ProtocolError
 from .task import Array, Samples
 
 SHARES = (0.5, 0.8)  # of one stream's throughput: the rates where none are named
@@ -22,6 +25,7 @@ SLOWEST = 0.01
 LEAST_INPUTS = 100  # below, "the slowest 1 %" says nothing
 MOST_BUSY = 0.98
 PERCENTILES = (50, 90, 99)
+EARLY_S = 1e-3  # by which rounding may begin a query before it is due
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,29 +97,59 @@ def measured(
     limit_s = measure.SLACK_S + 2 * asked.timed_s()
     request = {**common, "streams": asked.copies(), "batches": list(asked.batches)}
     job, result = session.run(request, limit_s)
+    _require_asked(session, job, result, {"streams": asked.copies(), "batches": list(asked.batches)})
     for one in result["streams"] + result["batches"]:
         for entry, name in zip(one.get("samples", ()), _names(one), strict=True):
-            (folder / name).write_bytes(session.fetch(job, entry))
+            disk.write(folder / name, session.fetch(job, entry))
     offered = list(asked.rates) or [share * _per_second(result["streams"][0]) for share in SHARES]
     job, second = session.run({**common, "rates": offered}, limit_s)
+    _require_asked(session, job, second, {"rate_per_s": offered})
     for number, one in enumerate(second["rates"]):
-        (folder / f"arrivals-{number}.f64").write_bytes(session.fetch(job, one["samples"]))
+        disk.write(folder / f"arrivals-{number}.f64", session.fetch(job, one["samples"]))
     done, corners = [result, second], None
     if inputs:
         plain = not any(artifact.preprocess)
         names, made, real = corner_inputs(inputs, plain)
         shards = [*common["shards"], *(session.send(data, "corner inputs") for data in measure.shards(made))]
         job, third = session.run({**common, "shards": shards, "repeats": REPEATS}, limit_s)
-        (folder / "each.f64").write_bytes(session.fetch(job, third["each"]["samples"]))
+        _require_asked(session, job, third, {"each": [True]})
+        disk.write(folder / "each.f64", session.fetch(job, third["each"]["samples"]))
         corners = {"names": names, "real": real}
         done.append(third)
-    (folder / "load.json").write_text(json.dumps({"jobs": done, "corners": corners, "repeated": repeated}))
-    return figures(folder)
+    disk.write(folder / "load.json", json.dumps({"jobs": done, "corners": corners, "repeated": repeated}))
+    with measure.believed(session, job):
+        return figures(folder)
+
+
+def _require_asked(session: Session, job: str, result: Mapping[str, Any], asked: Mapping[str, Sequence[Any]]) -> None:
+    """Raises ProtocolError where a job did not do what it was asked for, in that order."""
+    found = {
+        "streams": [one["streams"] for one in result["streams"]],
+        "batches": [one["batch"] for one in result["batches"]],
+        "rate_per_s": [one["rate_per_s"] for one in result["rates"]],
+        "each": [True] if result["each"] else [],
+    }
+    wanted = {name: list(asked.get(name, ())) for name in found}
+    for name, values in wanted.items():
+        if found[name] != values:
+            raise ProtocolError(
+                f"{session.address}: job {job} measured {name} {found[name]}, and was asked for {values}"
+            )
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """As `measured`, from the raw samples that it kept. Raises OSError."""
-    kept = json.loads((folder / "load.json").read_text())
+    """As `measured`, from the raw samples that it kept. Raises OSError, IntegrityError."""
+    kept = check_json(folder / "load.json")
+    try:
+        for one in kept["jobs"]:
+            if wrong := replies.result_problem("load", one):
+                raise ValueError(wrong)
+        return _figures_of(kept, folder)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise IntegrityError(f"{folder / 'load.json'}: not what `edgeopt load` kept ({error!r})") from error
+
+
+def _figures_of(kept: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     by_streams, by_rates = kept["jobs"][:2]
     slow, corners = None, None
     if told := kept["corners"]:
@@ -128,7 +162,9 @@ def figures(folder: Path) -> dict[str, Any]:
     return {
         "streams": [_together(one, folder) for one in by_streams["streams"]],
         "batches": [_together(one, folder) for one in by_streams["batches"]],
-        "arrivals": [_arrivals(one, _rows(folder, f"arrivals-{i}.f64")) for i, one in enumerate(by_rates["rates"])],
+        "arrivals": [
+            _arrivals(one, _rows(folder, f"arrivals-{i}.f64", -EARLY_S)) for i, one in enumerate(by_rates["rates"])
+        ],
         "slow_inputs": slow,
         "corner_inputs": corners,
         "executed": by_rates["executed"],
@@ -163,8 +199,11 @@ def _subnormal(sample: Array) -> Array:
 
 
 def _names(found: Mapping[str, Any]) -> list[str]:
-    """Files of samples, one a stream; none where the batch was refused."""
+    """Files of samples, one a stream; none where the batch was refused. Raises ValueError where it has more or less."""
     count = found.get("streams", 0)
+    told = {len(found.get(key, ())) for key in ("blocks", "samples")}
+    if told != {count} or bool(found.get("refused")) == bool(count):
+        raise ValueError(f"{count} streams with {sorted(told)} blocks and files of samples")
     return [f"streams-{count}-batch-{found['batch']}-{index}.f64" for index in range(count)]
 
 
@@ -195,6 +234,8 @@ def _arrivals(found: Mapping[str, Any], raw: Array) -> dict[str, Any]:
     """Latency from a query's arrival to its answer: waiting for those before it, and for the process to wake up."""
     waited, served = raw[:, 0], raw[:, 1]
     late = found["offered"] - found["served"]
+    if late < 0 or found["served"] != len(raw):
+        raise ValueError(f"{found['served']} of {found['offered']} queries served, and {len(raw)} samples of them")
     busy = float(served.sum() / found["seconds"])
     why = None
     if late:
@@ -247,5 +288,9 @@ def _figures(seconds: Array, why: str | None = None) -> dict[str, Any]:
     return {name: (none if why else figure).to_json() for name, figure in found.items()}
 
 
-def _rows(folder: Path, name: str) -> Array:
-    return np.fromfile(folder / name).reshape(-1, 2)
+def _rows(folder: Path, name: str, least: float = 0.0) -> Array:
+    """(n, 2) float64, none of them less than `least`. Raises OSError, ValueError."""
+    found = measure.read_pairs(folder / name)
+    if not bool(((found >= least) & (found <= measure.LONGEST_S)).all()):
+        raise ValueError(f"{name} holds what are no seconds: from {found.min():g} to {found.max():g}")
+    return found

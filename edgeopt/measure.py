@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgeopt_agent import replies
 
-from . import conditions, stats
+from . import arrays, conditions, disk, stats
 from .artifact import Artifact
+from .cache import check_json
 from .device.session import Session
-from .errors import AgentFailure, ProtocolError
+from .errors import AgentFailure, IntegrityError, ProtocolError
 from .task import Array, Samples
 
 LATENCY_SAMPLES = 64
 COOL_DOWN_S = 20.0
 SLACK_S = 3600.0  # beyond the timed part, for what cannot be foreseen: loading, memory, another job's end
 SHARD_BYTES = 4 << 20
+LONGEST_S = 1e9
 PACKAGES = {"tflite": "ai-edge-litert (or tflite-runtime with numpy<2)"}  # whose names differ from the runtime's
 
 
 def shard(samples: Samples, extra: Mapping[str, Array] | None = None) -> bytes:
     """An .npz of input0, …, labels and `extra` arrays, each (n, ...); the same samples give the same bytes."""
-    arrays = {f"input{index}": array for index, array in enumerate(samples.inputs)}
+    columns = {f"input{index}": array for index, array in enumerate(samples.inputs)}
     if samples.labels is not None:
-        arrays["labels"] = samples.labels
+        columns["labels"] = samples.labels
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays, **(extra or {}))  # type: ignore[arg-type]
+    np.savez(buffer, **columns, **(extra or {}))  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -54,10 +58,40 @@ class Comparison:
 
     @classmethod
     def read(cls, folder: Path) -> Comparison:
-        saved = json.loads((folder / "bench.json").read_text())
-        count = len(saved["result"]["artifacts"])
-        raw = [np.fromfile(folder / f"samples-{i}.f64").reshape(-1, 2) for i in range(count)]
-        return cls(saved["mode"], saved["result"], raw)
+        """From the raw samples that `bench` kept. Raises OSError, IntegrityError."""
+        saved = check_json(folder / "bench.json")
+        try:
+            count = len(saved["result"]["artifacts"])
+            raw = [read_pairs(folder / f"samples-{index}.f64") for index in range(count)]
+            return cls.of(saved["mode"], saved["result"], raw)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"{folder / 'bench.json'}: not a job's samples, as it was measured ({error})"
+            ) from error
+
+    @classmethod
+    def of(cls, mode: str, result: dict[str, Any], copy_and_invoke_s: list[Array]) -> Comparison:
+        """Raises ValueError for what the samples of one job cannot be: figures are made of them without looking."""
+        if wrong := replies.result_problem("bench", result):
+            raise ValueError(wrong)
+        if mode not in (*stats.MODES, stats.SUSTAINED) or len(copy_and_invoke_s) != len(result["artifacts"]):
+            raise ValueError(
+                f"mode {mode!r}, {len(copy_and_invoke_s)} of {len(result['artifacts'])} artifacts' samples"
+            )
+        blocks = result["blocks"]
+        rounds = 1 + max(block["round"] for block in blocks)
+        for index, pairs in enumerate(copy_and_invoke_s):
+            own = [block["n"] for block in blocks if block["artifact"] == index]
+            if not own or len(own) % 2 or len(own) * len(copy_and_invoke_s) != len(blocks):
+                raise ValueError(
+                    f"artifact {index + 1} has {len(own)} of {len(blocks)} blocks, which are no whole turns"
+                )
+            if sum(own) != len(pairs):
+                raise ValueError(f"artifact {index + 1} has {len(pairs)} samples, and its blocks {sum(own)}")
+            require_times(pairs[:, 0], pairs[:, 1])
+        if mode == stats.SUSTAINED and len(result["conditions"]) != rounds + 1:
+            raise ValueError(f"{len(result['conditions'])} looks at the board around {rounds} rounds")
+        return cls(mode, result, copy_and_invoke_s)
 
     def seconds(self, index: int) -> Array:
         """Invoke alone, (n,)."""
@@ -158,10 +192,40 @@ def bench(
         },
         chosen.max_seconds * len(artifacts) + SLACK_S,
     )
+    if len(result["artifacts"]) != len(artifacts):
+        raise ProtocolError(
+            f"{session.address}: job {job} measured {len(result['artifacts'])} artifacts, and was asked for "
+            f"{len(artifacts)}"
+        )
     for index, entry in enumerate(result["artifacts"]):
-        (folder / f"samples-{index}.f64").write_bytes(session.fetch(job, entry["samples"]))
-    (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": result}))
-    return Comparison.read(folder)
+        disk.write(folder / f"samples-{index}.f64", session.fetch(job, entry["samples"]))
+    disk.write(folder / "bench.json", json.dumps({"mode": mode, "result": result}))
+    with believed(session, job):
+        return Comparison.read(folder)
+
+
+@contextlib.contextmanager
+def believed(session: Session, job: str) -> Iterator[None]:
+    """What a job measured, looked at for the first time: what cannot be is the board's fault. Raises ProtocolError."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise ProtocolError(f"{session.address}: what job {job} measured contradicts itself: {error}") from error
+
+
+def read_pairs(path: Path) -> Array:
+    """(n, 2) float64 of a file of samples. Raises OSError, ValueError for a file that was cut."""
+    size = path.stat().st_size
+    if size % 16:
+        raise ValueError(f"{path.name} has {size} bytes, which are no pairs of numbers")
+    return np.fromfile(path).reshape(-1, 2)
+
+
+def require_times(copied: Array, invoked: Array) -> None:
+    """Raises ValueError unless all are seconds that a query can have taken."""
+    for what, seconds, least in (("copies", copied, 0.0), ("queries", invoked, np.nextafter(0.0, 1.0))):
+        if not bool(((seconds >= least) & (seconds <= LONGEST_S)).all()):
+            raise ValueError(f"its {what} took what are no seconds: from {seconds.min():g} to {seconds.max():g}")
 
 
 def settled(
@@ -186,7 +250,7 @@ def settled(
         reason = cool_down(session, disturbed, say)
         found = bench(session, artifacts, inputs, mode, seed, folder, minutes, power_mode)
         found.result["repeated"] = reason
-        (folder / "bench.json").write_text(json.dumps({"mode": mode, "result": found.result}))
+        disk.write(folder / "bench.json", json.dumps({"mode": mode, "result": found.result}))
     return found
 
 
@@ -203,13 +267,29 @@ def outputs(session: Session, artifact: Artifact, inputs: Sequence[bytes]) -> tu
     send(session, artifact)
     hashes = [session.send(data, "evaluation data") for data in inputs]
     job, result = session.run({"kind": "infer", "artifact": artifact.entry(), "shards": hashes})
-    columns: list[list[Array]] = []
-    for entry in result["outputs"]:
-        with np.load(io.BytesIO(session.fetch(job, entry)), allow_pickle=False) as archive:
-            columns.append([archive[f"output{i}"] for i in range(len(archive.files))])
-    if len({len(column) for column in columns}) != 1:
-        raise ProtocolError(f"{session.address} returned differing numbers of outputs for the shards")
+    if len(result["outputs"]) != len(inputs):
+        raise ProtocolError(f"{session.address} returned outputs for {len(result['outputs'])} of {len(inputs)} shards")
+    columns: list[tuple[Array, ...]] = []
+    for entry, given in zip(result["outputs"], inputs, strict=True):
+        data = session.fetch(job, entry)
+        with believed(session, job):
+            columns.append(_outputs(data, entry["name"], len(arrays.read(given, "inputs")["input0"])))
+    if len({tuple((array.dtype, array.shape[1:]) for array in column) for column in columns}) != 1:
+        raise ProtocolError(f"{session.address} returned differing kinds of outputs for the shards")
     return tuple(np.concatenate(parts, axis=0) for parts in zip(*columns, strict=True))
+
+
+def _outputs(data: bytes, what: str, count: int) -> tuple[Array, ...]:
+    """Each output (n, ...) of a shard of `count` samples. Raises IntegrityError."""
+    held = arrays.read(data, what)
+    try:
+        arrays.require_rows(held, count, count)
+        found = arrays.numbered(held, "output")
+    except ValueError as error:
+        raise IntegrityError(f"{what}: {error}") from error
+    if not found or any(array.dtype.kind not in "biuf" for array in found):
+        raise IntegrityError(f"{what}: outputs must be numbers, not {[array.dtype.name for array in found]}")
+    return found
 
 
 def send(session: Session, artifact: Artifact) -> None:

@@ -82,14 +82,26 @@ def load_torch(spec: str, folder: Path, arguments: Mapping[str, Any]) -> torch.n
 
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"[model] torch = '{spec}' returned {type(module).__name__}; it must return a torch.nn.Module")
-    weights = module.state_dict()
+    weights = {name: t for name, t in module.state_dict().items() if isinstance(t, torch.Tensor)}
     bad = [name for name, t in weights.items() if t.is_floating_point() and not t.is_meta and bool(t.isnan().any())]
     if bad:
         raise ModelError(
             f"[model] torch = '{spec}': {len(bad)} of {len(weights)} weights hold NaN, first '{bad[0]}'; train the "
             "model again, or load weights from before it diverged"
         )
+    _require_float(module, f"[model] torch = '{spec}'")
+    for name in ("eval", "train"):  # torch.export's modules have one mode, and refuse to be asked for it
+        vars(module).pop(name, None)
     return module.eval()
+
+
+def _require_float(module: torch.nn.Module, what: str) -> None:
+    kinds = {name: type(layer) for name, layer in module.named_modules() if ".quantized" in type(layer).__module__}
+    for name, kind in kinds.items():
+        raise ModelError(
+            f"{what}: it is int8 already: layer '{name}' is a {kind.__module__}.{kind.__name__}, which no converter "
+            "takes; return the float model that it was made from, and let quantize or the rung int8 do it"
+        )
 
 
 def graph_hash(module: torch.nn.Module, example: Sequence[Array]) -> str:
@@ -120,21 +132,26 @@ def run_torch(
 ) -> tuple[Array, ...]:
     """Outputs, each (n, ...), of prepared inputs, each (n, ...). `progress` is told samples done and their number.
 
+    A module that takes one sample only, as one that was exported so, is given them one by one.
     Raises ModelError for NaN and infinity too.
     """
     import torch
 
     columns: list[list[Array]] = []
-    count = len(inputs[0])
+    count, start, step = len(inputs[0]), 0, REFERENCE_BATCH
     with torch.no_grad():
-        for start in range(0, count, REFERENCE_BATCH):
-            rows = slice(start, min(start + REFERENCE_BATCH, count))
-            batch = _tensors(inputs, rows)
-            what = f"running the source model on samples {start} to {rows.stop - 1}, {_kinds(batch)},"
-            with user_code(what, MEND_INPUTS):
-                result = module(*batch)
-            columns.append(_answers(result, rows.stop - rows.start))
-            progress(rows.stop, count)
+        while start < count:
+            rows = slice(start, min(start + step, count))
+            try:
+                result = _called(module, inputs, rows)
+            except ModelError:
+                if step == 1 or rows.stop - start == 1 or not _takes_one(module, inputs):
+                    raise
+                step = 1
+                continue
+            columns.append(_answers(result, rows.stop - start))
+            start = rows.stop
+            progress(start, count)
     try:
         outputs = tuple(np.concatenate(column, axis=0) for column in zip(*columns, strict=True))
     except ValueError as error:
@@ -143,14 +160,43 @@ def run_torch(
     return outputs
 
 
-def check_finite(outputs: Sequence[Array], who: str) -> None:
-    """Raises ModelError naming output, count and first sample when an output holds NaN or infinity."""
+def output_names(module: torch.nn.Module, inputs: Sequence[Array]) -> tuple[str, ...]:
+    """What the module calls its outputs, in order: keys of dictionaries, places in tuples; nothing of a single one."""
+    import torch
+    from torch.utils import _pytree
+
+    with torch.no_grad():
+        result = _called(module, inputs, slice(0, 1))
+    paths = [path for path, _ in _pytree.tree_flatten_with_path(result)[0]]
+    return tuple(re.sub(r"\W+", ".", _pytree.keystr(path)).strip(".") for path in paths if path)
+
+
+def _called(module: torch.nn.Module, inputs: Sequence[Array], rows: slice) -> Any:
+    batch = _tensors(inputs, rows)
+    what = f"running the source model on samples {rows.start} to {rows.stop - 1}, {_kinds(batch)},"
+    with user_code(what, MEND_INPUTS):
+        return module(*batch)
+
+
+def _takes_one(module: torch.nn.Module, inputs: Sequence[Array]) -> bool:
+    try:
+        _called(module, inputs, slice(0, 1))
+    except ModelError:
+        return False
+    return True
+
+
+MEND_FINITE = "; mend the model, or its preprocess steps, before optimizing"
+
+
+def check_finite(outputs: Sequence[Array], who: str, mend: str = MEND_FINITE) -> None:
+    """Raises ModelError naming output, count and first sample when an output holds NaN or infinity; `mend` ends it."""
     for index, output in enumerate(outputs):
         bad = ~np.isfinite(output.astype(np.float64)).reshape(len(output), -1).all(axis=1)
         if bad.any():
             raise ModelError(
                 f"output {index} of {who} is NaN or infinite for {int(bad.sum())} of {len(output)} samples, first for "
-                f"sample {int(np.flatnonzero(bad)[0])}; mend the model, or its preprocess steps, before optimizing"
+                f"sample {int(np.flatnonzero(bad)[0])}{mend}"
             )
 
 
@@ -178,9 +224,9 @@ def _silent_log() -> Iterator[None]:
 def _answers(result: Any, count: int) -> list[Array]:
     """What a model returned for `count` samples, as arrays (count, ...)."""
     import torch
+    from torch.utils import _pytree
 
-    values = list(result.values()) if isinstance(result, Mapping) else result
-    values = list(values) if isinstance(values, tuple | list) else [values]
+    values = _pytree.tree_leaves(result)  # in the order in which torch.export, and with it every artifact, has them
     if not values:
         raise ModelError("the source model returned no output")
     for index, tensor in enumerate(values):
@@ -211,7 +257,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
         yield
     finally:
         new = set(sys.modules) - before
-        _users_modules.update(name for name in new if _is_users(_origin(sys.modules[name])))
+        _users_modules.update(name for name in new if is_users(_origin(sys.modules[name])))
         sys.path.remove(path)
         sys.dont_write_bytecode = writes_nothing
 
@@ -260,7 +306,7 @@ def _words(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     """The last line of the user's code that the error passed, or nothing."""
     frames = traceback.extract_tb(error.__traceback__)
-    last = next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+    last = next((frame for frame in reversed(frames) if is_users(frame.filename)), None)
     return f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
 
 
@@ -269,7 +315,7 @@ def _origin(module: ModuleType) -> str | None:
     return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
 
 
-def _is_users(file: str | None) -> bool:
+def is_users(file: str | None) -> bool:
     """Neither the interpreter's, nor an installed package's, nor ours."""
     if file is None or file.startswith("<") or {"site-packages", "dist-packages"} & set(Path(file).parts):
         return False

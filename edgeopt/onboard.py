@@ -32,7 +32,7 @@ def _with_sensor(plan: Plan, facts: Mapping[str, Any], address: str) -> Plan:
     asked = {name for name in OF_ENERGY if getattr(plan.run_file.budget, name) is not None}
     demanded = [f"[budget] {name}" for name in OF_ENERGY if name in asked]
     demanded += ["[energy] measure"] if plan.run_file.energy.measure else []
-    problem = plan.energy.problem(facts["sensors"], address)
+    problem = plan.energy.problem(facts, address)
     if problem and demanded:
         raise PlanError(
             f"{' and '.join(demanded)}: {problem}; or leave it out, and measure the bundle with `edgeopt power --meter`"

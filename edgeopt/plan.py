@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from . import profile as profiles
 from .config import load_toml, nearest, show
 from .errors import ConfigError, MissingDependency, PlanError
+from .parts import PART
 from .profile import DeviceProfile
 from .runfile import RUNGS, RunFile
 from .sensing import Sensing, choose
@@ -134,19 +135,32 @@ class Plan:
     allow_fallback: tuple[str, ...] = ()  # operators that may stay on the processor where an NPU is used
     energy: Sensing | None = None  # how joules and watts are measured; None: they are not
     clocks_hz: tuple[float, ...] = ()  # the board's highest, then the caps that the rung 'frequency' tries
+    stand_in: bool = False  # another board than the profile's may be used; all is marked then
     notes: tuple[str, ...] = ()  # demands that nothing can judge on this board
 
     @property
     def splits(self) -> dict[str, Split]:
-        spec = self.run_file.splits
-        chosen = {"calibration": spec.calibration, "selection": spec.selection, "final": spec.final}
-        return {name: Split(section.groups, section.count) for name, section in chosen.items()}
+        chosen = self.run_file.splits.sections()
+        return {name: Split(section.groups, section.count, section.values) for name, section in chosen.items()}
+
+    @property
+    def column(self) -> str | None:
+        """Name of the array that says which split a row is of: a column's, or what parts of the data make."""
+        return PART if self.run_file.task.parts else self.run_file.splits.column
 
     @property
     def preprocess(self) -> list[list[dict[str, Any]]]:
         """The task's steps, a list per input, in the inputs' order."""
         task = self.run_file.task
         return [[dict(step) for step in task.preprocess.get(name, ())] for name in task.inputs]
+
+    def with_inputs(self, names: Sequence[str]) -> Plan:
+        """The same with [task] inputs in another order."""
+        task = self.run_file.task.model_copy(update={"inputs": tuple(names)})
+        return dataclasses.replace(self, run_file=self.run_file.model_copy(update={"task": task}))
+
+    def noted(self, note: str) -> Plan:
+        return dataclasses.replace(self, notes=(*self.notes, note))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as run.json keeps it, printable before work starts."""
@@ -161,6 +175,7 @@ class Plan:
             "rungs": list(self.rungs),
             **({"require_int8": self.require_int8} if self.require_int8 is not None else {}),
             **({"allow_fallback": list(self.allow_fallback)} if self.allow_fallback else {}),
+            **({"stand_in": True} if self.stand_in else {}),
             **({"energy": dataclasses.asdict(self.energy)} if self.energy else {}),
             **({"clocks_hz": list(self.clocks_hz)} if self.clocks_hz else {}),
             "metric": self.run_file.task.metric or self.run_file.task.object,
@@ -231,6 +246,7 @@ def make(run_file: RunFile, folder: Path, board: DeviceProfile, abilities: Abili
         require_int8=ladder.require_int8,
         allow_fallback=ladder.allow_fallback,
         energy=_sensing(run_file, budgets),
+        stand_in=run_file.device.stand_in,
     )
 
 

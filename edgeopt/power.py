@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgeopt_agent import replies
 
-from . import align, conditions, energy, measure, meters, stats
+from . import align, conditions, disk, energy, measure, meters, stats
 from .artifact import Artifact
+from .cache import check_json
 from .device.session import Session
 from .energy import Readings, Sensor, Window
-from .errors import ConfigError
+from .errors import ConfigError, IntegrityError, ProtocolError
 from .profile import DeviceProfile
 from .sensing import choose as choose
 from .sensing import fitting as fitting
@@ -43,15 +45,22 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """From the raw samples that `sample` kept. Raises OSError."""
-        result = json.loads((folder / "energy.json").read_text())
-        overhead = np.fromfile(folder / "samples-overhead.f64") if result["overhead"] else np.zeros(0)
-        return cls.of(result, np.fromfile(folder / "power.f64").reshape(-1, 2), overhead.reshape(-1, 2))
+        """From the raw samples that `sample` kept. Raises OSError, IntegrityError."""
+        result = check_json(folder / "energy.json")
+        try:
+            none = np.zeros((0, 2))
+            overhead = measure.read_pairs(folder / "samples-overhead.f64") if result["overhead"] else none
+            return cls.of(result, measure.read_pairs(folder / "power.f64"), overhead)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"{folder / 'energy.json'}: not a job's readings, as they were taken ({error})"
+            ) from error
 
     @classmethod
     def of(cls, result: dict[str, Any], rows: Array, overhead: Array) -> Run:
         """rows: (seconds, figure) of each reading; overhead: (copy_s, invoke_s) of the blocks with and without the
-        sampler, (0, 2) where there were none."""
+        sampler, (0, 2) where there were none. Raises ValueError for what the readings of one job cannot be."""
+        _require_whole(result, rows, overhead)
         marks = [(mark["artifact"], Window(mark["began_s"], mark["ended_s"], mark["n"])) for mark in result["marks"]]
         if result["meter"] is not None:
             return _of_meter(result, rows, marks)
@@ -114,6 +123,28 @@ class Run:
             values, times = np.where(steps < 0, steps + range_j, steps) / np.diff(times), times[1:]
         every = max(1, len(times) // WATTS_SHOWN)
         return times[::every] - self.readings.times_s[0], values[::every]
+
+
+def _require_whole(result: Mapping[str, Any], rows: Array, overhead: Array) -> None:
+    """Raises ValueError for what figures cannot be made of."""
+    if wrong := replies.result_problem("energy", result):
+        raise ValueError(wrong)
+    count, marks = len(result["executed"]), result["marks"]
+    if len(result["frequency_max_hz"]) != count:
+        raise ValueError(f"{len(result['frequency_max_hz'])} clocks of {count} artifacts")
+    windows = [sum(mark["artifact"] == index for mark in marks) for index in range(count)]
+    if sum(windows) + sum(mark["artifact"] is None for mark in marks) != len(marks) or len(set(windows)) > 1:
+        raise ValueError(f"{windows} windows of {count} artifacts, of {len(marks)} in all")
+    if any(mark["ended_s"] < mark["began_s"] for mark in marks):
+        raise ValueError("a window ended before it began")
+    if rows.ndim != 2 or rows.shape[1:] != (2,) or not bool(np.isfinite(rows[:, 0]).all()):
+        raise ValueError(f"readings {list(rows.shape)} must be times and figures")
+    if result["meter"] is None and (result["sensor"] is None or bool((np.diff(rows[:, 0]) <= 0).any())):
+        raise ValueError("the readings' times do not go on")
+    told = [block["n"] for block in result["overhead"]]
+    if sum(told) != len(overhead):
+        raise ValueError(f"{len(overhead)} samples with and without the sampler, and its blocks say {sum(told)}")
+    measure.require_times(overhead[:, 0], overhead[:, 1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,13 +238,23 @@ def sample(
             "power_mode": dict(power_mode or {}),
         }
     )
+    there = [
+        result["power"] is not None or meter is not None,
+        bool(result["overhead"]) == bool(result["overhead_samples"]),
+    ]
+    if len(result["executed"]) != len(artifacts) or not all(there):
+        raise ProtocolError(
+            f"{session.address}: job {job} measured {len(result['executed'])} artifacts, and was asked for "
+            f"{len(artifacts)}, by the board's own sensor; or a file of its samples is not told"
+        )
     result["meter"] = _finish(session, meter, before, folder) if meter else None
     if meter is None:
-        (folder / "power.f64").write_bytes(session.fetch(job, result["power"]))
+        disk.write(folder / "power.f64", session.fetch(job, result["power"]))
     if result["overhead_samples"]:
-        (folder / "samples-overhead.f64").write_bytes(session.fetch(job, result["overhead_samples"]))
-    (folder / "energy.json").write_text(json.dumps(result))
-    return Run.read(folder)
+        disk.write(folder / "samples-overhead.f64", session.fetch(job, result["overhead_samples"]))
+    disk.write(folder / "energy.json", json.dumps(result))
+    with measure.believed(session, job):
+        return Run.read(folder)
 
 
 def settled(
@@ -231,7 +272,7 @@ def settled(
     reason = measure.cool_down(session, disturbed, say)
     found = take()
     found.result["repeated"] = reason
-    (folder / "energy.json").write_text(json.dumps(found.result))
+    disk.write(folder / "energy.json", json.dumps(found.result))
     return found
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import config, profile
+from . import config, disk, profile
 from .device import Transport
-from .device.registry import toml_text, write_text
+from .device.registry import toml_text
 from .device.session import Event, Placement, Session, ignore
 from .errors import ConfigError
 
@@ -68,7 +68,8 @@ def profile_text(facts: Mapping[str, Any], root: str, python: str, day: datetime
     if facts["memory_bytes"]:
         note = "what the kernel manages, less than what is soldered on"
         lines += ["", "[memory]", _figure("total_bytes", facts["memory_bytes"], f"/proc/meminfo {who}", note)]
-    lines += ["", "[board]", f"root = {toml_text(root)}", f"python = {toml_text(python)}"]
+    models = [f"models = [{toml_text(facts['model'])}]"] if facts["model"] else []
+    lines += ["", "[board]", *models, f"root = {toml_text(root)}", f"python = {toml_text(python)}"]
     lines += ["", "[budget]", "# latency_p50_s = 0.020   # your demand, in seconds: see `edgeopt profiles keys`"]
     text = "\n".join(lines) + "\n"
     config.parse_toml(text, profile.DeviceProfile, "the probed profile")
@@ -81,7 +82,7 @@ def write(path: Path, text: str, overwrite: bool) -> None:
         raise ConfigError(f"--out {path}: a profile's file ends in .toml")
     if path.exists() and not overwrite:
         raise ConfigError(f"--out {path} exists; name another, or add --overwrite")
-    write_text(path, text)
+    disk.write(path, text)
 
 
 def _processor(facts: Mapping[str, Any], machine: str, who: str) -> list[str]:

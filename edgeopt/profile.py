@@ -23,6 +23,7 @@ INT8_FEATURES = {
     "armv7l": ("neon",),
 }
 ARCHITECTURES = tuple(INT8_FEATURES)
+ANY = "any"  # in the place of an architecture: a profile of no board, for whatever machine there is
 TENSOR_TYPES = ("int8", "int16", "fp16", "fp32")
 _FEATURES = tuple(dict.fromkeys(feature for features in INT8_FEATURES.values() for feature in features))
 
@@ -32,6 +33,7 @@ Source = Annotated[
     Field(pattern=r"^(https?://\S+|measured: \S.*)$"),
     Allowed('"https://…" or "measured: <how>"'),
 ]
+Texts = Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 BoardPath = Annotated[
@@ -58,8 +60,14 @@ class Sourced(Section, Generic[T]):
 
 
 class Cpu(Section):
-    architecture: Annotated[str, Choices(ARCHITECTURES)] = Field(description="What `uname -m` prints on the board.")
+    architecture: Annotated[str, Choices((*ARCHITECTURES, ANY))] = Field(
+        description='What `uname -m` prints on the board; "any" for a profile that fits every machine.'
+    )
     model: Text | None = Field(default=None, description="The core, as its maker names it: Cortex-A72.")
+    names: Texts | None = Field(
+        default=None,
+        description="What the board's /proc/cpuinfo has for `model`, any of these; absent: the same as `model`.",
+    )
     cores: Sourced[Count] | None = Field(default=None, description="Cores that Linux sees.")
     cores_big: Sourced[Count] | None = Field(
         default=None, description="Of these, the fast ones of a big.LITTLE processor."
@@ -75,12 +83,12 @@ class Cpu(Section):
 
     def conflicts(self) -> Iterator[Conflict]:
         features = self.int8_features.value if self.int8_features else ()
-        fitting = INT8_FEATURES[self.architecture]
+        fitting = INT8_FEATURES.get(self.architecture, ())
         if foreign := [feature for feature in features if feature not in fitting]:
             yield Conflict(
                 ("int8_features", "architecture"),
                 f"{', '.join(foreign)} on {self.architecture}",
-                f"on {self.architecture}: {', '.join(fitting)}",
+                f"on {self.architecture}: {', '.join(fitting) or 'none'}",
                 "correct the architecture or remove the feature",
             )
         yield from _repeated("int8_features", features)
@@ -147,6 +155,11 @@ class Power(Section):
 
 
 class Board(Section):
+    models: Texts | None = Field(
+        default=None,
+        description="How such a board names itself (/proc/device-tree/model, or the product name of a PC): one of "
+        "these, whatever follows it; absent: any.",
+    )
     root: BoardPath = Field(description="Folder of edgeopt on the board; needs symlinks, rename and fsync.")
     python: Program = Field(description="Interpreter of the agent on the board, 3.8 or newer.")
 
@@ -249,6 +262,11 @@ def load(name_or_path: str | Path) -> DeviceProfile:
         raise ConfigError(f"profile: found {text!r}; allowed: {', '.join(names())}, or a path ending in .toml; {mend}")
     profile._id = Path(text).stem
     return profile
+
+
+def named(name: str) -> DeviceProfile | None:
+    """The profile of that name that comes with edgeopt; None where none does."""
+    return load(name) if name in names() else None
 
 
 def _bundled() -> Any:

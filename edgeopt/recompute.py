@@ -13,6 +13,7 @@ from .cache import key_of, sha256_file
 from .errors import IntegrityError
 
 RELATIVE = 1e-9  # sums in another order, by another numpy
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError)
 OF_JOB = ("latency", "load_s", "first_inference_s", "memory", "ratios", "step", "executed", "conditions")
 
 
@@ -43,12 +44,13 @@ def of_kept(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if now != before:
             differing.append({"figure": f"samples/{name}, SHA-256", "stored": before, "again": now})
     try:
-        again = json.loads(json.dumps(documents.OF[record["command"]](record["about"], folder / "samples")))
+        made = documents.OF[record["command"]](record["about"], folder / "samples")
+        again = json.loads(json.dumps(made, allow_nan=False))
     except IntegrityError as error:
         missing.append(str(error))
     except FileNotFoundError as error:
         missing.append(f"{error.filename}: not there")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:  # files are anybody's to edit
+    except FOREIGN as error:  # files are anybody's to edit
         missing.append(f"{folder}: its samples and {kept.RECORD} are not as edgeopt writes them ({error!r})")
     count = 0
     for place, value in again.items():
@@ -68,12 +70,14 @@ def _again(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], l
 
     def attempt(work: Callable[..., dict[str, Any]], *given: Any) -> None:
         try:
-            found.update(work(*given))
+            made = work(*given)
+            json.dumps(made, allow_nan=False)
+            found.update(made)
         except IntegrityError as error:
             missing.append(str(error))
         except FileNotFoundError as error:
             missing.append(f"{error.filename}: not there")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # run.json is anybody's to edit
+        except FOREIGN as error:  # run.json is anybody's to edit
             missing.append(f"{given[0]}: run.json is not as edgeopt writes it ({error!r})")
 
     for name, trial in trials.items():

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from . import profile as profiles
 from . import tasks
-from .config import Allowed, Choices, Conflict, Section, show
+from .config import Allowed, Choices, Conflict, Section, nearest, show
 from .profile import Budget
-from .task import CLASS_METRICS
+from .task import ALL_SPLITS, CLASS_METRICS
 
 RUNGS = ("fp32", "fp16", "int8", "npu", "threads", "prune", "frequency")
 LEAST_WINDOW_S = 10.0  # of energy: MEASURING
@@ -32,6 +32,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Values = Annotated[dict[str, Any], Allowed("text, numbers, true, false, and lists and tables of these")]
 SensorName = Annotated[
     str, Field(pattern=r"^[a-z_]+(:.+)?$"), Allowed("KIND:RAIL as `edgeopt power --list` shows them, or KIND")
+]
+PartName = Annotated[str, Field(min_length=1, max_length=100)]
+Source = Annotated[
+    Text | dict[PartName, Text],
+    Field(min_length=1),
+    Allowed('a path, or one for each given part of the data: { train = "train.npz", test = "test.npz" }'),
 ]
 Prepare = Annotated[dict[str, Any], Allowed("a table with the keys of the kind of data that is named")]
 Steps = Annotated[
@@ -63,14 +69,18 @@ class ModelSection(Section):
 
 
 class TaskSection(Section):
-    arrays: Text | None = Field(default=None, description="An .npz beside the run file, with one row per sample.")
+    arrays: Source | None = Field(
+        default=None,
+        description="An .npz beside the run file, with one row per sample. With parts, an array of one may be called "
+        "after it: x_train or train_x for x.",
+    )
     object: Spec | None = Field(
         default=None,
         description="Instead of arrays: a function; its result has arrays(), and score() where no metric fits.",
     )
-    images: Text | None = Field(default=None, description=tasks.source_words("images"))
-    audio: Text | None = Field(default=None, description=tasks.source_words("audio"))
-    text: Text | None = Field(default=None, description=tasks.source_words("text"))
+    images: Source | None = Field(default=None, description=tasks.source_words("images"))
+    audio: Source | None = Field(default=None, description=tasks.source_words("audio"))
+    text: Source | None = Field(default=None, description=tasks.source_words("text"))
     prepare: Prepare = Field(default_factory=dict, description=tasks.explain())
     inputs: Texts = Field(description="Names of the arrays that are the model's inputs, in its order.")
     labels: Text | None = Field(default=None, description="Name of the array, or of the CSV file's column, of labels.")
@@ -122,23 +132,52 @@ class TaskSection(Section):
         """What the samples are made of where they are no arrays yet: a file of edgeopt/tasks."""
         return next((kind for kind in tasks.KINDS if getattr(self, kind) is not None), None)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that the data is given in; none where it is one."""
+        source = getattr(self, self.kind or "arrays")
+        return tuple(source) if isinstance(source, dict) else ()
+
 
 class SplitSection(Section):
+    values: Annotated[tuple[int | str, ...], Field(strict=False, min_length=1)] | None = Field(
+        default=None,
+        description="Where the splits are given: its values in [splits] column, or its parts of [task] arrays, images, "
+        "audio or text.",
+    )
     groups: Annotated[tuple[int | str, ...], Field(strict=False, min_length=1)] | None = Field(
         default=None, description="The groups that belong to this split alone."
     )
     count: Count | None = Field(default=None, description="At most so many samples, drawn with the seed.")
 
     def conflicts(self) -> Iterator[Conflict]:
-        if self.groups is None and self.count is None:
-            yield Conflict(("groups", "count"), "neither", "one of the two, or both", "say which samples it takes")
+        if self.groups is None and self.count is None and self.values is None:
+            yield Conflict(
+                ("values", "groups", "count"), "none of them", "one, or a count beside it", "say which samples it takes"
+            )
+        if self.groups is not None and self.values is not None:
+            yield Conflict(("values", "groups"), "both", "one of the two", "leave out one")
 
 
 class SplitsSection(Section):
+    column: Text | None = Field(
+        default=None, description="Name of the array, or of the CSV file's column, that says which split a row is of."
+    )
     seed: Seed = Field(default=0, description="Seed of which samples each split draws.")
-    calibration: SplitSection = Field(description="For quantization ranges and recovery training.")
+    train: SplitSection | None = Field(
+        default=None, description="For the recovery of pruned models; absent: calibration serves."
+    )
+    calibration: SplitSection = Field(description="For quantization ranges, and for training where train is absent.")
+    ranges: Count = Field(
+        default=500, description="Of calibration, at most so many samples, drawn with the seed, give the ranges."
+    )
     selection: SplitSection = Field(description="Chooses among candidates.")
     final: SplitSection = Field(description="Scored once, for the chosen candidate only.")
+
+    def sections(self) -> dict[str, SplitSection]:
+        """The splits that there are, by name."""
+        chosen = {name: getattr(self, name) for name in ALL_SPLITS}
+        return {name: section for name, section in chosen.items() if section is not None}
 
 
 class DeviceSection(Section):
@@ -156,6 +195,9 @@ class DeviceSection(Section):
     known_hosts: Text | None = Field(default=None, description="known_hosts file; default: ~/.ssh/known_hosts.")
     transport: Annotated[str, Choices(profiles.TRANSPORTS)] | None = Field(
         default=None, description="Who speaks ssh; default: the known board's, else paramiko."
+    )
+    stand_in: bool = Field(
+        default=False, description="The board may stand in for the profile's, which it is not; every figure is marked."
     )
 
 
@@ -239,7 +281,9 @@ class RunFile(Section):
     ] = Field(description="Name of the run, of its folder in runs/ and of the bundle.")
     model: ModelSection = Field(description="The trained model.")
     task: TaskSection = Field(description="The data, and how a sample is prepared and scored.")
-    splits: SplitsSection = Field(description="Three disjoint parts of the data; no group is in two of them.")
+    splits: SplitsSection = Field(
+        description="Parts of the data that share no sample and no group; given ones: column, and values in each."
+    )
     device: DeviceSection = Field(description="The board.")
     budget: Demands = Field(
         default=Demands(),
@@ -251,10 +295,28 @@ class RunFile(Section):
     prune: PruneSection = Field(default_factory=PruneSection, description="Structured pruning and its recovery.")
 
     def conflicts(self) -> Iterator[Conflict]:
+        yield from self._of_given_splits()
         metric, drop = self.task.metric, self.ladder.floor_drop
         if metric in CLASS_METRICS and drop >= 1:
             mend = f"write {drop / 100:g} for {drop:g} points" if drop < 100 else "lower it"
             yield Conflict(("ladder.floor_drop",), show(drop), f"below 1: '{metric}' is a share", mend)
+
+    def _of_given_splits(self) -> Iterator[Conflict]:
+        """Where a column or parts of the data say which split a row is of, every split names its values, else none."""
+        parts, column = self.task.parts, self.splits.column
+        if parts and column:
+            mend = "leave out the column, or give the data as one"
+            yield Conflict(("splits.column",), f"'{column}' beside parts of [task]", "one of the two", mend)
+        for name, section in self.splits.sections().items():
+            key = f"splits.{name}.values"
+            if (parts or column) and section.values is None:
+                given = ", ".join(parts) if parts else f"the values in '{column}'"
+                yield Conflict((key,), "nothing", given, "say which rows it takes; a count may stand beside")
+            if section.values is not None and not (parts or column):
+                mend = "name the column in [splits] column, or give [task] one path per part"
+                yield Conflict((key,), show(list(section.values)), "values of a column, or parts of the data", mend)
+            if parts and (wrong := [value for value in section.values or () if value not in parts]):
+                yield Conflict((key,), show(wrong[0]), ", ".join(parts), nearest(str(wrong[0]), parts) or "correct it")
 
 
 def _unstorable(value: object, key: str) -> Iterator[Conflict]:

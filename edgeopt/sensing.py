@@ -30,15 +30,16 @@ class Sensing:
         """As the agent takes it."""
         return {"kind": self.kind, "rail": self.rail}
 
-    def problem(self, sensors: Sequence[Mapping[str, Any]], address: str) -> str | None:
+    def problem(self, facts: Mapping[str, Any], address: str) -> str | None:
         """Why no sensor of a board (its facts) is the one, with the names there are; None: there is one."""
+        sensors = facts["sensors"]
         found = fitting(sensors, self.wanted)
         if len(found) == 1:
             return None
         asked = ":".join(word for word in (self.kind, self.rail) if word)
         names = ", ".join(f"{told['kind']}:{told['rail']}" for told in sensors)
         if not sensors:
-            return f"{address} shows no power sensor to this user (RAPL's counters are root's alone)"
+            return no_sensor(facts, address)
         what = f"no power sensor '{asked}'" if not found else "more than one power sensor that fits"
         return f'{address} has {what}; name one with [energy] sensor = "KIND:RAIL": {names}'
 
@@ -52,6 +53,12 @@ class Sensing:
 
     def unseen(self) -> str:
         return unseen(str(self.kind), str(self.rail), self.whole_board, "[energy] whole_board = true")
+
+
+def no_sensor(facts: Mapping[str, Any], address: str) -> str:
+    """That a board (its facts) shows none, and why, where it says so."""
+    why = "; ".join(facts.get("sensor_problems") or ())
+    return f"{address} shows no power sensor to this user" + (f": {why}" if why else "")
 
 
 def unseen(kind: str, rail: str, whole_board: bool, option: str = "--whole-board") -> str:

@@ -17,24 +17,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from edgeopt_agent import preprocess
 
-from . import decode, lower, measure, model, onnx_model, stats
+from . import lower, measure, model, onnx_model, origin, stats
 from .artifact import Artifact
-from .cache import Cache, key_of, sha256_file, source_of, versions
+from .cache import Cache, key_of, source_of, versions
 from .device.session import Session
-from .errors import ConfigError, ModelError
+from .errors import ModelError
 from .ladder import Recipe
 from .lower import ethosu
 from .measure import Comparison
 from .plan import Frequency, Lower, Npu, Plan, Prune, Recover, Threads
-from .runfile import ModelSection
-from .task import Array, Samples, TaskObject, check_labels, check_outputs, plain_arrays, read_npz, samples_of, split
+from .task import Array, Samples, check_outputs
 
 if TYPE_CHECKING:
     import torch
 
 Say = Callable[[dict[str, Any]], None]
 
-SOURCE_PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 COMPRESS_FILES = ("cuts", "groups", "proof", "prune", "recover")
 PRUNE_PACKAGES = ("torch", "torch-pruning", "numpy")
 
@@ -64,8 +62,8 @@ class Workbench:
         """The user's model, imported now if no stage needed it before. Raises ModelError if it is another one now."""
         self.say({"event": "stage", "what": "loading the model"})
         section = self.plan.run_file.model
-        source, graph = _load(section, self.plan.folder, self.example)
-        if graph != self.graph:
+        source, _ = origin.load(self.plan)
+        if origin.graph_hash(source, self.example) != self.graph:
             raise ModelError(
                 f"{section.named()} gives another model each time it is called, or its files changed meanwhile; load "
                 "trained weights in it, set its seed, or start again"
@@ -100,14 +98,30 @@ class Workbench:
 
     def hash_of(self, name: str) -> str:
         """What decides a split's prepared inputs and labels, without preparing them: pictures grow by four then."""
-        own = self.splits[name]
+        return self._hash(self.splits[name])
+
+    def _hash(self, own: Samples) -> str:
         labels = () if own.labels is None else (own.labels,)
         how = {"steps": self.plan.preprocess, "code": source_of("edgeopt_agent/preprocess.py")}
         return key_of({"arrays": hash_arrays([*own.inputs, *labels]), **how})
 
+    @property
+    def training(self) -> str:
+        """Name of the split that trains."""
+        return "train" if "train" in self.splits else "calibration"
+
     @functools.cached_property
-    def calibration_hash(self) -> str:
-        return self.hash_of("calibration")
+    def range_samples(self) -> Samples:
+        """The samples of calibration that give quantization ranges: all, or so many of them as the run file says."""
+        own, most = self.splits["calibration"], self.plan.run_file.splits.ranges
+        if len(own) <= most:
+            return own
+        rows = np.random.default_rng(self.plan.run_file.splits.seed).permutation(len(own))[:most]
+        return own.take(np.sort(rows))
+
+    @functools.cached_property
+    def ranges_hash(self) -> str:
+        return self._hash(self.range_samples)
 
     def scores(self, outputs: Sequence[Array], labels: Array | None) -> Array:
         """Per-sample scores (n,) of outputs, each (n, ...), by the task's metric or its own score()."""
@@ -124,50 +138,23 @@ class Workbench:
         return found
 
 
-def open_data(plan: Plan, cache: Cache, say: Say) -> dict[str, Samples]:
-    """The three splits, read and checked, before board and model are needed; an ONNX model's files must be there.
-
-    Raises ConfigError, ModelError.
-    """
-    task = plan.run_file.task
-    if plan.run_file.model.onnx is not None:
-        onnx_model.files(plan.folder / plan.run_file.model.onnx)
-    samples = _samples(plan, cache, say)
-    rows = split(samples, plan.splits, plan.run_file.splits.seed)
-    splits = {name: samples.take(indices) for name, indices in rows.items()}
-    for own in splits.values():
-        if task.metric is not None:
-            check_labels(own.labels, task.metric, len(task.classes) or None)
-        own.take(np.arange(min(2, len(own)))).prepared(plan.preprocess)
-    return splits
-
-
 def open_workbench(
     plan: Plan, splits: dict[str, Samples], cache: Cache, say: Say, remeasure: bool = False
 ) -> Workbench:
-    """The data of `open_data`, and the source model known; `remeasure`: no stored comparison is used.
+    """`splits`: of data.opened; the source model known; `remeasure`: no stored comparison is used.
+
+    The plan and the samples of the workbench have their inputs in the model's order. Before anything else a few samples
+    show that the source gives one answer to each.
 
     Raises ConfigError, ModelError, MissingDependency.
     """
-    example = splits["calibration"].take(np.arange(1)).prepared(plan.preprocess)
-    section = plan.run_file.model
-
-    def build(folder: Path) -> None:
-        say({"event": "stage", "what": "loading and exporting the model"})
-        (folder / "graph").write_text(_load(section, plan.folder, example)[1])
-
-    inputs = {
-        "factory": section.named(),
-        "arguments": section.arguments,
-        "folder": str(plan.folder),
-        "shapes": [[list(array.shape), str(array.dtype)] for array in example],
-        "versions": versions(SOURCE_PACKAGES),
-        "code": source_of("edgeopt/model.py", "edgeopt/onnx_model.py"),
-        # native code reads them, so the trace does not see them
-        "files": {} if section.onnx is None else _hashes(onnx_model.files(plan.folder / section.onnx)),
-    }
-    graph = (cache.traced("source", inputs, build) / "graph").read_text()
-    return Workbench(plan, cache, say, splits, graph, remeasure)
+    found = origin.known(plan, splits["calibration"], cache, say)
+    if len(found.binding.inputs) > 1:
+        say({"event": "stage", "what": f"inputs: {found.binding}"})
+        plan = plan.noted(f"the model's inputs and their arrays: {found.binding}")
+    order = [plan.run_file.task.inputs.index(name) for name in found.binding.arrays]
+    splits = {name: samples.of_inputs(order) for name, samples in splits.items()}
+    return Workbench(plan.with_inputs(found.binding.arrays), cache, say, splits, found.graph, remeasure)
 
 
 def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
@@ -191,8 +178,8 @@ def reference(bench: Workbench, name: str) -> tuple[Array, ...]:
     inputs = {
         "graph": bench.graph,
         "samples": bench.hash_of(name),
-        "versions": versions(SOURCE_PACKAGES),
-        "code": source_of("edgeopt/model.py", "edgeopt/onnx_model.py"),
+        "versions": versions(origin.PACKAGES),
+        "code": source_of(*origin.CODE),
     }
     outputs = _load_arrays(bench.cache.stage(f"reference of {name}", inputs, build) / "outputs.npz")
     task, labels = bench.plan.run_file.task, bench.splits[name].labels
@@ -230,12 +217,13 @@ def artifact(bench: Workbench, recipe: Recipe) -> tuple[Artifact, dict[str, Any]
 
 
 def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
-    """A folder from which the pruned and recovered model can be rebuilt. Trained on the calibration split only."""
+    """A folder from which the pruned and recovered model can be rebuilt. Trained on the train split, where there is
+    one, else on calibration."""
     inputs = {
         "graph": bench.graph,
         "prune": dataclasses.asdict(prune_step),
         "recover": dataclasses.asdict(recover_step),
-        "calibration": bench.calibration_hash,
+        "training": bench.hash_of(bench.training),
         "versions": versions(PRUNE_PACKAGES),
         "code": source_of(*(f"edgeopt/compress/{name}.py" for name in COMPRESS_FILES)),
     }
@@ -246,12 +234,12 @@ def pruned(bench: Workbench, prune_step: Prune, recover_step: Recover) -> Path:
         def epoch(done: int, total: int, loss: float) -> None:
             bench.progress(f"recovering the model pruned by {prune_step.ratio:.0%} (loss {loss:.4f})", done, total)
 
-        calibration = Samples(bench.prepared("calibration"), bench.splits["calibration"].labels, None)
-        example = tuple(array[: prune.SAMPLES] for array in calibration.inputs)
+        training = Samples(bench.prepared(bench.training), bench.splits[bench.training].labels, None)
+        example = tuple(array[: prune.SAMPLES] for array in training.inputs)
         module, history = prune.prune(bench.module, prune_step, example, bench.progress, prune_step.keep)
         bench.progress(prune.summary(history))
         checkpoint = bench.cache.partial("pruned", inputs) / "checkpoint"
-        module = recover.recover(module, bench.module, calibration, recover_step, checkpoint, epoch)
+        module = recover.recover(module, bench.module, training, recover_step, checkpoint, epoch)
         prune.save(module, history, folder)
         facts = {name: history[name] for name in ("macs", "parameters", "widths", "whole", "proof")}
         (folder / "compress.json").write_text(json.dumps(facts))
@@ -266,9 +254,9 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
         "graph": bench.graph,
         "compressed": compressed.name if compressed else None,
         "lower": dataclasses.asdict(step),
-        "calibration": bench.calibration_hash,
+        "calibration": bench.ranges_hash,
         "versions": versions(lowering.ABILITY.distributions),
-        "code": source_of("edgeopt/parity.py", "edgeopt/lower/__init__.py", *lower.sources(step.runtime)),
+        "code": source_of(*lower.sources(step.runtime)),
     }
 
     def build(folder: Path) -> None:
@@ -277,9 +265,9 @@ def lowered(bench: Workbench, step: Lower, compressed: Path | None) -> Path:
             from .compress import prune
 
             source = prune.restore(bench.module, compressed)
-        calibration = bench.prepared("calibration")
+        calibration = bench.range_samples.prepared(bench.plan.preprocess)
         example = tuple(array[: model.REFERENCE_BATCH] for array in calibration)
-        made = lowering.lower(source, step.scheme, example, calibration, folder, bench.progress)
+        made = lower.make(step.runtime, source, step.scheme, example, calibration, folder, bench.progress)
         facts = {
             "files": [path.name for path in made.paths],
             "options": made.options,
@@ -339,38 +327,14 @@ def board_outputs(
         _save_arrays(folder / "outputs.npz", measure.outputs(session, artifact, shards))
 
     found = _load_arrays(bench.cache.stage(f"{name} outputs of {artifact.name}", inputs, build) / "outputs.npz")
-    model.check_finite(found, f"'{artifact.name}' on {session.address}")
+    try:
+        model.check_finite(found, f"'{artifact.name}' on {session.address}", "")
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; the source model's outputs are finite, so it is not at fault: {artifact.runtime}'s artifact is, "
+            "or that board's runtime; `edgeopt convert` or `quantize` looks for the node where it arises"
+        ) from error
     return found
-
-
-def _samples(plan: Plan, cache: Cache, say: Say) -> Samples:
-    task = plan.run_file.task
-    if task.arrays is not None:
-        path = plan.folder / task.arrays
-        return samples_of(read_npz(path), task.inputs, task.labels, task.groups, f"'{path}'")
-    if task.kind is not None:
-        return decode.samples(plan, cache, task.kind, say)
-    spec = str(task.object)
-
-    def build(folder: Path) -> None:
-        made = model.call_factory(spec, plan.folder, {}, "[task] object")
-        if not isinstance(made, TaskObject):
-            raise ConfigError(f"[task] object = '{spec}' returned {type(made).__name__}, which has no arrays() method")
-        if task.metric is None and not callable(getattr(made, "score", None)):
-            raise ConfigError(f"[task] object = '{spec}' has no score() method, and [task] metric is absent; give one")
-        with model.user_code(f"arrays() of [task] object = '{spec}'"):
-            given = made.arrays()
-        arrays: dict[str, Any] = plain_arrays(given, f"arrays() of [task] object = '{spec}'")
-        np.savez(folder / "arrays.npz", **arrays)
-
-    inputs = {
-        "object": spec,
-        "folder": str(plan.folder),
-        "needs_score": task.metric is None,
-        "versions": versions(["numpy"]),
-    }
-    folder = cache.traced("task", inputs, build)
-    return samples_of(read_npz(folder / "arrays.npz"), task.inputs, task.labels, task.groups, f"'{spec}'")
 
 
 def board_key(session: Session, facts: dict[str, Any], artifacts: Sequence[Artifact]) -> dict[str, Any]:
@@ -379,19 +343,6 @@ def board_key(session: Session, facts: dict[str, Any], artifacts: Sequence[Artif
         "agent": session.hello["agent_sha256"],
         "artifacts": [artifact.entry() for artifact in artifacts],
     }
-
-
-def _load(section: ModelSection, folder: Path, example: Sequence[Array]) -> tuple[torch.nn.Module | Path, str]:
-    """(the source model, its hash)."""
-    if section.onnx is not None:
-        path = folder / section.onnx
-        return path, onnx_model.graph_hash(path)
-    module = model.load_torch(str(section.torch), folder, section.arguments)
-    return module, model.graph_hash(module, example)
-
-
-def _hashes(paths: Sequence[Path]) -> dict[str, str]:
-    return {path.name: sha256_file(path) for path in paths}
 
 
 def _save_arrays(path: Path, arrays: Sequence[Array]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from .errors import ConfigError
 
 Array = NDArray[Any]
 SPLITS = ("calibration", "selection", "final")
+ALL_SPLITS = ("train", *SPLITS)  # train may be absent
 CLASS_METRICS = ("top1", "top5")
 SHOWN_NAMES = 20
 WIDEST_NUMBER_BYTES = 8  # what torch and the board's runtimes take
@@ -37,11 +38,15 @@ class TaskObject(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """inputs: one array (n, ...) per model input, raw; labels: (n, ...) or None; groups: (n,) or None."""
+    """inputs: one array (n, ...) per model input, raw; labels: (n, ...) or None; groups: (n,) or None.
+
+    parts: (n,), which of the given parts of the data a sample is of; None where none are given.
+    """
 
     inputs: tuple[Array, ...]
     labels: Array | None
     groups: Array | None
+    parts: Array | None = None
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -52,7 +57,12 @@ class Samples:
             tuple(array[indices] for array in self.inputs),
             None if self.labels is None else self.labels[indices],
             None if self.groups is None else self.groups[indices],
+            None if self.parts is None else self.parts[indices],
         )
+
+    def of_inputs(self, order: Sequence[int]) -> Samples:
+        """The same with the inputs in another order."""
+        return dataclasses.replace(self, inputs=tuple(self.inputs[index] for index in order))
 
     def prepared(self, steps: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Array, ...]:
         """The inputs after `steps` (a list per input), as the source model takes them. Raises ConfigError."""
@@ -64,14 +74,27 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How one split is chosen: these groups, at most `count` samples; without groups, `count` samples of the rest."""
+    """How one split is chosen: these groups, at most `count` samples; without groups, `count` samples of the rest.
+
+    values: only samples of these parts; without a count, all that the other splits leave of them.
+    """
 
     groups: tuple[int | str, ...] | None
     count: int | None
+    values: tuple[int | str, ...] | None = None
 
 
-def read_npz(path: Path, key: str = "[task] arrays") -> dict[str, Array]:
-    """Every array of an .npz, pickles refused. Raises ConfigError naming key, file and array."""
+def read_npz(
+    path: Path,
+    key: str = "[task] arrays",
+    objects: list[str] | None = None,
+    only: Container[str] | None = None,
+) -> dict[str, Array]:
+    """Every array of an .npz, or those of `only`; pickles refused. objects: is given the names of arrays of objects,
+    else they are refused.
+
+    Raises ConfigError naming key, file and array.
+    """
     what = f"{key} = '{path}'"
     name = ""
     found: dict[str, Array] = {}
@@ -81,7 +104,14 @@ def read_npz(path: Path, key: str = "[task] arrays") -> dict[str, Array]:
             raise ConfigError(f"{what} is a single .npy array; save it with numpy.savez(path, name=array, …)")
         with archive:
             for name in archive.files:
-                found[name] = archive[name]
+                if only is not None and name not in only:
+                    continue
+                try:
+                    found[name] = archive[name]
+                except ValueError as error:
+                    if objects is None or "allow_pickle" not in str(error):
+                        raise
+                    objects.append(name)
     except FileNotFoundError as error:
         raise ConfigError(f"{what}: no such file; give the path of an .npz") from error
     except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
@@ -118,14 +148,25 @@ def plain_arrays(given: object, what: str) -> dict[str, Array]:
 
 
 def samples_of(
-    arrays: Mapping[str, Array], inputs: Sequence[str], labels: str | None, groups: str | None, where: str
+    arrays: Mapping[str, Array],
+    inputs: Sequence[str],
+    labels: str | None,
+    groups: str | None,
+    where: str,
+    column: str | None = None,
 ) -> Samples:
-    """Picks and checks the named arrays. Raises ConfigError naming the array, what was found and what is needed."""
-    for key, names in (("inputs", list(inputs)), ("labels", [labels]), ("groups", [groups])):
+    """Picks and checks the named arrays; column: [splits] column. Raises ConfigError naming the array, what was found
+    and what is needed."""
+    keys: dict[str, list[str | None]] = {
+        "[task] inputs": list(inputs),
+        "[task] labels": [labels],
+        "[task] groups": [groups],
+    }
+    for key, names in {**keys, "[splits] column": [column]}.items():
         for name in names:
             if name is not None and name not in arrays:
-                raise ConfigError(f"[task] {key} = '{name}': {where} has no such array; it has: {_some(arrays)}")
-    named = [*inputs, *(name for name in (labels, groups) if name is not None)]
+                raise ConfigError(f"{key} = '{name}': {where} has no such array; it has: {some(arrays)}")
+    named = [*inputs, *(name for name in (labels, groups, column) if name is not None)]
     counts = {name: len(arrays[name]) if arrays[name].ndim else 0 for name in named}
     if len(set(counts.values())) != 1:
         found = ", ".join(f"{name}: {count}" for name, count in counts.items())
@@ -134,15 +175,17 @@ def samples_of(
         raise ConfigError(f"[task] arrays of {where} hold no sample")
     for name in inputs:
         _check_numbers(arrays[name], f"[task] inputs = '{name}' in {where}")
-    if groups is not None and (arrays[groups].ndim != 1 or arrays[groups].dtype.kind not in "iuU"):
-        raise ConfigError(
-            f"[task] groups = '{groups}' in {where} has shape {arrays[groups].shape}, type {arrays[groups].dtype}; one "
-            "whole number or text per sample is needed"
-        )
+    for key, one in (("[task] groups", groups), ("[splits] column", column)):
+        if one is not None and (arrays[one].ndim != 1 or arrays[one].dtype.kind not in "iuU"):
+            raise ConfigError(
+                f"{key} = '{one}' in {where} has shape {arrays[one].shape}, type {arrays[one].dtype}; one whole number "
+                "or text per sample is needed"
+            )
     return Samples(
         tuple(_native(arrays[name]) for name in inputs),
         _native(arrays[labels]) if labels is not None else None,
         arrays[groups] if groups is not None else None,
+        arrays[column] if column is not None else None,
     )
 
 
@@ -196,35 +239,86 @@ def split(samples: Samples, wanted: Mapping[str, Split], seed: int) -> dict[str,
     """Indices (k,) per split: disjoint, and disjoint by group where there are groups. Raises ConfigError.
 
     Groups that a split names are its own. Splits that name none are given the remaining groups one by one, in an order
-    drawn with `seed`, until their count is reached.
+    drawn with `seed`, until their count is reached; of the parts that they name, where parts are given.
     """
     rng = np.random.default_rng(seed)
     groups = samples.groups if samples.groups is not None else np.arange(len(samples))
     names, member = np.unique(groups, return_inverse=True)  # groups by number from here on; member: (n,)
-    sizes = np.bincount(member)
     own = _named_groups(names.tolist(), wanted, samples.groups is not None)
     rest = rng.permutation(len(names))
     rest = rest[~np.isin(rest, [number for numbers in own.values() for number in numbers])]
+    pools = _pools(samples, wanted, names, member)
     chosen: dict[str, Array] = {}
-    for name in SPLITS:
-        count = wanted[name].count
+    for name in _drawn(wanted):
+        count, pool = wanted[name].count, pools[name]
         if name not in own:
-            taken = int(np.searchsorted(np.cumsum(sizes[rest]), count or 0)) + 1  # the group that reaches it too
-            own[name], rest = rest[:taken].tolist(), rest[taken:]
-        indices = np.flatnonzero(np.isin(member, own[name]))
-        if len(indices) == 0:
-            unit = "samples" if samples.groups is None else "groups"
-            raise ConfigError(
-                f"[splits] {name} is empty: the other splits take all {len(names)} {unit}; lower their count, or name "
-                "groups for each"
-            )
-        if count is not None and len(indices) < count:
-            held = "its groups hold" if wanted[name].groups is not None else "the other splits leave"
-            raise ConfigError(f"[splits] {name}.count = {count}, but {held} {len(indices)} samples; lower a count")
+            rows = np.bincount(member[pool], minlength=len(names))
+            fitting = rest[rows[rest] > 0]
+            reached = np.cumsum(rows[fitting])
+            taken = len(fitting) if count is None else int(np.searchsorted(reached, count)) + 1  # the one that reaches
+            own[name] = fitting[:taken].tolist()
+            rest = rest[~np.isin(rest, own[name])]
+        indices = np.flatnonzero(np.isin(member, own[name]) & pool)
+        _require_enough(name, wanted[name], len(indices), samples.groups is not None, len(names))
         if count is not None and len(indices) > count:
             indices = np.sort(rng.permutation(indices)[:count])
         chosen[name] = indices
-    return chosen
+    return {name: chosen[name] for name in ALL_SPLITS if name in chosen}
+
+
+def _drawn(wanted: Mapping[str, Split]) -> list[str]:
+    """The order in which splits are drawn: what takes all that is left comes last, and training's before."""
+    order = [name for name in (*SPLITS, "train") if name in wanted]
+    takes_rest = [name for name in order if wanted[name].groups is None and wanted[name].count is None]
+    for first, name in enumerate(takes_rest):
+        for other in takes_rest[first + 1 :]:
+            if shared := set(wanted[name].values or ()) & set(wanted[other].values or ()):
+                raise ConfigError(
+                    f"[splits] {name} and {other} both take all of {sorted(map(str, shared))[0]!r}; give one of them a "
+                    "count, or other values"
+                )
+    return [name for name in order if name not in takes_rest] + takes_rest
+
+
+def _pools(samples: Samples, wanted: Mapping[str, Split], names: Array, member: Array) -> dict[str, Array]:
+    """By split, which samples (n,) bool its values admit; all where it names none. Raises ConfigError for a value that
+    nothing has, and for a group with rows of a split's parts and of another's."""
+    everything = np.ones(len(samples), bool)
+    pools = {name: everything for name in wanted}
+    given = {name: own.values for name, own in wanted.items() if own.values is not None}
+    if not given:
+        return pools
+    assert samples.parts is not None
+    there = np.unique(samples.parts).tolist()
+    for name, values in given.items():
+        for value in values:
+            if value not in there:
+                raise ConfigError(f"[splits] {name}.values: there is no {value!r}; {_known(there, value, 'values')}")
+        pools[name] = np.isin(samples.parts, values)
+    if samples.groups is not None:
+        used = np.logical_or.reduce([pools[name] for name in given])
+        for name in given:
+            both = np.intersect1d(member[pools[name]], member[used & ~pools[name]])
+            if len(both):
+                raise ConfigError(
+                    f"[splits] {name}.values: group {names[both[0]].item()!r} has rows of its values and of another "
+                    "split's; splits share no group: correct the column, or leave [task] groups out"
+                )
+    return pools
+
+
+def _require_enough(name: str, own: Split, found: int, has_groups: bool, total: int) -> None:
+    """Raises ConfigError for a split without a sample, or with fewer than its count."""
+    where = f" of {', '.join(map(repr, own.values))}" if own.values is not None else ""
+    if found == 0:
+        unit = "groups" if has_groups else "samples"
+        raise ConfigError(
+            f"[splits] {name} is empty: the other splits take all {'' if where else f'{total} '}{unit}{where}; lower "
+            "their count, or name others for each"
+        )
+    if own.count is not None and found < own.count:
+        held = "its groups hold" if own.groups is not None else "the other splits leave"
+        raise ConfigError(f"[splits] {name}.count = {own.count}, but {held} {found} samples{where}; lower a count")
 
 
 def _named_groups(names: list[Any], wanted: Mapping[str, Split], has_groups: bool) -> dict[str, list[int]]:
@@ -247,14 +341,14 @@ def _named_groups(names: list[Any], wanted: Mapping[str, Split], has_groups: boo
     return own
 
 
-def _known(names: list[Any], group: int | str) -> str:
+def _known(names: list[Any], group: int | str, what: str = "groups") -> str:
     if isinstance(names[0], str) != isinstance(group, str):
         kind = "text: write it in quotes" if isinstance(names[0], str) else "whole numbers: write it without quotes"
-        return f"the data's groups are {kind}, as {names[0]!r}"
-    return f"the data has: {_some(names)}"
+        return f"the data's {what} are {kind}, as {names[0]!r}"
+    return f"the data has: {some(names)}"
 
 
-def _some(names: Iterable[object]) -> str:
+def some(names: Iterable[object]) -> str:
     texts = [str(name) for name in names]
     more = f" and {len(texts) - SHOWN_NAMES} more" if len(texts) > SHOWN_NAMES else ""
     return ", ".join(texts[:SHOWN_NAMES]) + more if texts else "none"

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from . import evidence, ladder, measure, placement, power, stages
+from . import evidence, fidelity, ladder, measure, parity, placement, power, stages
 from .artifact import Artifact
 from .device.session import Session
 from .errors import AgentFailure, ModelError, PlanError
 from .ladder import Recipe, Trial
 from .measure import Comparison
-from .plan import Lower, Plan
+from .plan import Lower, Plan, Prune
 from .sampled import sampled
 from .stages import Workbench
 from .stats import Figure
@@ -49,9 +49,13 @@ def attempt(run: Run, recipe: Recipe, trials: Sequence[Trial]) -> Trial:
         artifact, notes = stages.artifact(run.bench, recipe)
         if why := placement.planned(notes["notes"].get("npu"), _demand(run, recipe)):
             return _failed(recipe, why)
+        if why := parity.refusal(notes["notes"]["parity"]):
+            raise ModelError(f"its answers are noise {why}")
         artifact.require_fit(run.facts["runtimes"], run.session.address)
         run.artifacts[recipe.name] = artifact
         run.outputs[recipe.name] = stages.board_outputs(run.bench, run.session, run.facts, artifact, "selection")
+        if why := _noise(run, recipe):
+            raise ModelError(f"its answers on {run.session.address} are noise: {why}")
     except (ModelError, PlanError, AgentFailure) as error:
         if not trials or (isinstance(error, AgentFailure) and error.kind not in ("runtime", "fallback")):
             raise
@@ -82,6 +86,15 @@ def _other_precision(artifact: Artifact, executed: dict[str, Any]) -> str | None
     return f"{artifact.runtime} computed in {found} on this board, though {asked} was asked for"
 
 
+def _noise(run: Run, recipe: Recipe) -> str | None:
+    """Why the board's answers are none, beside the source model's; a pruned model learned other ones of its own."""
+    if any(isinstance(step, Prune) for step in recipe.steps):
+        return None
+    source = run.sources["selection"]
+    found = [own.reshape(other.shape) for own, other in zip(run.outputs[recipe.name], source, strict=True)]
+    return fidelity.refusal(fidelity.errors(found, source))
+
+
 def _demand(run: Run, recipe: Recipe) -> placement.Demand:
     """A share of int8 is asked of artifacts that are made int8."""
     is_int8 = any(isinstance(step, Lower) and step.scheme.startswith("int8") for step in recipe.steps)
@@ -102,7 +115,19 @@ def _failed(recipe: Recipe, why: str) -> Trial:
     nothing = Figure(None, None, 0, invalid="not measured: the candidate failed")
     record = {
         **_record(recipe),
-        **dict.fromkeys(("artifact", "score", "latency", "load_s", "first_inference_s", "memory", "energy", "samples")),
+        **dict.fromkeys(
+            (
+                "artifact",
+                "score",
+                "latency",
+                "baseline_latency",
+                "load_s",
+                "first_inference_s",
+                "memory",
+                "energy",
+                "samples",
+            )
+        ),
         "ratios": {},
         "step": None,
         "executed": None,

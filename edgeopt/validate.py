@@ -5,24 +5,23 @@ source model, the stored outputs are the model's own, recorded when it was bundl
 from __future__ import annotations
 
 import dataclasses
-import io
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edgeopt_agent import preprocess
+from edgeopt_agent.wire import RemoteError
 
-from . import measure
-from .bundle import Bundle
+from . import arrays, measure
+from .bundle import Bundle, Evaluation
 from .device.session import Event, Session
 from .errors import AgentFailure, ConfigError, IntegrityError
-from .evidence import Score, Scored, judged
+from .evidence import Score, Scored, judged, lost
 from .flash import describe
 from .plan import OF_ENERGY
-from .task import Array, Samples
+from .task import CLASS_METRICS, Array, Samples
 
 SCORED = "scored.npz"
 
@@ -56,21 +55,38 @@ def read_pack(bundle: Bundle) -> Pack:
             "`edgeopt bundle` with --labels"
         )
     columns: dict[str, list[Array]] = {}
+    for number, entry in enumerate(evaluation.shards):
+        held = arrays.read(bundle.blob(entry), f"{bundle.path}: shard {number + 1} of its evaluation pack")
+        for name, array in held.items():
+            columns.setdefault(name, []).append(array)
     try:
-        for entry in evaluation.shards:
-            with np.load(io.BytesIO(bundle.blob(entry)), allow_pickle=False) as archive:
-                for name in archive.files:
-                    columns.setdefault(name, []).append(archive[name])
-        arrays = {name: np.concatenate(parts, axis=0) for name, parts in columns.items()}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise IntegrityError(f"{bundle.path}: its evaluation pack is not arrays of samples ({error})") from error
-    if not {"input0", "source0"} <= set(arrays):
-        raise IntegrityError(f"{bundle.path}: its evaluation pack has {sorted(arrays)}, not input0 and source0")
-    inputs = tuple(arrays[f"input{i}"] for i in range(sum(name.startswith("input") for name in arrays)))
-    source = tuple(arrays[f"source{i}"] for i in range(sum(name.startswith("source") for name in arrays)))
-    samples = Samples(inputs, arrays.get("labels"), arrays.get("groups"))
+        return _pack(columns, evaluation)
+    except (ValueError, TypeError, IndexError, KeyError, RemoteError) as error:
+        raise IntegrityError(f"{bundle.path}: its evaluation pack is not arrays of samples: {error}") from error
+
+
+def _pack(columns: Mapping[str, Sequence[Array]], evaluation: Evaluation) -> Pack:
+    """columns: the shards' arrays by name. Raises ValueError and what numpy raises for what cannot be a pack."""
+    joined = {name: np.concatenate(parts, axis=0) for name, parts in columns.items()}
+    arrays.require_rows(joined)
+    inputs, source = arrays.numbered(joined, "input"), arrays.numbered(joined, "source")
+    if not inputs or not source:
+        raise ValueError(f"it has {', '.join(sorted(joined))[:200]}, not input0 and source0")
+    if not all(array.dtype.kind in "biuf" and bool(np.isfinite(array).all()) for array in source):
+        raise ValueError("the source model's outputs must be finite numbers")
+    groups, labels = joined.get("groups"), joined.get("labels")
+    if groups is not None and groups.ndim != 1:
+        raise ValueError(f"groups {list(groups.shape)} must be one a sample")
+    if evaluation.metric is not None:
+        score = np.asarray(preprocess.score(evaluation.metric, source, labels))
+        if score.shape != (len(source[0]),) or not np.isfinite(score).all():
+            raise ValueError(f"'{evaluation.metric}' gives no score a sample of its labels")
+        if evaluation.metric in CLASS_METRICS and (
+            labels is None or labels.shape != score.shape or labels.dtype.kind not in "iu"
+        ):
+            raise ValueError(f"'{evaluation.metric}' needs one label a sample, a whole number")
     return Pack(
-        samples,
+        Samples(inputs, labels, groups),
         source,
         evaluation.metric,
         tuple(evaluation.classes),
@@ -92,12 +108,13 @@ def health_inputs(bundle: Bundle) -> bytes:
     Raises IntegrityError.
     """
     data = bundle.blob(bundle.manifest.files[bundle.manifest.health.file])
+    what = f"{bundle.path}: its health check"
+    held = arrays.read(data, what)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            count = sum(name.startswith("input") for name in archive.files)
-            inputs = tuple(archive[f"input{index}"] for index in range(count))
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise IntegrityError(f"{bundle.path}: its health check has no arrays of samples ({error})") from error
+        inputs = arrays.numbered(held, "input")
+        arrays.require_rows({str(index): array for index, array in enumerate(inputs)})
+    except ValueError as error:
+        raise IntegrityError(f"{what} has no arrays of samples ({error})") from error
     return measure.shard(Samples(inputs, None, None))
 
 
@@ -142,8 +159,11 @@ def validate(
         outputs = measure.outputs(session, artifact, measure.shards(inputs))
         some = measure.shards(inputs.take(np.arange(min(len(inputs), measure.LATENCY_SAMPLES))))
         measure.settled(session, [artifact], some, mode, 0, samples, say, repeat=repeat)
+    if [(len(one), one[:1].size) for one in outputs] != [(len(one), one[:1].size) for one in pack.source]:
+        shapes = [[list(one.shape) for one in side] for side in (outputs, pack.source)]
+        raise IntegrityError(f"{bundle.path}: the artifact answers {shapes[0]}, its evaluation pack has {shapes[1]}")
     numbers, lost = _numbers(outputs)
-    Scored.of(numbers, pack.source, pack.samples, score, metric in ("top1", "top5")).write(samples / SCORED)
+    Scored.of(numbers, pack.source, pack.samples, score, metric in CLASS_METRICS).write(samples / SCORED)
     return {
         "device": session.address,
         "release": bundle.release,
@@ -176,7 +196,7 @@ def figures(about: Mapping[str, Any], samples: Path) -> dict[str, Any]:
         "name": about["name"],
         "verdict": verdict,
         "reference": about["reference"],
-        "reasons": [*broken, *unknown, f"score: {final['reason']}", *_unjudged(about)],
+        "reasons": [*broken, *unknown, f"score: {final['reason']}", *lost(final["output_error"]), *_unjudged(about)],
         "final": dict(final, metric=about["metric"]),
         "latency": latency,
         "memory": memory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeopt import lower, plan, stages
+from edgeopt import data, lower, plan
 from edgeopt.cache import Cache
 from edgeopt.task import Samples
 
@@ -46,7 +46,7 @@ def read(folder: Path, say: list[dict[str, Any]] | None = None, cache: Cache | N
     """The three splits; events are appended to `say`."""
     made = plan.load(folder, lower.abilities())
     cache = cache or Cache(folder.with_name(folder.name + "-cache"))
-    return stages.open_data(made, cache, (say if say is not None else []).append)
+    return data.opened(made, cache, (say if say is not None else []).append)
 
 
 def everything(folder: Path) -> Samples:

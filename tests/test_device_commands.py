@@ -167,22 +167,16 @@ def test_a_profile_of_another_processor_is_refused(server: LoopbackBoard, device
     assert not (devices.parent / "known_hosts" / "one").exists()
 
 
-@pytest.mark.parametrize(
-    ("profile_of", "kernel", "python", "fits"),
-    [
-        ("aarch64", "arm64", "arm64", True),
-        ("armv7l", "aarch64", "armv7l", True),
-        ("armv7l", "armv8l", "armv8l", True),
-        ("aarch64", "armv7l", "armv7l", False),
-        ("x86_64", "aarch64", "aarch64", False),
-    ],
-)
-def test_names_of_processors_are_compared_by_what_they_mean(
-    profile_of: str, kernel: str, python: str, fits: bool
-) -> None:
-    told = {"machine": kernel, "environment": {"machine": python}}
-    with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match=f"is of an? {profile_of} board"):
-        adding.require_architecture("mine", profile_of, told, "ssh://x")
+def test_a_stand_in_is_known_as_one(server: LoopbackBoard) -> None:
+    done = add(server, "--accept-new", "--profile", OTHER_PROFILE, "--stand-in")
+    assert done.returncode == 0, done.stderr
+    assert registry.get("one").stand_in is True
+    assert registry.adding("one").endswith("--stand-in --overwrite")
+    listed = run_cli("power", "--list", "--device", "one", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert json.loads(listed.stdout)["board"]["stand_in"]["profile"] == OTHER_PROFILE
+    add(server, "--accept-new", "--overwrite", "--profile", OWN_PROFILE, "--stand-in")
+    assert registry.get("one").stand_in is None, "it is the profile's board"
 
 
 def test_add_without_a_profile_says_what_is_missing(server: LoopbackBoard) -> None:

@@ -20,7 +20,7 @@ import pytest
 import task_project
 from boards import dense_tflite
 from bundle_variants import variant
-from conftest import SshBoard, made_once, run_cli
+from conftest import REPOSITORY, SshBoard, made_once, run_cli
 from edgeopt_agent.facts import parse_cpuinfo
 from model_files import conv_onnx
 
@@ -448,11 +448,19 @@ def test_what_an_accelerator_runs_is_not_run_on_this_host(other_python: Path, tm
     dense_bundle(tmp_path)
     delegate = placement_models.refusing_delegate(tmp_path)
     variant(tmp_path / "cpu.edgeopt", tmp_path / "npu.edgeopt", artifact={"options": {"delegate": str(delegate)}})
+    own = tmp_path / "own.toml"
+    source = 'source = "https://example.org"'
+    own.write_text(
+        (REPOSITORY / "device_profiles" / "generic-x86-64.toml").read_text()
+        + f'\n[npu]\nmodel = {{ value = "none", {source} }}\ndelegate = {{ value = "{delegate}", {source} }}\n'
+    )
     for name, state, words in (("cpu", "good", "layers agree"), ("npu", "not compared", f"'{delegate.name}'")):
-        found = diagnose(tmp_path / f"{name}.edgeopt", tmp_path / name, "--board-python", other_python)
-        (own,) = (check for check in found["checks"] if check["check"] == "host and board")
-        assert own["state"] == state
-        assert words in own["says"]
+        found = diagnose(
+            tmp_path / f"{name}.edgeopt", tmp_path / name, "--board-python", other_python, "--profile", own
+        )
+        (check,) = (one for one in found["checks"] if one["check"] == "host and board")
+        assert check["state"] == state
+        assert words in check["says"]
 
 
 @pytest.mark.parametrize("name", ["right", "as OpenCV", "BGR"])

@@ -262,3 +262,30 @@ def test_a_drift_goes_one_way(counts: list[int], watts: list[float], said: str |
         values[(times > window.began_s - 0.5) & (times < window.ended_s + 0.5)] = drawn
     found = drift(Readings(POWER, times, values), runs)
     assert found is None if said is None else said in str(found)
+
+
+# A sensor that stands still
+
+
+@pytest.mark.parametrize("sensor", [POWER, COUNTER], ids=["power", "counter"])
+@pytest.mark.parametrize("since_s", [0.0, 15.0, 30.0], ids=["from the first", "in a window", "between windows"])
+def test_a_figure_that_stays_beyond_chance_decides_nothing(sensor: Sensor, since_s: float) -> None:
+    readings = trace(sensor, BUSY)
+    begin = int(np.searchsorted(readings.times_s, since_s))
+    values = readings.values.copy()
+    values[begin:] = values[begin]
+    found = per_inference(dataclasses.replace(readings, values=values), BUSY, IDLE)
+    for name in ("gross_j", "net_j", "work_w"):
+        assert found[name].value is None, name
+    assert "frozen" in found["gross_j"].invalid
+    windows = [window["invalid"] is None for window in found["windows"]]
+    assert windows == [window.ended_s < since_s for window in BUSY]
+    assert ratio(dataclasses.replace(readings, values=values), BUSY[:2], BUSY[1:], "power_w").value is None
+
+
+@pytest.mark.parametrize("step_w", [0.5, 1.0, 2.5])
+def test_a_coarse_sensor_is_not_frozen(step_w: float) -> None:
+    """An idle board may well tell one figure all the time, and a wall meter has steps of a watt."""
+    readings = trace(POWER, BUSY)
+    coarse = dataclasses.replace(readings, values=np.round(readings.values / step_w) * step_w)
+    assert per_inference(coarse, BUSY, IDLE)["gross_j"].value is not None

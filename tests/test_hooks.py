@@ -9,12 +9,15 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fake_releases as fakes
 import pytest
 from board_folder import Board
 from bundle_variants import variant
 from conftest import EDGEOPT
-from edgeopt_agent import jobs, releases
+from edgeopt_agent import activations, hooks, jobs, releases, store
+from edgeopt_agent.root import prepare
 from edgeopt_agent.wire import RemoteError
 
 from edgeopt import bundle as bundles
@@ -81,7 +84,7 @@ def test_a_hook_that_hangs_is_ended(
     board.flash(versions[0])
     board.flash(versions[1])
     board.hook("pause", "#!/bin/sh\nexec sleep 1000\n")
-    monkeypatch.setattr(releases, "HOOK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(hooks, "TIMEOUT_S", 0.5)
     with pytest.raises(RemoteError, match=r"hooks/pause did not end within 0\.5 s") as caught:
         releases.rollback(jobs.Context(str(board.root), str(tmp_path)))
     assert caught.value.kind == "hook"
@@ -195,3 +198,123 @@ def test_an_overdue_return_is_the_rollback_that_was_asked_for(
         versions[0].release,
     )
     assert board.current() == (versions[1].release, versions[0].release)
+
+
+class Killed(Exception):
+    """The job ends here without a word, as when it is killed."""
+
+
+class KilledWhenItWaits(jobs.Context):
+    def emit(self, event: dict[str, Any]) -> None:
+        if event["event"] == "waiting":
+            raise Killed
+
+
+def left_unconfirmed(root: Path, number: int) -> fakes.Release:
+    """It is current, nobody confirmed it, and nobody waits for that any more."""
+    made = fakes.release(number, policy={"confirm_within_s": 3600.0})
+    for name, data in made.blobs.items():
+        store.put(str(root), made.hashes[name], len(data), 0, data)
+    with pytest.raises(Killed):
+        releases.activate(
+            KilledWhenItWaits(str(root), fakes.context(root).folder), {"release": made.id, "manifest": made.text}
+        )
+    return made
+
+
+def test_nothing_returns_to_what_was_never_confirmed(tmp_path: Path) -> None:
+    root, good = tmp_path, fakes.release(1)
+    fakes.activate(root, good)
+    for number in (2, 3):
+        doubt = left_unconfirmed(root, number)
+        assert fakes.current(root) == (doubt.id, good.id)
+    last = fakes.release(4)
+    fakes.activate(root, last)
+    assert fakes.current(root) == (last.id, good.id)
+
+
+def test_a_board_whose_first_release_was_never_confirmed_has_no_way_back(tmp_path: Path) -> None:
+    prepare(str(tmp_path))
+    left_unconfirmed(tmp_path, 1)
+    last = fakes.release(2)
+    fakes.activate(tmp_path, last)
+    assert fakes.current(tmp_path) == (last.id, None)
+
+
+def test_confirm_says_which_release_and_can_be_told_which(tmp_path: Path) -> None:
+    fakes.activate(tmp_path, fakes.release(1))
+    doubt = left_unconfirmed(tmp_path, 2)
+
+    def agent(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [str(tmp_path / "bin" / "edgeopt-agent"), *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    for wrong in ("f" * 64, doubt.id[:7], ""):
+        refused = agent("confirm", "--release", wrong)
+        assert refused.returncode == 4
+        assert doubt.id in refused.stderr
+    assert agent("status", "--release", doubt.id).returncode == 2
+    assert json.loads(agent("status").stdout)["current"]["confirmed"] is False
+    for right in ([], ["--release", doubt.id], ["--release", doubt.id[:12]]):
+        assert json.loads(agent("confirm", *right).stdout)["release"] == doubt.id
+    assert json.loads(agent("status").stdout)["current"]["confirmed"] is True
+
+
+def test_sleep_counts_as_time_to_confirm(tmp_path: Path) -> None:
+    """By the clock that goes on while the board is suspended; records of older agents have the other one."""
+    fakes.activate(tmp_path, fakes.release(1))
+    left_unconfirmed(tmp_path, 2)
+    limit = activations.current_record(str(tmp_path))["confirm_by"]  # type: ignore[index]
+    assert limit["boottime_s"] - time.clock_gettime(time.CLOCK_BOOTTIME) == pytest.approx(3600.0, abs=60.0)
+    assert not activations.is_over(limit)
+    assert activations.is_over({**limit, "boottime_s": time.clock_gettime(time.CLOCK_BOOTTIME) - 1.0})
+    assert not activations.is_over({"boot_id": limit["boot_id"], "monotonic_s": time.monotonic() + 60.0})
+    assert activations.is_over({**limit, "boot_id": "of the boot before"})
+
+
+def not_executable(hook: Path) -> None:
+    hook.chmod(0o644)
+
+
+def of_others(hook: Path) -> None:
+    hook.chmod(0o757)
+
+
+def a_folder(hook: Path) -> None:
+    hook.unlink()
+    hook.mkdir()
+
+
+@pytest.mark.parametrize("name", hooks.NAMES)
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(not_executable, "cannot be run; chmod"), (of_others, "other users"), (a_folder, "is no file")]
+)
+def test_a_hook_that_is_there_and_cannot_be_run_is_no_hook_left_out(
+    tmp_path: Path, name: str, spoil: Callable[[Path], None], said: str
+) -> None:
+    one, two = fakes.release(1), fakes.release(2)
+    fakes.activate(tmp_path, one)
+    board = Board(tmp_path)
+    board.hook(name, NOTE)
+    spoil(tmp_path / "hooks" / name)
+    with pytest.raises(RemoteError, match=said) as caught:
+        fakes.activate(tmp_path, two)
+    assert caught.value.kind == "hook"
+    assert str(tmp_path / "hooks" / name) in str(caught.value)
+    assert fakes.current(tmp_path) == (one.id, None)
+
+
+def test_hooks_on_a_file_system_without_programs_are_no_hooks_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "board"
+    one = fakes.release(1)
+    fakes.activate(root, one)
+    Board(root).hook("pause", NOTE)
+    for command in (["mount", "--bind", root, root], ["mount", "-o", "remount,bind,noexec", root]):
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a file system")
+    try:
+        with pytest.raises(RemoteError, match="noexec"):
+            fakes.activate(root, fakes.release(2))
+    finally:
+        subprocess.run(["umount", "-l", root], check=True)
+    assert fakes.current(root) == (one.id, None)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import schema_check
 from boards import dense_tflite, events, is_alive, job_folders, progress_of, until
 from conftest import EDGEOPT, SshBoard, run_cli, run_quick
 
 from edgeopt import documents, report
+from edgeopt.report import conform
 
 LONG = ("--mode", "sustained", "--minutes", "0.3")
 ROUNDS = 24  # blocks of one model in that time
@@ -90,7 +90,7 @@ def commands(model: Path) -> dict[str, list[object]]:
         "compare": ["compare", model, other, *own, "--no-repeat"],
         "sustained": ["bench", model, *own, *LONG],
         "load": ["load", model, "--inputs", inputs, *root, "--seconds", "1"],
-        "power": ["power", model, *own, "--no-repeat", "--estimate", "--profile", "raspberry-pi-4"],
+        "power": ["power", model, *own, "--no-repeat", "--estimate", "--profile", "raspberry-pi-4", "--stand-in"],
     }
 
 
@@ -133,7 +133,7 @@ def check(folder: Path, document: dict[str, Any], figure: str) -> None:
         (0, True, False) if has_curves else (2, False, True)
     )
     schema = json.loads(run_cli("report", "--schema", document["kind"]).stdout)
-    assert list(schema_check.problems(document, schema, schema, document["kind"])) == []
+    assert list(conform.problems(document, schema, schema, document["kind"])) == []
     found = recomputed(folder, 0)
     assert (found["differences"], found["missing"]) == ([], [])
     assert found["again"].items() <= document.items()

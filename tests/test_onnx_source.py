@@ -114,6 +114,41 @@ def test_an_onnx_file_becomes_a_release(project: Path, tmp_path: Path, runtime: 
     assert back.returncode == 0, back.stderr
 
 
+def test_int8_whose_other_output_is_noise_is_a_failed_trial(project: Path, tmp_path: Path) -> None:
+    """The score is of the first output; in the second, one channel passes through a size that takes all of int8's."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        pytest.skip("needs edgeopt[onnx]")
+    from onnx import TensorProto, helper, load, numpy_helper, save
+
+    model = load(str(project / "small.onnx"))
+    up = np.ones((1, 32), np.float32)
+    up[0, 0] = 1e6
+    weights = [numpy_helper.from_array(own, name) for name, own in (("up", up), ("down", 1 / up))]
+    model.graph.initializer.extend(weights)
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["e", "up"], ["f"], name="grow"),
+            helper.make_node("Relu", ["f"], ["g"]),
+            helper.make_node("Mul", ["g", "down"], ["h"], name="shrink"),
+            helper.make_node("MatMul", ["h", "w3"], ["z"], name="other"),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 5]))
+    save(model, str(project / "small.onnx"))
+    text = RUN_FILE.format(runtime='runtime = "onnxruntime"').replace(', "threads"', "")
+    (project / "edgeopt.toml").write_text(text)
+    run = ["--cache", tmp_path / "cache", "--out", tmp_path / "run", "--json", "--allow-undecided"]
+    done = run_quick("optimize", project, "--root", tmp_path / "board", *run)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    fp32, int8 = found["trials"]
+    assert int8["verdict"] == "failed"
+    for words in ("int8 quantization", "output 1", "signal to noise", "the floor is 10 dB"):
+        assert words in int8["reason"]
+    assert found["chosen"] == "fp32"
+    assert [own["output"] for own in fp32["notes"]["parity"][0]["outputs"]] == [0, 1]
+
+
 def test_a_changed_weight_is_another_model(project: Path, tmp_path: Path) -> None:
     """The weights are in a second file, which no trace of Python code sees being read."""
     (project / "edgeopt.toml").write_text(RUN_FILE.format(runtime="").replace(', "int8", "threads"', ""))

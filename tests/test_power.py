@@ -5,26 +5,28 @@ The tree is put over /sys/class in a mount namespace of its own, so agent and co
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import schema_check
 from boards import dense_tflite
 from conftest import EDGEOPT
 from edgeopt_agent import power
 from edgeopt_agent.power import pmic
 from rich.console import Console
 
-from edgeopt.report import joules, schema
+from edgeopt import sensing
+from edgeopt.report import conform, joules, schema
 
 WITH_TREE = 'mount --bind "$1" /sys/class && shift && exec "$@"'
 
@@ -128,21 +130,44 @@ def valid(tree: Path, *arguments: object) -> Any:
     pytest.skip("this machine reads the sensor too late, five times over")
 
 
+@contextlib.contextmanager
+def alive(file: Path, figures: Sequence[int]) -> Iterator[threading.Event]:
+    """A sensor's file whose last digit moves, as a living sensor's does; it stands still while the event is set."""
+    end, frozen, new = threading.Event(), threading.Event(), file.with_name(f"{file.name}.new")
+
+    def feed() -> None:
+        for figure in itertools.cycle(figures):
+            if end.wait(0.013):
+                break
+            if not frozen.is_set():
+                new.write_text(f"{figure}\n")
+                new.replace(file)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield frozen
+    finally:
+        end.set()
+        thread.join()
+
+
 @pytest.mark.alone
 def test_joules_are_watts_by_time(tmp_path: Path, model: Path) -> None:
     """Units as the kernel has them: a slip of a thousand would be seen."""
     tree, watts = write(tmp_path / "class", {**INA3221, "hwmon/hwmon3/update_interval": 100}), 5.072 * 1.2
-    found = valid(tree, "power", model, "--random", "--no-repeat", "--sensor", "hwmon:VDD_IN")
+    with alive(tree / "hwmon/hwmon3/curr1_input", (1199, 1200, 1201)):
+        found = valid(tree, "power", model, "--random", "--no-repeat", "--sensor", "hwmon:VDD_IN")
     (result,) = found["results"]
-    assert result["idle_w"]["value"] == pytest.approx(watts, rel=1e-6)
+    assert result["idle_w"]["value"] == pytest.approx(watts, rel=1e-3)
     for window in result["windows"]:
-        assert window["gross_j"] == pytest.approx(watts * window["seconds"] / window["n"], rel=1e-6)
+        assert window["gross_j"] == pytest.approx(watts * window["seconds"] / window["n"], rel=1e-3)
     assert result["gross_j"]["value"] > 0
-    assert result["net_j"]["value"] == pytest.approx(0, abs=result["gross_j"]["value"] * 1e-6)
+    assert result["net_j"]["value"] == pytest.approx(0, abs=result["gross_j"]["value"] * 1e-3)
     assert found["sampler_overhead"]["value"] > 0
     assert found["sensor"]["failures"] == {}
     told = schema("power")
-    assert list(schema_check.problems(found, told, told, "power")) == []
+    assert list(conform.problems(found, told, told, "power")) == []
 
 
 @pytest.mark.parametrize(
@@ -155,7 +180,7 @@ def test_figures_are_watts(
 ) -> None:
     monkeypatch.setattr(power, "SYS", str(tmp_path))
     write(tmp_path / "class", tree)
-    (sensor,) = power.find()
+    (sensor,) = (sensor for kind in power.kinds() for sensor in power.of_kind(kind))
     assert sensor.read() == pytest.approx(watts)
     if "power" in os.path.basename(sensor.where):
         volts, amperes = sensor.product()
@@ -167,7 +192,7 @@ def test_figures_are_watts(
 def test_a_battery_that_is_charged_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power, "SYS", str(tmp_path))
     write(tmp_path / "class", {**BATTERY, "power_supply/BAT0/status": "Charging"})
-    (sensor,) = power.find()
+    (sensor,) = (sensor for kind in power.kinds() for sensor in power.of_kind(kind))
     with pytest.raises(
         ValueError, match="is 'Charging': a battery tells what the board draws only while it discharges"
     ):
@@ -225,6 +250,90 @@ def test_a_counter_that_begins_again_gives_its_joules(counting: tuple[Path, floa
     assert told == pytest.approx([watts] * len(told), rel=0.01)
 
 
+def test_a_sensor_that_freezes_passes_no_budget(tmp_path: Path, model: Path) -> None:
+    """It read 4 W until the first window was over, and from then on the same 4 W, whatever the board drew."""
+    tree = write(tmp_path / "class", {**INA226, "hwmon/hwmon0/update_interval": 50})
+    asked = ["power", model, "--random", "--no-repeat", "--budget-w", "6", "--whole-board", "--sensor", "hwmon:ina226"]
+    with alive(tree / "hwmon/hwmon0/power1_input", (4_170_000, 4_175_000, 4_180_000)) as frozen:
+        timer = threading.Timer(20.0, frozen.set)
+        timer.start()
+        found = on_board(tree, *asked, code=11)
+        timer.cancel()
+    (result,) = found["results"]
+    assert result["work_w"]["value"] is None
+    assert "in a row" in result["work_w"]["invalid"]
+    assert found["verdict"] == "undecided"
+
+
+def test_sums_and_shunts_of_a_chip_are_no_rail(tmp_path: Path) -> None:
+    """Documentation/hwmon/ina3221: in4 to in6 are microvolts at the shunts, in7 and curr4 sums over the channels. Of a
+    chip that nobody described, a voltage and a current are a rail only where both bear its label."""
+    other = {
+        "hwmon/hwmon4/name": "unheard-of",
+        **{"hwmon/hwmon4/in1_input": 5000, "hwmon/hwmon4/curr1_input": 100},
+        **{"hwmon/hwmon4/in2_input": 5000, "hwmon/hwmon4/curr2_input": 100},
+        **{"hwmon/hwmon4/in2_label": "5V0", "hwmon/hwmon4/curr2_label": "5V0"},
+        **{"hwmon/hwmon4/in3_input": 5000, "hwmon/hwmon4/curr3_input": 100},
+        **{"hwmon/hwmon4/in3_label": "5V0", "hwmon/hwmon4/curr3_label": "3V3"},
+    }
+    sums = {"in4_input": 6000, "in5_input": 2000, "in6_input": 4080, "in7_input": 12080, "curr4_input": 2416}
+    own = {f"hwmon/hwmon3/{name}": value for name, value in sums.items()}
+    tree = write(tmp_path / "class", {**INA3221, **own, **other})
+    found = on_board(tree, "power", "--list")["sensors"]
+    assert [told["rail"] for told in found] == ["VDD_IN", "VDD_CPU_GPU_CV", "5V0"]
+
+
+def test_equal_chips_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After their place on the bus, which stays; the kernel's number, which may change, where none is told."""
+    monkeypatch.setattr(power, "SYS", str(tmp_path))
+    files: dict[str, object] = {}
+    for number, watts in ((5, 4), (6, 3), (7, 2)):
+        files |= {f"hwmon/hwmon{number}/name": "ina226", f"hwmon/hwmon{number}/power1_input": watts * 1_000_000}
+    write(tmp_path / "class", {**files, "hwmon/hwmon8/name": "ina226", "hwmon/hwmon8/power1_input": 9_000_000})
+    (tmp_path / "class/hwmon/hwmon8/label").write_text("main supply\n")
+    for number, place in ((5, "1-0040"), (6, "1-0041")):
+        (tmp_path / "bus" / place).mkdir(parents=True)
+        (tmp_path / f"class/hwmon/hwmon{number}/device").symlink_to(tmp_path / "bus" / place)
+    found, problems = power.described()
+    assert problems == []
+    assert [told["rail"] for told in found] == ["ina226@1-0040", "ina226@1-0041", "ina226@hwmon7", "main supply"]
+    assert power.choose("hwmon", "ina226@1-0041").read() == 3.0
+
+
+def test_a_read_that_never_returns_stops_nothing_else(tmp_path: Path, model: Path) -> None:
+    """A FIFO stands for a bus that hangs."""
+    tree = write(tmp_path / "class", {**BATTERY, "hwmon/hwmon0/name": "ina226"})
+    hangs = tree / "hwmon/hwmon0/power1_input"
+    os.mkfifo(hangs)
+    (tree / "thermal/thermal_zone0").mkdir(parents=True)
+    os.mkfifo(tree / "thermal/thermal_zone0/temp")
+    listed = on_board(tree, "power", "--list")
+    assert [told["rail"] for told in listed["sensors"]] == ["BAT0"]
+    (problem,) = listed["problems"]
+    assert "hwmon0/power1_input did not return" in problem
+    refused = on_board(tree, "power", model, "--random", "--sensor", "hwmon:ina226", code=4)["error"]["message"]
+    assert "hwmon0/power1_input did not return" in refused
+    done = on_board(tree, "bench", model, "--random", "--mode", "rapid", "--no-repeat")
+    assert done["results"][0]["latency"]["p50_s"]["value"] > 0
+
+
+def test_a_program_that_fails_is_named_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "SYS", str(tmp_path))
+    program = tmp_path / "bin/vcgencmd"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    for says, code, told in (("Can't open /dev/vcio", 1, "Can't open /dev/vcio"), ("Command not registered", 255, "")):
+        program.write_text(f'#!/bin/sh\necho "{says}"\nexit {code}\n')
+        program.chmod(0o755)
+        found, problems = power.described()
+        assert found == []
+        assert len(problems) == bool(told)
+        assert all(told in problem and problem.startswith("pmic:") for problem in problems)
+        said = sensing.no_sensor({"sensors": found, "sensor_problems": problems}, "ssh://pi")
+        assert "RAPL" not in said
+        assert told in said
+
+
 def test_a_board_without_a_sensor_says_so(tmp_path: Path, model: Path) -> None:
     tree = write(tmp_path / "class", {"hwmon/hwmon0/name": "coretemp"})
     assert on_board(tree, "power", "--list")["sensors"] == []
@@ -234,7 +343,8 @@ def test_a_board_without_a_sensor_says_so(tmp_path: Path, model: Path) -> None:
 
 def test_a_misspelt_sensor_is_no_estimate(tmp_path: Path, model: Path) -> None:
     tree = write(tmp_path / "class", INA3221)
-    asked = ["power", model, "--random", "--estimate", "--profile", "raspberry-pi-5", "--sensor", "hwmon:VDD_INN"]
+    asked = ["power", model, "--random", "--estimate", "--profile", "raspberry-pi-5", "--stand-in"]
+    asked += ["--sensor", "hwmon:VDD_INN"]
     refused = on_board(tree, *asked, code=4)["error"]["message"]
     assert "no such power sensor for 'hwmon VDD_INN'; this board has" in refused
     assert "hwmon VDD_IN" in refused

@@ -16,7 +16,6 @@ from typing import Any
 import meter_feeder
 import numpy as np
 import pytest
-import schema_check
 from boards import dense_tflite
 from conftest import run_cli
 from edgeopt_agent import power as sensors
@@ -24,7 +23,7 @@ from report_browser import NETWORK, PAINTED, WIDTHS, Addresses, Browser, browsin
 
 from edgeopt import measure, power
 from edgeopt.profile import load
-from edgeopt.report import power_page, schema, units
+from edgeopt.report import conform, power_page, schema, units
 
 HERE = Path(__file__).parent
 
@@ -90,7 +89,7 @@ def test_joules_by_a_meter(kind: str, tmp_path: Path, model: Path) -> None:
     assert "power at work is within the budget of 7 W; energy of one inference is over" in result["verdict"]["reason"]
     assert found["sampler_overhead"] is None
     told = schema("power")
-    assert list(schema_check.problems(found, told, told, "power")) == []
+    assert list(conform.problems(found, told, told, "power")) == []
     text = page.read_text(encoding="utf-8")
     assert f"meter {kind}:" in text
     assert "Watts over time" in text

@@ -96,9 +96,9 @@ def test_a_bundle_made_for_another_board_is_flashed_with_a_remark(
     tmp_path: Path, judged: dict[str, bundles.Bundle]
 ) -> None:
     board, bundle = Board(tmp_path / "board"), judged["passed"]
-    remark = "; made for generic-x86-64, and this board is a raspberry-pi-4: validate it here"
+    remark = "; made for generic-x86-64, and the profile here is raspberry-pi-4: validate it here"
     for profile, said in ((None, ""), ("generic-x86-64", ""), ("raspberry-pi-4", remark)):
-        chosen = ("--profile", profile) if profile else ()
+        chosen = ("--profile", profile, "--stand-in") if profile else ()
         first, *_ = board.run("flash", bundle.path, *chosen).stdout.splitlines()
         assert first.endswith(f"; accuracy passed{said}")
         told = json.loads(board.run("flash", bundle.path, *chosen, "--json").stdout)
@@ -307,9 +307,9 @@ def test_a_busy_board_is_no_reason_not_to_go_back(bundle_file: Path, tmp_path: P
         paths[name] = str(tmp_path / name)
     manifest["health"]["greatest_median_latency_s"] = 1e-9
     with pytest.raises(RemoteError, match="median latency"):
-        health.check(manifest, paths, folder(1))
-    told = health.check(manifest, paths, folder(2), refuse_slow=False)
+        health.check(str(tmp_path), manifest, paths, folder(1))
+    told = health.check(str(tmp_path), manifest, paths, folder(2), refuse_slow=False)
     assert "at most 0.000000 s is allowed" in str(told["slow"])
     manifest["health"]["least_correct"] = manifest["health"]["of"] + 1
     with pytest.raises(RemoteError, match="correct of"):
-        health.check(manifest, paths, folder(3), refuse_slow=False)
+        health.check(str(tmp_path), manifest, paths, folder(3), refuse_slow=False)

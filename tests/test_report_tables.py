@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import report_data
-import schema_check
 from conftest import run_cli
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from edgeopt import slices
-from edgeopt.report import breakdown, html, measured, schema, units
+from edgeopt.report import breakdown, conform, html, measured, schema, units
 
 SCORED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=200)
 
@@ -156,14 +155,14 @@ SCHEMA = schema()
 @pytest.mark.parametrize("name", ["full", "bare", "hostile"])
 def test_made_up_runs_follow_the_schema(name: str) -> None:
     run = json.loads(json.dumps(report_data.RUNS[name]()))
-    assert list(schema_check.problems(run, SCHEMA, SCHEMA)) == []
+    assert list(conform.problems(run, SCHEMA, SCHEMA)) == []
 
 
 def test_real_runs_follow_the_schema(small_run: Path) -> None:
     done = run_cli("report", small_run, "--json")
     assert done.returncode == 0, done.stderr
     run = json.loads(done.stdout)
-    assert list(schema_check.problems(run, SCHEMA, SCHEMA)) == []
+    assert list(conform.problems(run, SCHEMA, SCHEMA)) == []
     final = run["final"]
     assert sum(row["n"] for row in final["per_class"]) == sum(row["n"] for row in final["per_group"]) == final["n"]
     assert [row["label"] for row in final["per_group"]] == [8, 9, 10]
@@ -186,7 +185,7 @@ def test_real_runs_follow_the_schema(small_run: Path) -> None:
 def test_the_schema_refuses_what_is_wrong(change: Any, said: str) -> None:
     run = json.loads(json.dumps(report_data.run()))
     change(run)
-    assert any(said in problem for problem in schema_check.problems(run, SCHEMA, SCHEMA))
+    assert any(said in problem for problem in conform.problems(run, SCHEMA, SCHEMA))
 
 
 def test_report_prints_the_schema_and_refuses_runs_of_another(tmp_path: Path) -> None:

@@ -21,27 +21,30 @@ from edgeopt.cli import COMMANDS, cli
 # From what people touch down to what nothing may depend on; a module imports its own layer and those below.
 LAYERS = (
     {"cli", "__main__"},
-    {"optimize", "pack", "trial", "sampled", "stages", "decode", "ladder", "tools"},
+    {"optimize", "pack", "trial", "sampled", "stages", "origin", "data", "decode", "ladder", "tools"},
     {"flash", "validate", "evidence", "recompute", "diagnose", "placement", "power", "sustained", "load", "measure"}
     | {"report", "setup", "probe", "scaffold", "kept", "documents"},
     {"meters"},
     {"bundle", "compress", "lower", "device"},
     {"parity", "artifact"},
+    {"fidelity"},
     {"align"},
     {"energy", "cost"},
+    {"frozen"},
     {"stats", "conditions", "slices", "cache", "trace", "meter_lines", "onboard"},
     {"plan"},
     {"runfile"},
-    {"distributions", "sensing", "intervals"},
-    {"profile", "model", "onnx_model", "task", "tasks", "config", "toml_lines", "formats"},
-    {"errors"},
+    {"distributions", "sensing", "intervals", "arrays", "provenance"},
+    {"profile", "model", "onnx_model", "binding", "signature", "determinism", "quantizable"}
+    | {"task", "parts", "tasks", "config", "toml_lines", "formats"},
+    {"errors", "floor", "disk", "visible"},
 )
 HEAVY = {
     *("torch", "torch_pruning", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
     *("openvino", "nncf", "onnx", "onnxruntime"),
 }
-MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "parity", "compress", "lower"}
-AGENT_FOR_HOST = {"wire", "preprocess"}
+MAY_LOAD_FRAMEWORKS = {"model", "onnx_model", "signature", "determinism", "quantizable", "parity", "compress", "lower"}
+AGENT_FOR_HOST = {"wire", "preprocess", "requests", "replies"}
 RUNTIME_PACKAGES = {"ai_edge_litert", "tflite_runtime", "openvino", "onnxruntime"}
 
 
@@ -221,6 +224,14 @@ def test_readme_blocks_hold(language: str, text: str) -> None:
 
 def test_readme_has_blocks_of_every_kind() -> None:
     assert {language for language, _ in blocks()} == {"sh", "toml", "python"}
+
+
+def test_every_word_to_a_screen_passes_one_function() -> None:
+    """What is foreign in it then does nothing there (edgeopt.visible)."""
+    own = {"display.py", "document.py", "completion.py", "screen.py"}
+    for path in (REPOSITORY / "edgeopt" / "cli").glob("*.py"):
+        found = re.findall(r"click\.(?:s?echo)\(|rich\.console|(?<![.\w])print\(", path.read_text())
+        assert path.name in own or not found, f"{path.name}: {found}; use display.echo, echo_message or screen"
 
 
 def test_readme_names_every_command_and_preprocess_step() -> None:

@@ -173,7 +173,7 @@ def recorded(name: str) -> str:
         (
             "cpuinfo-raspberry-pi-4-64bit.txt",
             {
-                "cpu_model": "Arm implementer 0x41 part 0xd08",
+                "cpu_model": "Cortex-A72",
                 "cpu_features": ["asimd"],
                 "board_model": "Raspberry Pi 4 Model B Rev 1.4",
                 "serial": "10000000abcdef01",
@@ -182,7 +182,7 @@ def recorded(name: str) -> str:
         (
             "cpuinfo-raspberry-pi-4-32bit.txt",
             {
-                "cpu_model": "ARMv7 Processor rev 3 (v7l)",
+                "cpu_model": "Cortex-A72",
                 "cpu_features": ["neon"],
                 "board_model": "Raspberry Pi 4 Model B Rev 1.1",
                 "serial": "10000000abcdef01",

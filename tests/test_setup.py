@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import stat
@@ -9,12 +10,15 @@ import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fake_releases as fakes
 import pytest
 from board_folder import tree
 from boards import board_python, dense_bundle, dense_tflite, pyenv_python
 from conftest import run_cli, run_quick
-from edgeopt_agent import environment
+from edgeopt_agent import environment, facts, jobs, store
+from edgeopt_agent.root import prepare
 from edgeopt_agent.wire import RemoteError
 from loopback_board import LoopbackBoard
 from setups import NO_NETWORK, ok, prepared, set_up
@@ -107,6 +111,51 @@ def test_a_damaged_environment_is_made_anew(add: Add, wheels: Callable[[str], Pa
     assert again["id"] == first["id"]
     assert file.read_bytes() == text
     assert set_up()["already"]
+
+
+class Stopped(Exception):
+    """The job ends here, as when the power goes."""
+
+
+class StoppedWhileItUnpacks(jobs.Context):
+    def emit(self, event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            raise Stopped
+
+
+def test_repairing_an_environment_leaves_one_at_every_moment(tmp_path: Path) -> None:
+    """The damaged one stays until another one is whole: `current` never leads nowhere."""
+    prepare(str(tmp_path))
+    (tmp_path / "wheels").mkdir()
+    found = {
+        "numpy": {"numpy/__init__.py": b'__version__ = "99"'},
+        "ai-edge-litert": {"ai_edge_litert/__init__.py": b""},
+    }
+    found["ai-edge-litert"]["ai_edge_litert/interpreter.py"] = b"class Interpreter: pass"
+    made = [wheel(tmp_path / "wheels", name, files) for name, files in found.items()]
+    python = tmp_path / "python" / "current" / "bin" / "python3"
+
+    def set_up(kind: type[jobs.Context]) -> dict[str, Any]:
+        names = {}
+        for path in made:
+            names[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            store.put(str(tmp_path), names[path.name], path.stat().st_size, 0, path.read_bytes())
+        context = kind(str(tmp_path), fakes.context(tmp_path).folder)
+        return environment.set_up(context, {"wheels": names, "runtimes": ["tflite"], "system_packages": False})
+
+    first = set_up(jobs.Context)
+    (file,) = tmp_path.glob("python/current/lib/python*/site-packages/numpy/__init__.py")
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"# damaged")
+    with pytest.raises(Stopped):
+        set_up(StoppedWhileItUnpacks)
+    assert python.exists()
+    assert file.read_bytes() != whole
+    again = set_up(jobs.Context)
+    assert again["id"] == first["id"]
+    assert python.exists()
+    assert file.read_bytes() == whole
+    assert len(list((tmp_path / "python").iterdir())) == 2
 
 
 def test_what_the_board_does_alone_uses_the_environment_too(
@@ -274,5 +323,5 @@ def test_what_boards_say_of_libc_and_machine() -> None:
     said = "musl libc (aarch64)\nVersion 1.2.4\nDynamic Program Loader\nUsage: ld-musl-aarch64.so.1 [options]\n"
     assert environment.parse_musl(said) == {"name": "musl", "version": "1.2"}
     assert environment.parse_musl("no such thing") is None
-    assert environment.machine("aarch64", 4) == "armv7l", "a 32-bit system under a 64-bit kernel"
-    assert environment.machine("aarch64", 8) == "aarch64"
+    assert facts.architecture("aarch64", 4) == "armv7l", "a 32-bit system under a 64-bit kernel"
+    assert facts.architecture("aarch64", 8) == "aarch64"

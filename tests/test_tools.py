@@ -17,7 +17,7 @@ import pytest
 from board_folder import tree
 from conftest import run_cli, run_quick
 
-from edgeopt import artifact, lower, profile, stats
+from edgeopt import artifact, lower, parity, profile, stats
 from edgeopt import bundle as bundles
 from edgeopt.errors import ConfigError, ModelError, PlanError
 from edgeopt.tools import lowering, reference
@@ -87,9 +87,10 @@ def test_an_onnx_file_becomes_int8(project: Path) -> None:
     assert document["source_inputs"] == ["'image' float32 [?, 3, 8, 8]"]
     assert document["inputs"] == [{"name": "image", "shape": [1, 3, 8, 8], "dtype": "float32"}]
     assert document["samples"] == {"n": 32, "random": False}
-    assert [stage["stage"] for stage in document["parity"]] == ["conversion to ONNX", "int8 quantization"]
+    stages = ["conversion to ONNX", "pre-processing", "int8 quantization"]
+    assert [stage["stage"] for stage in document["parity"]] == stages
     assert (
-        document["parity"][1]["sqnr_db"] < document["parity"][0]["sqnr_db"] if document["parity"][0]["sqnr_db"] else 1
+        document["parity"][-1]["sqnr_db"] < document["parity"][0]["sqnr_db"] if document["parity"][0]["sqnr_db"] else 1
     )
     spent = {part["what"].split(" ")[0]: part["seconds"] for part in document["seconds"]}
     assert {"importing", "running", "converting", "quantizing"} <= set(spent)
@@ -115,26 +116,47 @@ def test_an_old_opset_is_raised_for_int8(project: Path) -> None:
 
 
 @needs_onnx
-def test_a_large_error_has_a_line_of_its_own(project: Path) -> None:
+def test_an_artifact_below_the_floor_is_not_written(project: Path) -> None:
     """One calibration sample a thousand times the others takes nearly all of int8's range."""
     arrays = images()
     arrays[-1] *= 1000
     np.savez(project / "outlier.npz", image=arrays)
     given = ["quantize", "net.onnx", "--inputs", "outlier.npz", "--to", "onnxruntime", "--out", "q.onnx"]
+    before = tree(project, ())
     done = run_cli(*given, cwd=project)
+    assert done.returncode == 10, done.stderr
+    assert tree(project, ()) == before
+    assert re.search(r"^large error: .* dB.*another runtime \(openvino\).*fp32", done.stdout, re.MULTILINE)
+    assert "nothing was written: the floor is 10 dB" in done.stdout
+    assert "--accept-error" in done.stdout
+    document = json.loads(run_cli(*given, "--json", cwd=project).stdout)
+    assert (document["files"], "the floor is 10 dB" in document["refused"]) == ([], True)
+    done = run_cli(*given, "--accept-error", cwd=project)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^large error: .* dB; try another runtime with --to openvino$", done.stdout, re.MULTILINE)
+    assert "large error" in done.stdout
+    assert "nothing was written" not in done.stdout
+    assert (project / "q.onnx").is_file()
+
+
+def stage_of(*decibels: float | None) -> dict[str, Any]:
+    """A stage of a comparison with an output of one number for each."""
+    signal = np.full((8, 1), 100.0)
+    found = [signal if own is None else signal * (1 + 10 ** (-own / 20)) for own in decibels]
+    return parity.compare(found, [signal] * len(decibels), "made up", None)
 
 
 def test_what_is_offered_against_a_large_error_is_there() -> None:
-    stages = [{"sqnr_db": 90.0}, {"sqnr_db": 6.1}]
-    found = lowering.large_error(stages, "openvino", "int8", "onnx")
-    assert found == {"sqnr_db": 6.1, "schemes": ["int8-mixed", "int8-safe"], "runtimes": ["onnxruntime"]}
-    assert lowering.large_error(stages[::-1], "openvino", "int8", "onnx") is None
-    assert lowering.large_error([{"sqnr_db": None}], "openvino", "int8", "onnx") is None
+    found = lowering.large_error([stage_of(90.0), stage_of(90.0, 6.1)], "openvino", "int8", "onnx")
+    assert found is not None
+    assert (found["where"], found["sqnr_db"]) == ("output 1", pytest.approx(6.1))
+    assert found["schemes"] == ["int8-mixed", "int8-safe"]
+    assert found["runtimes"] == ["onnxruntime"]
+    assert found["float"] == ["fp16", "fp32"]
+    assert lowering.large_error([stage_of(6.1), stage_of(90.0)], "openvino", "int8", "onnx") is None
+    assert lowering.large_error([stage_of(None)], "openvino", "int8", "onnx") is None
     for runtime, ability in lower.abilities().items():
         for schemes in ability.schemes.values():
-            offered = lowering.large_error(stages, runtime, schemes[0], "torch")
+            offered = lowering.large_error([stage_of(6.1)], runtime, schemes[0], "torch")
             assert offered is not None
             assert sorted(offered["schemes"]) == sorted(schemes[1:])
             assert runtime not in offered["runtimes"]
@@ -202,9 +224,8 @@ def test_shapes_that_do_not_fit(project: Path) -> None:
     np.savez(project / "other.npz", image=images().astype(np.float64))
     refused(project, 6, ["array.astype('float32')"], "quantize", "net.onnx", "--inputs", "other.npz", *out)
     np.savez(project / "other.npz", a=images(), b=images())
-    refused(
-        project, 6, ["it takes 1 inputs", "2 arrays were given"], "quantize", "net.onnx", "--inputs", "other.npz", *out
-    )
+    words = ["2 arrays (a, b), none of which is named like an input", "takes 1: image", "--labels"]
+    refused(project, 2, words, "quantize", "net.onnx", "--inputs", "other.npz", *out)
     refused(project, 2, ["needs real samples"], "quantize", "net.onnx", *out)
     refused(project, 2, ["needs real samples"], "convert", "net.onnx", "--scheme", "int8", *out)
 
@@ -435,6 +456,13 @@ def test_validate_tells_the_loss_against_the_model_that_it_was_made_from(project
     assert "a drop within 1.0 points needs at least n=381 to be shown" in made.stdout
     assert re.search(r"at least \d+ of 64 right", made.stdout)
     assert "undecided" not in made.stdout
+    noisy.graph.initializer[0].CopyFrom(numpy_helper.from_array(0 * weights, "w"))
+    save(noisy, str(project / "zero.onnx"))
+    none = run_cli(*("zero.onnx" if word == "q.onnx" else word for word in how[:-1]), "zero.edgeopt", cwd=project)
+    assert none.returncode == 10, none.stderr
+    assert "signal to noise 0.0 dB" in none.stdout
+    assert "--accept-error" in none.stdout
+    assert not (project / "zero.edgeopt").exists()
     lineage = bundles.read(project / "q.edgeopt").manifest.lineage["reference"]
     assert (lineage["file"], lineage["samples"]) == ("net.onnx", "as given")
     assert lineage["sha256"] == hashlib.sha256((project / "net.onnx").read_bytes()).hexdigest()

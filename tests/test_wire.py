@@ -143,14 +143,14 @@ def test_bad_requests_name_what_is_wrong_and_the_agent_goes_on(tmp_path: Path) -
     bad = {
         "unknown op 'fly'": {"op": "fly"},
         "'op' must be str": {"op": ["hello"]},
-        "'sha256' must be list": {"op": "blob.stat", "sha256": "ab"},
-        "not a SHA-256: '../x'": {"op": "blob.stat", "sha256": ["../x"]},
-        "'offset' must be 0 or more": {"op": "blob.put", "sha256": "0" * 64, "size_bytes": 1, "offset": -1},
-        "not a job name: '../x'": {"op": "job.start", "job": "../x", "request": {}},
+        "'sha256' must be a list of": {"op": "blob.stat", "sha256": "ab"},
+        "'sha256[0]' must be a SHA-256, not '../x'": {"op": "blob.stat", "sha256": ["../x"]},
+        "'offset' must be a whole number from 0": {"op": "blob.put", "sha256": "0" * 64, "size_bytes": 1, "offset": -1},
+        "'job' must be a plain name": {"op": "job.start", "job": "../x", "request": {}},
         "there is no job x": {"op": "job.poll", "job": "x", "offset": 0, "wait_s": 0},
-        "'wait_s' must be a number of seconds": {"op": "job.poll", "job": "x", "offset": 0, "wait_s": "1"},
-        "'limit' must be 0 or more": {"op": "job.file", "job": "x", "name": "y", "offset": 0, "limit": -1},
-        "'verify' must be bool": {"op": "status"},
+        "'wait_s' must be a number, not '1'": {"op": "job.poll", "job": "x", "offset": 0, "wait_s": "1"},
+        "'limit' must be a whole number from 0": {"op": "job.file", "job": "x", "name": "y", "offset": 0, "limit": -1},
+        "'verify' is missing; it must be true or false": {"op": "status"},
     }
     sent = b"".join(wire.encode({"id": number, **request}) for number, request in enumerate(bad.values()))
     replies = serve_raw(tmp_path, sent + wire.encode({"id": 99, "op": "hello"}))

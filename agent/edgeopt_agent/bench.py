@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from typing import Any, Dict, List, Tuple
 
-from . import facts, store
+from . import facts, libraries, store
 from .jobs import Context
 from .power_mode import Caps, held
 from .watch import Watch
@@ -27,6 +27,7 @@ def artifact_of(context: Context, entry: Dict[str, Any], number: int = 0) -> Dic
     main, files = field(entry, "file", str), field(entry, "files", dict)
     if main not in files or not all(is_plain_name(name) for name in files):
         raise RemoteError("bad-request", f"'files' must hold '{main}' and plain names only, not {sorted(files)}")
+    libraries.require_own(context.root, field(entry, "runtime", str), field(entry, "options", dict))
     folder = os.path.join(context.folder, f"artifact-{number}")
     store.lay_out({name: context.blob(sha256) for name, sha256 in files.items()}, folder)
     return {
@@ -215,14 +216,22 @@ class Team:
                 worker.tell_load(self._shards, random=self._random)
             for worker in self.workers:
                 worker.answer("load")
-        if self._cpus:
-            for worker in self.workers:
-                worker.pin(self._cpus[self._teams % len(self._cpus)])
+        self._pin()
         limit_s = LATER_WARM_UP_S if self._teams else FIRST_WARM_UP_S
         warm = [worker.ask("warm_up", seed=self._seed, limit_s=limit_s) for worker in self.workers]
         self.invoke_s = max(answer["invoke_s"] for answer in warm)
         self._seed, self._teams = self._seed + 1, self._teams + 1
         self.took_s = time.monotonic() - began
+
+    def _pin(self) -> None:
+        """All on the next set of processors that are still there; where none is whole, on any that this job has."""
+        for number in range(len(self._cpus)):
+            cpus = self._cpus[(self._teams + number) % len(self._cpus)]
+            if set(cpus) <= os.sched_getaffinity(0) and all(worker.pin(cpus) for worker in self.workers):
+                return
+        if self._cpus:
+            for worker in self.workers:
+                worker.pin(sorted(os.sched_getaffinity(0)))
 
 
 def _memory_of(artifact: Dict[str, Any], shards: List[str], random: int, caps: Caps) -> Dict[str, Any]:

@@ -28,6 +28,7 @@ PRODUCT_EVERY = 20  # readings
 SETTLE_S = 1.0  # after work, before the board counts as idle
 TELL_S = 0.5
 OVERHEAD_S = 0.5
+LONGEST_READ_S = 10.0
 
 
 class Sampler:
@@ -46,6 +47,7 @@ class Sampler:
         self._wanted = threading.Event()
         self._end = threading.Event()
         self._before: Optional[List[float]] = None
+        self._asked_s: Optional[float] = None  # since when a read has not returned
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Sampler:
@@ -56,7 +58,9 @@ class Sampler:
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._end.set()
         self._wanted.set()
-        self._thread.join()
+        self._thread.join(LONGEST_READ_S)
+        if self._thread.is_alive():  # it ends with the process, or with the read
+            return
         try:
             self._file.close()
         except OSError as error:
@@ -65,7 +69,10 @@ class Sampler:
             self.require_whole()
 
     def require_whole(self) -> None:
-        """Raises OSError where a reading could not be kept."""
+        """Raises OSError where a reading could not be kept, RemoteError where one does not return."""
+        asked = self._asked_s
+        if asked is not None and time.monotonic() - asked > LONGEST_READ_S:
+            raise RemoteError("no-sensor", f"a read of {self.sensor.where} has not returned for {LONGEST_READ_S:g} s")
         if self._broken is not None:
             raise OSError(self._broken.errno, self._broken.strerror, self._path)
 
@@ -93,12 +100,13 @@ class Sampler:
             self._end.wait(max(0.0, due - time.monotonic()))
 
     def _take(self) -> None:
-        at = time.monotonic()
+        at = self._asked_s = time.monotonic()
         try:
             value = self.sensor.read()
         except (OSError, ValueError) as error:
             self.failures[str(error)] = self.failures.get(str(error), 0) + 1
             value = math.nan
+        self._asked_s = None
         self._file.write(READING.pack(at, value))
         self._until_product -= 1
         if self.sensor.product is not None and self._until_product < 0 and math.isfinite(value):

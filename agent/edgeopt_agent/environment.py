@@ -2,7 +2,8 @@
 
     <root>/python/<id>/          bin/python3, pyvenv.cfg, lib/pythonX.Y/site-packages, environment.json
     <root>/python/current -> <id>
-<id> is the hash of what went in. An environment becomes current after its runtimes were imported there.
+<id> is the hash of what went in; where a damaged one has that name, -<hex> follows: what is current is never taken
+apart, so `current` leads to an environment always. One becomes current after its runtimes were imported there.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import zipfile
 from importlib import util
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from . import facts, releases, runtimes, store
-from .files import code_path, fsync_folder, read_json, sha256_file, write_json
+from . import facts, releases, room, runtimes, store
+from .files import code_path, fsync_folder, note, read_json, remove, replace_symlink, sha256_file, write_json
 from .wire import RemoteError, field, is_plain_name
 
 RECORD = "environment.json"
@@ -40,7 +41,7 @@ def collect(root: str) -> Dict[str, Any]:
         "python": ".".join(map(str, sys.version_info[:3])),
         "executable": base_python(),
         "implementation": sys.implementation.name,
-        "machine": machine(os.uname().machine, struct.calcsize("P")),
+        "machine": facts.architecture(os.uname().machine, struct.calcsize("P")),
         "libc": libc(),
         "frequencies_max_hz": _frequencies(),
         "venv": util.find_spec("venv") is not None,
@@ -48,13 +49,6 @@ def collect(root: str) -> Dict[str, Any]:
         "numpy": (runtimes.installed(["numpy"]) or {}).get("version"),
         "current": _inspect(os.path.join(root, "python", "current")),
     }
-
-
-def machine(kernel: str, pointer_bytes: int) -> str:
-    """The architecture of this Python: a 64-bit kernel may run a 32-bit system."""
-    if pointer_bytes == 4:
-        return {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(kernel, kernel)
-    return kernel
 
 
 def libc() -> Optional[Dict[str, str]]:
@@ -108,36 +102,48 @@ def set_up(context: Any, request: Dict[str, Any]) -> Dict[str, Any]:
     }
     name = hashlib.sha256(json.dumps(record, sort_keys=True).encode("utf-8")).hexdigest()
     home = os.path.join(context.root, "python")
-    folder = os.path.join(home, name)
     os.makedirs(home, exist_ok=True)
-    before = _inspect(folder)
-    if before is None or not before["whole"]:
+    folder = _whole_one(home, name)
+    if folder is None:
+        folder = _free_name(home, name)
         _unpack(context, record, folder)
     context.stage("importing the runtimes on the board")
     try:
         versions = _import(folder, wanted)
     except BaseException:
-        if not _is_current(home, name):
+        if not _is_current(home, folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    releases.replace_symlink(name, os.path.join(home, "current"))
+    replace_symlink(os.path.basename(folder), os.path.join(home, "current"))
     python = os.path.join(home, "current", "bin", "python3")
     if os.path.exists(os.path.join(context.root, "bin", "edgeopt-agent")):
         releases.write_entry(context.root, python)
-    _forget(context.root, home, name, wheels)
+    _forget(context.root, home, os.path.basename(folder), wheels)
     return {"id": name, "python": python, "versions": versions}
 
 
-def _is_current(home: str, name: str) -> bool:
+def _whole_one(home: str, name: str) -> Optional[str]:
+    """The folder of an environment made of the same, which is whole."""
+    folders = [os.path.join(home, entry) for entry in sorted(os.listdir(home)) if entry.startswith(name)]
+    return next((folder for folder in folders if (_inspect(folder) or {}).get("whole")), None)
+
+
+def _free_name(home: str, name: str) -> str:
+    folder = os.path.join(home, name)
+    return f"{folder}-{os.urandom(4).hex()}" if os.path.lexists(folder) else folder
+
+
+def _is_current(home: str, folder: str) -> bool:
     link = os.path.join(home, "current")
-    return os.path.islink(link) and os.readlink(link) == name
+    return os.path.islink(link) and os.readlink(link) == os.path.basename(folder)
 
 
 def _unpack(context: Any, record: Dict[str, Any], folder: str) -> None:
     scratch = os.path.join(os.path.dirname(folder), ".new")
-    shutil.rmtree(scratch, ignore_errors=True)
+    remove(scratch)
     wheels = {path: list_wheel(name, path) for name, path in _wheels(context, record["wheels"])}
     total = sum(size for members in wheels.values() for _, _, size in members)
+    room.make(context.root, total + store.SPARE_BYTES)
     store.require_room(context.root, total)
     site = os.path.join("lib", "python" + record["python"], "site-packages")
     os.makedirs(os.path.join(scratch, site))
@@ -154,10 +160,24 @@ def _unpack(context: Any, record: Dict[str, Any], folder: str) -> None:
                     context.progress(done, total, "unpacking on the board")
     _make_virtual(scratch, record)
     write_json(os.path.join(scratch, RECORD), dict(record, files=files))
-    os.sync()  # thousands of small files: one by one this takes minutes on a card
-    shutil.rmtree(folder, ignore_errors=True)  # a damaged one of this name
+    _make_durable(scratch)
     os.rename(scratch, folder)
     fsync_folder(os.path.dirname(folder))
+
+
+def _make_durable(folder: str) -> None:
+    """sync() first, since thousands of small files one by one take minutes on a card; but it tells no error, and what a
+    disk did not take can be read from memory all the same. fsync tells, and has nothing left to do. Raises OSError."""
+    os.sync()
+    for place, _, names in os.walk(folder):
+        for path in [os.path.join(place, name) for name in names]:
+            if not os.path.islink(path):
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+        fsync_folder(place)
 
 
 def _wheels(context: Any, wheels: Dict[str, str]) -> Iterator[Tuple[str, str]]:
@@ -234,7 +254,7 @@ def _inspect(folder: str) -> Optional[Dict[str, Any]]:
         whole = os.path.exists(os.path.join(folder, "bin", "python3")) and all(
             _has(os.path.join(folder, name), sha256) for name, sha256 in files.items()
         )
-    except (ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {"whole": False}
     return dict(record, whole=whole)
 
@@ -277,8 +297,14 @@ def _forget(root: str, home: str, name: str, wheels: Dict[str, str]) -> None:
     """A board's disk is small: wheels are unpacked now, and no other environment is used any more."""
     for entry in os.listdir(home):
         if entry not in (name, "current"):
-            shutil.rmtree(os.path.join(home, entry), ignore_errors=True)
+            _drop(os.path.join(home, entry))
     for sha256 in wheels.values():
-        path = store.path_of(root, sha256)
-        if os.path.exists(path):
-            os.unlink(path)
+        _drop(store.path_of(root, sha256))
+
+
+def _drop(path: str) -> None:
+    """What is not needed any more; the new environment is current already, whatever becomes of that."""
+    try:
+        remove(path)
+    except OSError as error:
+        note(f"{path} stays: {error}")

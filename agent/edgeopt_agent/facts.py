@@ -7,6 +7,17 @@ import re
 import sys
 from typing import Any, Dict, Optional
 
+# Parts of implementer 0x41 (Arm) as Linux names them: arch/arm/include/asm/cputype.h, arch/arm64/include/asm/cputype.h
+ARM_CORES = {
+    **{"0xc05": "Cortex-A5", "0xc07": "Cortex-A7", "0xc08": "Cortex-A8", "0xc09": "Cortex-A9", "0xc0d": "Cortex-A12"},
+    **{"0xc0e": "Cortex-A17", "0xc0f": "Cortex-A15", "0xd01": "Cortex-A32", "0xd03": "Cortex-A53"},
+    **{"0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72"},
+    **{"0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1"},
+    **{"0xd0d": "Cortex-A77", "0xd0e": "Cortex-A76AE", "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78"},
+    **{"0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710"},
+    **{"0xd48": "Cortex-X2", "0xd49": "Neoverse-N2", "0xd4b": "Cortex-A78C", "0xd4d": "Cortex-A715"},
+    **{"0xd4e": "Cortex-X3", "0xd4f": "Neoverse-V2", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720"},
+}
 FILLER = ("none", "default string", "not applicable", "not specified")  # for a serial number
 
 
@@ -20,14 +31,22 @@ def read(path: str) -> Optional[str]:
 
 
 def parse_cpuinfo(text: str) -> Dict[str, Any]:
-    """/proc/cpuinfo of x86 or Arm: the processor's name (or implementer and part), board, serial, feature words."""
+    """/proc/cpuinfo of x86 or Arm: the processor's name, board, serial, feature words.
+
+    Of an Arm processor each kind of core is named, as it names "ARMv7 Processor" what may be any.
+    """
     fields: Dict[str, str] = {}
+    cores: Dict[str, None] = {}
+    implementer = "?"
     for line in text.splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip().lower(), value.strip())
-    name = fields.get("model name") or fields.get("cpu model")
-    if not name and "cpu part" in fields:
-        name = f"Arm implementer {fields.get('cpu implementer', '?')} part {fields['cpu part']}"
+        key, value = line.partition(":")[0].strip(), line.partition(":")[2].strip()
+        fields.setdefault(key.lower(), value)
+        if key == "CPU implementer":
+            implementer = value
+        elif key == "CPU part":
+            other = "Arm implementer %s part %s" % (implementer, value)
+            cores[ARM_CORES.get(value, other) if implementer == "0x41" else other] = None
+    name = " + ".join(cores) or fields.get("model name") or fields.get("cpu model")
     words = (fields.get("flags") or fields.get("features") or "").split()
     keep = {"neon", "asimd", "asimddp", "i8mm", "sve", "avx2", "avx512_vnni", "avx_vnni", "amx_int8"}
     return {
@@ -73,6 +92,45 @@ def real_serial(text: Optional[str]) -> Optional[str]:
     return None if filler else words
 
 
+def parse_cpu_list(text: str) -> Optional[int]:
+    """How many processors a list of the kernel names: "0-3,6"."""
+    found = re.findall(r"(\d+)(?:-(\d+))?", text)
+    return sum(int(last or first) - int(first) + 1 for first, last in found) or None
+
+
+def parse_os_release(text: str) -> Optional[str]:
+    """The system's name of /etc/os-release: "Debian GNU/Linux 12 (bookworm)"."""
+    found = re.search(r"^PRETTY_NAME=[\"']?([^\"'\n]+)", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def architecture(kernel: str, pointer_bytes: int) -> str:
+    """The architecture of this Python: a 64-bit kernel may run a 32-bit system."""
+    if pointer_bytes == 4:
+        return {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(kernel, kernel)
+    return kernel
+
+
+def hardware() -> Dict[str, Any]:
+    """What this board is, apart from its name: what a profile is compared with. What cannot be read is None.
+
+    cores: that Linux sees; cores_present: with those that are switched off; userland: this Python's architecture.
+    """
+    cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
+    machine = os.uname().machine
+    return {
+        "machine": machine,
+        "userland": architecture(machine, 8 if sys.maxsize > 1 << 32 else 4),
+        "cpu_model": cpu["cpu_model"],
+        "cpu_features": cpu["cpu_features"],
+        "cores": os.cpu_count(),
+        "cores_present": parse_cpu_list(read("/sys/devices/system/cpu/present") or "") or os.cpu_count(),
+        "cores_allowed": len(os.sched_getaffinity(0)),
+        "memory_bytes": parse_meminfo(read("/proc/meminfo") or "").get("MemTotal"),
+        "system": parse_os_release(read("/etc/os-release") or read("/usr/lib/os-release") or ""),
+    }
+
+
 def identity() -> Dict[str, Optional[str]]:
     """Which one of many boards this is; what cannot be read is None."""
     cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
@@ -88,22 +146,17 @@ def collect() -> Dict[str, Any]:
     """The board's identity and abilities; what cannot be read is None."""
     from . import power, power_mode, runtimes  # not at every start
 
-    cpu = parse_cpuinfo(read("/proc/cpuinfo") or "")
-    memory = parse_meminfo(read("/proc/meminfo") or "")
     system = os.uname()
+    sensors, problems = power.described()
     return {
         "hostname": system.nodename,
         **identity(),
-        "machine": system.machine,
+        **hardware(),
         "kernel": system.release,
-        "cpu_model": cpu["cpu_model"],
-        "cpu_features": cpu["cpu_features"],
-        "cores": os.cpu_count(),
-        "cores_allowed": len(os.sched_getaffinity(0)),
-        "memory_bytes": memory.get("MemTotal"),
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "frequency_control": power_mode.control(),
         "runtimes": {name: runtimes.load(name).available() for name in runtimes.names()},
-        "sensors": [sensor.describe() for sensor in power.find()],
+        "sensors": sensors,
+        "sensor_problems": problems,
     }

@@ -7,7 +7,7 @@ import os
 import statistics
 from typing import Any, Dict, List, Optional
 
-from . import preprocess, store
+from . import libraries, preprocess, store
 from .samples import load_shard
 from .wire import RemoteError
 from .worker import SAMPLE, Worker
@@ -15,7 +15,9 @@ from .worker import SAMPLE, Worker
 TIMED_QUERIES = 32
 
 
-def check(manifest: Dict[str, Any], paths: Dict[str, str], folder: str, refuse_slow: bool = True) -> Dict[str, Any]:
+def check(
+    root: str, manifest: Dict[str, Any], paths: Dict[str, str], folder: str, refuse_slow: bool = True
+) -> Dict[str, Any]:
     """Run the release's artifact on its health shard; `folder` takes the outputs.
 
     refuse_slow False: a broken limit of the latency is told as `slow`, no more: on the way back, a busy board is no
@@ -23,6 +25,7 @@ def check(manifest: Dict[str, Any], paths: Dict[str, str], folder: str, refuse_s
     """
     artifact = manifest["artifact"]
     limits = manifest["health"]
+    libraries.require_own(root, artifact["runtime"], artifact.get("options", {}))
     beside = os.path.join(folder, "release")
     store.lay_out(paths, beside)
     entry = {

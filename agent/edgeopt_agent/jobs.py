@@ -1,7 +1,6 @@
 """Jobs: a folder each (request.json, events.jsonl, result.json), run detached, so a lost link loses nothing.
 
-One job works at a time: they share the board, and a measurement beside another would be false. The lock is flock's,
-so it is gone with its process, however that ended.
+One job works at a time (turn.py): they share the board, and a measurement beside another would be false.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import time
 import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
-from . import logind, power_mode, store
-from .files import code_path, read_json, remote_error, sha256_file, write_json
+from . import logind, power_mode, room, store, turn
+from .files import append_line, code_path, note, read_json, remote_error, sha256_file, write_json
+from .turn import BoardLock, is_held
 from .wire import RemoteError, field, is_plain_name
 
 KINDS = {  # (module, function), imported when such a job begins
@@ -33,7 +33,12 @@ KINDS = {  # (module, function), imported when such a job begins
     "set-up": ("environment", "set_up"),
 }
 KEEP_FINISHED = 20
-RECORDS_BYTES = 64 << 10  # what a job must be able to write: its events, its end, and a new activation
+VITAL = ("rollback",)  # the way back, for which a reserve is kept (room.py)
+UNWRITTEN = "unwritten.json"
+NOT_WRITTEN = (
+    "the job came to its end, but the board's disk did not take its outcome: it is full or failing. Whether it did "
+    "what was asked stands in its log, in its folder under jobs/ on the board"
+)
 MAX_EVENT_BYTES = 1 << 20
 START_WAIT_S = 30.0
 TERM_WAIT_S = 5.0
@@ -51,8 +56,12 @@ class Context:
         self.folder = folder
 
     def emit(self, event: Dict[str, Any]) -> None:
-        with open(os.path.join(self.folder, "events.jsonl"), "ab", buffering=0) as file:
-            file.write(json.dumps(event, allow_nan=False).encode("utf-8") + b"\n")
+        """Tell the host. What a full or failing disk does not take stands in the job's log: the work goes on."""
+        text = json.dumps(event, allow_nan=False)
+        try:
+            append_line(os.path.join(self.folder, "events.jsonl"), text.encode("utf-8"))
+        except OSError as error:
+            note(f"an event could not be written ({error}): {text}")
 
     def progress(self, done: int, total: int, what: str) -> None:
         self.emit({"event": "progress", "done": done, "of": total, "what": what})
@@ -71,18 +80,25 @@ class Context:
         return {"name": name, "size_bytes": os.path.getsize(path), "sha256": sha256_file(path)}
 
 
-def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
-    """Start a job, detached from this session; a job that is known already is left as it is."""
+def start(
+    root: str, job: str, request: Dict[str, Any], by: Optional[str] = None, followed: bool = True
+) -> Dict[str, Any]:
+    """Start a job, detached from this session; a job that is known already is left as it is.
+
+    by: who asks, for others to read. followed: false for a job that is kept, and begins though nobody follows it.
+    """
     folder = _folder(root, job)
     _forget_old(root, job)
-    store.require_room(root, 0, RECORDS_BYTES)
+    _require_room(root, request.get("kind") in VITAL)
     try:
         os.makedirs(folder, exist_ok=True)
         alive = os.open(os.path.join(folder, "alive"), os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise remote_error(error, f"job {job} cannot be started") from error
+    turn.follow(folder)
     try:
         if _may_begin(folder, alive):
+            turn.note_asked(folder, request.get("kind"), by, followed)
             _launch(root, folder, alive, request)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -90,6 +106,17 @@ def start(root: str, job: str, request: Dict[str, Any]) -> Dict[str, Any]:
     finally:
         os.close(alive)
     return {"state": state(root, job)}
+
+
+def _require_room(root: str, vital: bool) -> None:
+    """Raises RemoteError('no-space'); blobs that nothing uses are forgotten first, unless a job may be using them."""
+    if not room.has(root):
+        with BoardLock(root) as held:
+            if held:
+                room.make(root, vital=vital)
+            elif vital:
+                room.give_up_reserve(root)
+        room.require(root, vital)
 
 
 def _may_begin(folder: str, alive: int) -> bool:
@@ -130,7 +157,7 @@ def state(root: str, job: str) -> str:
     """running | done | failed | lost (its process ended without a result)."""
     folder = _existing(root, job)
     _children[:] = [child for child in _children if child.poll() is None]
-    held = _is_held(os.path.join(folder, "alive"))
+    held = is_held(os.path.join(folder, "alive"))
     result = _result(folder)
     if result is not None:
         return "done" if result["ok"] else "failed"
@@ -140,6 +167,7 @@ def state(root: str, job: str) -> str:
 def poll(root: str, job: str, offset: int, wait_s: float) -> Dict[str, Any]:
     """Events from byte `offset` on, as soon as there are any or the job ended, at the latest after `wait_s`."""
     folder = _existing(root, job)
+    turn.follow(folder)
     deadline = time.monotonic() + min(wait_s, 30.0)
     while True:
         now = state(root, job)
@@ -181,6 +209,8 @@ def cancel(root: str, job: str) -> Dict[str, Any]:
                 os.killpg(read_json(process)["pid"], signals.pop(0))
             except ProcessLookupError:
                 pass  # it ended meanwhile
+            except PermissionError as error:
+                raise remote_error(error, f"job {job} is another user's, and cannot be ended by this one") from error
             next_signal = time.monotonic() + TERM_WAIT_S
         time.sleep(0.02)
     return {"state": state(root, job)}
@@ -189,22 +219,23 @@ def cancel(root: str, job: str) -> Dict[str, Any]:
 def work(root: str, folder: str) -> None:
     """The detached process: runs the job of `folder` and leaves result.json, whatever happens."""
     signal.signal(signal.SIGTERM, _terminated)
-    write_json(os.path.join(folder, "process.json"), {"pid": os.getpid()})
     context = Context(root, folder)
     try:
         try:
+            write_json(os.path.join(folder, "process.json"), {"pid": os.getpid(), "began_s": None})
+            write_json(os.path.join(folder, UNWRITTEN), _failure("crash", NOT_WRITTEN))
             request = read_json(os.path.join(folder, "request.json"))
             kind = field(request, "kind", str)
             if kind not in KINDS:
                 raise RemoteError("bad-request", f"unknown job kind {kind!r}; known: {', '.join(KINDS)}")
             module, function = KINDS[kind]
-            from . import releases
-
             work_of = getattr(importlib.import_module(f".{module}", __package__), function)
             with BoardLock(root, context):
                 power_mode.recover(root)
+                if kind in VITAL:
+                    room.make(root, vital=True)
                 outcome = {"ok": True, "result": work_of(context, request)}
-                releases.trim(root)
+                room.tidy(root)
             json.dumps(outcome, allow_nan=False)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on it has an outcome, which must be written
@@ -215,29 +246,24 @@ def work(root: str, folder: str) -> None:
         outcome = _failure(typed.kind, str(typed), traceback.format_exc())
     except BaseException as error:
         outcome = _failure("crash", f"{type(error).__name__}: {error}", traceback.format_exc())
-    write_json(os.path.join(folder, "result.json"), outcome)
+    _leave(root, folder, outcome)
 
 
-class BoardLock:
-    """Held while a job works. With a context it waits, saying so; without one it only tries, and tells if it holds."""
-
-    def __init__(self, root: str, context: Optional[Context] = None) -> None:
-        self._path = os.path.join(root, "lock")
-        self._context = context
-
-    def __enter__(self) -> bool:
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+def _leave(root: str, folder: str, outcome: Dict[str, Any]) -> None:
+    """Write the outcome. Where the disk does not take it, the reserve is given up; and where it takes nothing at all, a
+    word for that case gets the outcome's name: it was written when the job began, and a rename needs no room."""
+    path, unwritten = os.path.join(folder, "result.json"), os.path.join(folder, UNWRITTEN)
+    for _ in range(2):
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if self._context is None:
-                return False
-            self._context.emit({"event": "waiting", "what": "another job is running on this board"})
-            fcntl.flock(self._handle, fcntl.LOCK_EX)
-        return True
-
-    def __exit__(self, *_: Any) -> None:
-        os.close(self._handle)
+            write_json(path, outcome)
+            break
+        except OSError as error:
+            note(f"the job's outcome could not be written ({error}): {json.dumps(outcome)[:4000]}")
+            room.give_up_reserve(root)
+    if not os.path.exists(path):
+        os.rename(unwritten, path)
+    elif os.path.exists(unwritten):
+        os.unlink(unwritten)
 
 
 def _terminated(*_: Any) -> None:
@@ -261,20 +287,6 @@ def _existing(root: str, job: str) -> str:
     return folder
 
 
-def _is_held(path: str) -> bool:
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-
-
 def _result(folder: str) -> Any:
     path = os.path.join(folder, "result.json")
     return read_json(path) if os.path.exists(path) else None
@@ -288,8 +300,17 @@ def _events(path: str, offset: int) -> Tuple[List[Any], int, bool]:
         file.seek(offset)
         data = file.read(MAX_EVENT_BYTES)
     whole = data[: data.rfind(b"\n") + 1]
-    events = [json.loads(line.decode("utf-8")) for line in whole.splitlines()]
+    events = [event for event in map(_event, whole.split(b"\n")[:-1]) if event is not None]
     return events, offset + len(whole), len(data) == MAX_EVENT_BYTES
+
+
+def _event(line: bytes) -> Any:
+    """None for what a failing disk left of one: the others can be told all the same."""
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _tail(path: str) -> str:
@@ -301,15 +322,17 @@ def _tail(path: str) -> str:
 
 
 def _forget_old(root: str, job: str) -> None:
-    """Keep the newest finished jobs only, `job` among them: a board's disk is small."""
-    folders = []
+    """Keep the newest finished jobs only, `job` among them, and as many that hosts will come back for, and of those
+    that do not tell: a board's disk is small. The newest were asked for last, whatever the clock says."""
+    folders: Dict[Optional[bool], List[Tuple[int, int, str]]] = {True: [], False: [], None: []}
     for name in os.listdir(os.path.join(root, "jobs")):
         folder = os.path.join(root, "jobs", name)
         try:
-            if name != job:
-                folders.append((os.stat(folder).st_mtime_ns, folder))
+            if name != job and not is_held(os.path.join(folder, "alive")):
+                made = os.stat(folder).st_mtime_ns
+                folders[turn.is_kept(folder)].append((turn.number_of(folder), made, folder))
         except FileNotFoundError:
             continue  # another session forgot it
-    for _, folder in sorted(folders, reverse=True)[KEEP_FINISHED - 1 :]:
-        if not _is_held(os.path.join(folder, "alive")):
+    for found in folders.values():
+        for _, _, folder in sorted(found, reverse=True)[KEEP_FINISHED - 1 :]:
             shutil.rmtree(folder, ignore_errors=True)

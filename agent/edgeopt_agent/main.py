@@ -25,6 +25,7 @@ def _hello(root: str) -> Dict[str, Any]:
         "root": root,
         "pid": os.getpid(),
         "board": facts.identity(),
+        "hardware": facts.hardware(),
     }
 
 
@@ -98,21 +99,24 @@ def _why_unusable(root: str) -> Optional[RemoteError]:
     return None
 
 
-def _chosen(arguments: List[str]) -> Tuple[str, str]:
-    """(command, root)."""
+def _chosen(arguments: List[str]) -> Tuple[str, str, Optional[str]]:
+    """(command, root, the release that `confirm` means)."""
     if len(arguments) == 3 and arguments[:2] == ["serve", "--root"]:  # how every host begins
-        return arguments[0], arguments[2]
+        return arguments[0], arguments[2], None
     import argparse
 
     parser = argparse.ArgumentParser(prog="edgeopt-agent", description="What edgeopt runs on a board.")
     parser.add_argument("command", choices=["serve", "status", "rollback", "confirm", "recover"])
     parser.add_argument("--root", required=True, help="the board's edgeopt folder")
+    parser.add_argument("--release", help="with confirm: the release that is meant, else whichever is current")
     given = parser.parse_args(arguments)
-    return given.command, given.root
+    if given.release is not None and given.command != "confirm":
+        parser.error("--release belongs to confirm")
+    return given.command, given.root, given.release
 
 
 def main(arguments: List[str]) -> None:
-    command, root = _chosen(arguments)
+    command, root, release = _chosen(arguments)
     root = os.path.abspath(os.path.expanduser(root))
     replies = os.fdopen(os.dup(1), "wb")  # what hooks and runtimes print to stdout must not reach the answer
     os.dup2(2, 1)
@@ -121,4 +125,4 @@ def main(arguments: List[str]) -> None:
     else:
         from . import operations
 
-        operations.on_board(root, command, replies)
+        operations.on_board(root, command, release, replies)

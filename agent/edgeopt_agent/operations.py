@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any, BinaryIO, Callable, Dict, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Optional, Tuple
 
-from . import wire
+from . import requests, wire
 from .root import prepare
-from .wire import RemoteError, count, field, seconds
+from .wire import RemoteError
 
 
 def do(root: str, op: str, request: Dict[str, Any], payload: bytes) -> Tuple[Any, bytes]:
     """(result, payload of the reply). Raises RemoteError, OSError."""
     if op not in OPERATIONS:
         raise RemoteError("bad-request", f"unknown op {op!r}; known: {', '.join(['hello', *OPERATIONS])}")
+    requests.require(requests.REQUESTS[op], request, f"'{op}'")
     if sys.flags.no_site and "site" not in sys.modules:  # hello needs no packages; what runtimes are there, these tell
         import site
 
@@ -45,58 +46,65 @@ def _environment(root: str, _request: Dict[str, Any], _payload: bytes) -> Any:
 def _blob_stat(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import store
 
-    return {sha256: store.stat(root, sha256) for sha256 in field(request, "sha256", list)}
+    return {sha256: store.stat(root, sha256) for sha256 in request["sha256"]}
 
 
 def _blob_put(root: str, request: Dict[str, Any], payload: bytes) -> Any:
-    from . import store
+    from . import room, store, turn
 
-    size, offset = count(request, "size_bytes"), count(request, "offset")
-    return store.put(root, field(request, "sha256", str), size, offset, payload)
+    size, offset = request["size_bytes"], request["offset"]
+    room_needed = size - offset + store.SPARE_BYTES
+    if not room.has(root, room_needed):
+        with turn.BoardLock(root) as held:
+            if held:  # a job that works now may use what nothing else needs
+                room.make(root, room_needed)
+    return store.put(root, request["sha256"], size, offset, payload)
 
 
 def _job_start(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs, logind
 
-    started = jobs.start(root, field(request, "job", str), field(request, "request", dict))
+    requests.job_request(request["request"])
+    followed = request.get("followed") is not False
+    started = jobs.start(root, request["job"], request["request"], request.get("by"), followed)
     return dict(started, warning=logind.escape()[1])
 
 
 def _job_poll(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs
 
-    return jobs.poll(root, field(request, "job", str), count(request, "offset"), seconds(request, "wait_s"))
+    return jobs.poll(root, request["job"], request["offset"], request["wait_s"])
 
 
 def _job_file(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs
 
-    offset, limit = count(request, "offset"), min(count(request, "limit"), wire.CHUNK_BYTES)
-    size, data = jobs.read_file(root, field(request, "job", str), field(request, "name", str), offset, limit)
+    limit = min(request["limit"], wire.CHUNK_BYTES)
+    size, data = jobs.read_file(root, request["job"], request["name"], request["offset"], limit)
     return {"size_bytes": size}, data
 
 
 def _job_cancel(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
     from . import jobs
 
-    return jobs.cancel(root, field(request, "job", str))
+    return jobs.cancel(root, request["job"])
 
 
 def _status(root: str, request: Dict[str, Any], _payload: bytes) -> Any:
-    return _recovered_status(root, field(request, "verify", bool))
+    return _recovered_status(root, request["verify"])
 
 
 def _recovered_status(root: str, verify: bool) -> Dict[str, Any]:
     """Status, after an overdue return to the old release; while a job works, the job sees to that itself."""
-    from . import jobs, power_mode, releases
+    from . import power_mode, releases, turn
 
     recovered = None
     if os.access(root, os.W_OK):  # a root that cannot be written can still be looked at
-        with jobs.BoardLock(root) as held:
+        with turn.BoardLock(root) as held:
             recovered = releases.recover(root) if held else None
             if held:
                 power_mode.recover(root)
-    return dict(releases.status(root, verify), recovered=recovered)
+    return dict(releases.status(root, verify), recovered=recovered, jobs=turn.present(root))
 
 
 OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
@@ -113,10 +121,10 @@ OPERATIONS: Dict[str, Callable[[str, Dict[str, Any], bytes], Any]] = {
 }
 
 
-def on_board(root: str, command: str, replies: BinaryIO) -> None:
+def on_board(root: str, command: str, release: Optional[str], replies: BinaryIO) -> None:
     """status, rollback, confirm and recover, without a host; ends the process where that went wrong."""
     try:
-        outcome = _outcome(root, command)
+        outcome = _outcome(root, command, release)
     except (RemoteError, OSError) as error:
         print(f"edgeopt-agent: {error}", file=sys.stderr)
         sys.exit(4)
@@ -128,13 +136,13 @@ def on_board(root: str, command: str, replies: BinaryIO) -> None:
         sys.exit(5)
 
 
-def _outcome(root: str, command: str) -> Any:
+def _outcome(root: str, command: str, release: Optional[str]) -> Any:
     from . import jobs, releases
 
     prepare(root)
     if command == "rollback":
         job = f"rollback-{os.urandom(6).hex()}"
-        jobs.start(root, job, {"kind": "rollback"})
+        jobs.start(root, job, {"kind": "rollback"}, "the board itself")
         offset = 0
         while True:
             now = jobs.poll(root, job, offset, 5.0)
@@ -142,5 +150,5 @@ def _outcome(root: str, command: str) -> Any:
             if now["state"] != "running":
                 return now
     if command == "confirm":  # without the board's lock: the flash that waits for it holds that
-        return releases.confirm(root)
+        return releases.confirm(root, release)
     return _recovered_status(root, verify=True)

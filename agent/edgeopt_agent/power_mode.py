@@ -14,10 +14,11 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .facts import read
-from .files import code_path, read_json, write_json
+from .files import code_path, note, read_json, set_aside, write_json
 from .watch import cooling
 from .wire import RemoteError
 
@@ -43,10 +44,11 @@ class Caps:
 
     def set(self, cap_hz: Optional[float]) -> None:
         if cap_hz != self._now:
-            for path, value in self._settings[cap_hz]:
+            there = [(path, value) for path, value in self._settings[cap_hz] if not _is_off(path)]
+            for path, value in there:
                 _write(path, value)
             self._now = cap_hz
-            self.kept[cap_hz] = 1000.0 * max(int(read(path) or 0) for path, _ in self._settings[cap_hz])
+            self.kept[cap_hz] = 1000.0 * max((int(read(path) or 0) for path, _ in there), default=0)
 
 
 @contextmanager
@@ -139,24 +141,46 @@ def recover(root: str) -> None:
         with open(record, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # a guardian that still works is waited for
             if os.path.exists(record):
-                with _sole(read_json(record)["settings"]):
+                with _sole(_read(record)["settings"]):
                     _give_back(record)
     except FileNotFoundError:
         return
+    except ValueError as error:  # what it held cannot be given back, and must not stop all that is done here
+        set_aside(record)
+        note(f"the power mode that a job left behind cannot be given back: {error}")
     except RemoteError as error:  # the record stays until that one has ended
-        print(error, file=sys.stderr)
+        note(str(error))
+
+
+def _read(record: str) -> Dict[str, Any]:
+    """Raises ValueError for what is no record of `held`."""
+    left = read_json(record)
+    settings = left.get("settings") if isinstance(left, dict) else None
+    if not isinstance(settings, list) or not settings or "boot_id" not in left:
+        raise ValueError(f"{record} is no record of a power mode")
+    for setting in settings:
+        is_pair = isinstance(setting, list) and len(setting) == 2 and all(isinstance(text, str) for text in setting)
+        policy = os.path.dirname(setting[0]) if is_pair else ""  # it may be away with its processor
+        if os.path.dirname(policy) != os.path.dirname(POLICIES) or not fnmatch(policy, POLICIES):
+            raise ValueError(f"{record} names {str(setting)[:80]}, which is no frequency setting of this board")
+    found: Dict[str, Any] = left
+    return found
 
 
 def _give_back(record: str) -> None:
-    left = read_json(record)
+    left = _read(record)
+    still: List[List[str]] = []
     if left["boot_id"] == read("/proc/sys/kernel/random/boot_id"):
         for path, value in reversed(left["settings"]):
             try:
                 _write(path, value)
-            except RemoteError as error:  # the record stays for whoever may
-                print(error, file=sys.stderr)
-                return
-    os.unlink(record)
+            except RemoteError as error:  # it stays in the record, for whoever may, or for when its processor is back
+                note(str(error))
+                still.insert(0, [path, value])
+    if not still:
+        os.unlink(record)
+    elif still != left["settings"]:
+        write_json(record, dict(left, settings=still))
 
 
 def control() -> Optional[Dict[str, Any]]:
@@ -183,7 +207,7 @@ def _settings(wanted: Dict[str, Any]) -> List[Tuple[str, str]]:
     governor, cap_hz = wanted.get("governor"), wanted.get("frequency_max_hz")
     if governor is None and cap_hz is None:
         return []
-    policies = sorted(glob.glob(POLICIES))
+    policies = [policy for policy in sorted(glob.glob(POLICIES)) if not _is_off(f"{policy}/scaling_max_freq")]
     if not policies:
         raise RemoteError(
             "bad-request", f"this board has no frequency control ({POLICIES}); leave its power mode alone"
@@ -209,6 +233,11 @@ def _settings(wanted: Dict[str, Any]) -> List[Tuple[str, str]]:
             f"the board throttles now ({', '.join(hot)}), so the cap to give back cannot be read; let it cool first",
         )
     return settings
+
+
+def _is_off(path: str) -> bool:
+    """Whether the processors of a policy were switched off meanwhile: it cannot be read then, or is gone."""
+    return read(path) is None
 
 
 def _write(path: str, value: str) -> None:

@@ -6,7 +6,6 @@ Scores are per sample and larger is better, so that a drop is always a loss.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from .wire import RemoteError
@@ -93,24 +92,28 @@ INT_TYPES = ("int8", "uint8", "int16")
 TYPES = (*INT_TYPES, "bool", "int32", "int64", "float16", "float32", "float64")
 
 
+MOST_INTEGER, MOST_NUMBER = 2**31, 3.4e38  # what int32 and float32 hold, in which it is computed
+MOST_STEPS, MOST_AXES, MOST_CHANNELS = 1000, 32, 100_000
+
+
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < MOST_INTEGER
 
 
 def _is_number(value: Any) -> bool:
-    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST_NUMBER
 
 
-def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(holds(item) for item in value)
+def _is_list(value: Any, holds: Callable[[Any], bool], most: int) -> bool:
+    return isinstance(value, (list, tuple)) and 0 < len(value) <= most and all(holds(item) for item in value)
 
 
 KINDS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
     "integer": (_is_integer, "an integer"),
     "number": (_is_number, "a finite number"),
     "positive number": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
-    "integers": (lambda value: _is_list(value, _is_integer), "a list of integers"),
-    "numbers": (lambda value: _is_list(value, _is_number), "a list of finite numbers"),
+    "integers": (lambda value: _is_list(value, _is_integer, MOST_AXES), "a list of integers"),
+    "numbers": (lambda value: _is_list(value, _is_number, MOST_CHANNELS), "a list of finite numbers"),
     "type": (lambda value: value in TYPES, f"one of {', '.join(TYPES)}"),
     "small integer type": (lambda value: value in INT_TYPES, f"one of {', '.join(INT_TYPES)}"),
 }
@@ -119,25 +122,29 @@ KINDS: Dict[str, Tuple[Callable[[Any], bool], str]] = {
 def problems(steps: Any) -> List[str]:
     """What is wrong with a list of steps, in words; empty when it can be run."""
     if not isinstance(steps, list):
-        return [f"steps must be a list, not {steps!r}"]
+        return [f"steps must be a list, not {steps!r:.60}"]
+    if len(steps) > MOST_STEPS:
+        return [f"{len(steps)} steps, at most {MOST_STEPS} are allowed"]
     found = []
     for index, step in enumerate(steps):
         name = step.get("op") if isinstance(step, dict) else None
         if not isinstance(name, str) or name not in OPERATIONS:
-            found.append(f"step {index}: unknown op {name!r}; allowed: {', '.join(OPERATIONS)}")
+            found.append(f"step {index}: unknown op {name!r:.60}; allowed: {', '.join(OPERATIONS)}")
         else:
             found += [f"step {index} ({name}): {problem}" for problem in _step_problems(step, PARAMETERS[name])]
     return found
 
 
 def _step_problems(step: Dict[str, Any], wanted: Dict[str, str]) -> List[str]:
-    found = [f"unknown key {key!r}; allowed: {', '.join(wanted)}" for key in step if key != "op" and key not in wanted]
+    found = [
+        f"unknown key {key!r:.60}; allowed: {', '.join(wanted)}" for key in step if key != "op" and key not in wanted
+    ]
     for key, kind in wanted.items():
         is_right, words = KINDS[kind]
         if key not in step:
             found.append(f"'{key}' is missing; it must be {words}")
         elif not is_right(step[key]):
-            found.append(f"'{key}' must be {words}, not {step[key]!r}")
+            found.append(f"'{key}' must be {words}, not {step[key]!r:.60}")
     if found:
         return found
     if step["op"] == "normalize" and 0 in step["std"]:
@@ -159,7 +166,7 @@ def apply(steps: Sequence[Dict[str, Any]], array: Any) -> Any:
         parameters = {key: value for key, value in step.items() if key != "op"}
         try:
             array = OPERATIONS[step["op"]](array, **parameters)
-        except (ValueError, IndexError, TypeError) as error:
+        except (ValueError, IndexError, TypeError, OverflowError) as error:
             raise RemoteError(
                 "bad-request",
                 f"preprocess: step {index} ({step['op']}) does not fit {array.dtype.name} {list(array.shape)}: {error}",

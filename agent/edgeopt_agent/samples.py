@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import os
 import random
+import zipfile
 from typing import Any, Dict, List, Optional, Tuple
 
 from .wire import RemoteError
 
+KINDS = "biufUS"  # truth values, numbers and texts
 PIECE = 4096  # numbers made at a time: what making them takes would count as the model's memory, too
 
 
 def load_shard(path: str) -> Tuple[List[Any], Optional[Any], Dict[str, Any]]:
-    """An .npz of input0, input1, … and perhaps labels: (inputs, labels, everything). Pickles are refused."""
+    """An .npz of input0, input1, … and perhaps labels: (inputs, labels, everything).
+
+    Raises RemoteError('integrity') for what is none: pickles, packed arrays (a small file could take all memory) and
+    headers that promise more than the file has are refused before anything is allocated.
+    """
     import numpy as np
 
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    try:
+        _require_plain(path)
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        raise RemoteError("integrity", f"a shard of samples cannot be read: {error}") from error
     inputs = [arrays[f"input{i}"] for i in range(sum(name.startswith("input") for name in arrays))]
     return inputs, arrays.get("labels"), arrays
+
+
+def _require_plain(path: str) -> None:
+    """Raises ValueError, and what zipfile and numpy raise."""
+    import math
+
+    from numpy.lib import format as npy
+
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > os.path.getsize(path):
+            raise ValueError("its arrays would take more than its own size")
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED or not member.filename.endswith(".npy"):
+                raise ValueError(f"{member.filename!r:.80} is packed, or no array")
+            with archive.open(member) as file:
+                version = npy.read_magic(file)
+                if version not in headers:
+                    raise ValueError(
+                        f"{member.filename!r:.80} has a format of numpy's that is not known here: {version}"
+                    )
+                shape, _, dtype = headers[version](file)
+            if dtype.kind not in KINDS or not dtype.itemsize or math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename!r:.80} says it is {dtype} {shape} in {member.file_size} bytes")
 
 
 def random_samples(tensors: List[Dict[str, Any]], count: int) -> List[List[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import threading
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -14,6 +15,7 @@ CPU = "/sys/devices/system/cpu"
 HWMON = "/sys/class/hwmon"
 FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"
 SHORTEST_S = 0.3  # the kernel counts in steps of 10 ms
+LONGEST_READ_S = 5.0  # of a sensor
 NAMED = 5  # other programs, the busiest first
 SLOWS_CPUS = re.compile(r"(thermal-)?cpufreq|processor|intel_powerclamp", re.I)  # cooling devices' types
 
@@ -45,13 +47,24 @@ class Watch:
     """Looks at the board between blocks; a look tells what other programs used since the one before."""
 
     def __init__(self) -> None:
+        self._hangs = False
         self._before: Optional[Tuple[float, Tuple[float, float], Dict[int, Process]]] = None
 
     def look(self) -> Dict[str, Any]:
         """Temperature (degrees), clocks (Hz), what slows them down, free memory, and `others`: {"seconds", "cores",
         "busiest": [{"name", "pid", "cores"}]}, None at the first look, too soon after another, and where /proc does not
         tell."""
-        return dict(conditions(), others=self._others())
+        return dict(conditions(self._felt()), others=self._others())
+
+    def _felt(self) -> Dict[str, Any]:
+        """What `felt` tells; a sensor whose read never returns costs LONGEST_READ_S, once, and what it would tell."""
+        found: List[Dict[str, Any]] = []
+        if not self._hangs:
+            reader = threading.Thread(target=lambda: found.append(felt()), daemon=True)
+            reader.start()
+            reader.join(LONGEST_READ_S)
+            self._hangs = reader.is_alive()
+        return found[0] if found else {"temperature_c": None, "throttle": None}
 
     def _others(self) -> Optional[Dict[str, Any]]:
         stat = read("/proc/stat")
@@ -95,21 +108,26 @@ def _processes() -> Dict[int, Process]:
     return found
 
 
-def conditions() -> Dict[str, Any]:
-    """How the board feels at this moment; what cannot be read is None."""
+def felt() -> Dict[str, Any]:
+    """What sensors tell: degrees, and too little voltage or too much heat."""
+    celsius = [value / 1000.0 for value in _numbers("/sys/class/thermal/thermal_zone*/temp")]
+    return {"temperature_c": max(celsius) if celsius else None, "throttle": _throttle()}
+
+
+def conditions(sensed: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+    """How the board feels at this moment; what cannot be read is None. sensed: what `felt` told, else it is asked."""
     memory = parse_meminfo(read("/proc/meminfo") or "")
     counts = _numbers(f"{CPU}/cpu[0-9]*/thermal_throttle/core_throttle_count")
-    celsius = [value / 1000.0 for value in _numbers("/sys/class/thermal/thermal_zone*/temp")]
     return {
         "at_s": time.monotonic(),
         "load_1min": os.getloadavg()[0],
         "memory_available_bytes": memory.get("MemAvailable"),
-        "temperature_c": max(celsius) if celsius else None,
+        **(felt() if sensed is None else sensed),
         "frequency_hz": [khz * 1000 for khz in _numbers(f"{CPU}/cpu[0-9]*/cpufreq/scaling_cur_freq")] or None,
-        "throttle": _throttle(),
         "throttle_count": sum(counts) if counts else None,
         "cooling": cooling(),
         "power_mode": power_mode(),
+        "cpus": sorted(os.sched_getaffinity(0)),  # those that may be used now
     }
 
 

@@ -8,17 +8,18 @@ Reply     {"id": 7, "ok": true, "result": {...}}  or  {"id": 7, "ok": false, "er
 
 Operations
   hello                                           -> wire, agent_sha256 (by its name), python, root, pid,
-                                                     board (facts.identity())
+                                                     board (facts.identity()), hardware (facts.hardware())
   facts                                           -> board facts (facts.py)
   clock                                           -> monotonic_s, the clock of a job's marks
   environment                                     -> what wheels must fit, and what is set up (environment.py)
   blob.stat  sha256[]                             -> {sha256: {"have": bytes held, "whole": bool}}
   blob.put   sha256 size_bytes offset + raw bytes -> {"have", "whole"}; appends at `offset`, checked when whole
-  job.start  job request                          -> {"state", "warning": text or null}; the same job twice is one job
+  job.start  job request [by followed]            -> {"state", "warning": text or null}; the same job twice is one job;
+                                                     by: who asks; followed: false for one that begins unfollowed
   job.poll   job offset wait_s                    -> {"state", "events", "offset", "result"}
   job.file   job name offset limit                -> {"size_bytes"} + raw bytes
   job.cancel job                                  -> {"state"}
-  status     verify                               -> releases.status()
+  status     verify                               -> releases.status(), "recovered", "jobs": turn.present()
 Job requests carry `kind`, one of jobs.KINDS. An artifact in them is
   {"file", "files": {name: sha256}, "runtime", "threads", "preprocess": steps per input, "options": the runtime's own};
 `file` is the one of `files` that the runtime is told to load; it finds the others beside it.
@@ -34,6 +35,7 @@ VERSION = 1
 SENTINEL = b"edgeopt-wire-%d" % VERSION
 MAX_LINE_BYTES = 8 << 20
 CHUNK_BYTES = 256 << 10
+MOST_DIGITS = 300  # of a whole number
 
 ERROR_KINDS = (
     "bad-request",  # the host sent what this version does not know
@@ -78,8 +80,8 @@ def encode(message: Dict[str, Any], payload: bytes = b"") -> bytes:
 def decode(line: bytes) -> Dict[str, Any]:
     """The object on one line. Raises WireError."""
     try:
-        message = json.loads(line.decode("utf-8"), parse_constant=_refuse)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        message = parse(line.decode("utf-8"))
+    except ValueError as error:
         raise WireError(f"not a JSON line: {line[:80]!r}") from error
     if not isinstance(message, dict):
         raise WireError(f"not a JSON object: {line[:80]!r}")
@@ -128,8 +130,30 @@ def seconds(message: Dict[str, Any], name: str) -> float:
     return float(value)
 
 
+def parse(text: str) -> Any:
+    """The value of a JSON text that came from elsewhere. Raises ValueError, also for NaN, for infinity (1e999 is read
+    as that), for whole numbers of thousands of digits and for what is nested too deeply."""
+    try:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_countable)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits[:40]} is more than a number can hold")
+    return value
+
+
+def _countable(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def is_sha256(text: Any) -> bool:

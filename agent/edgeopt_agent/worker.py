@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -80,13 +81,19 @@ class Worker:
     def tell_load(self, shards: List[str], most: Optional[int] = None, random: int = 0, cold: bool = False) -> None:
         self.tell("load", artifact=self._artifact, shards=shards, most=most, random=random, cold=cold)
 
-    def pin(self, cpus: Sequence[int]) -> None:
-        """Let it work on these processors only, with all the threads that it has by now."""
+    def pin(self, cpus: Sequence[int]) -> bool:
+        """Let it work on these processors only, with all the threads that it has by now; whether they are still there:
+        one may be switched off at any time, or be taken away from this job."""
         for thread in os.listdir(f"/proc/{self._process.pid}/task"):
             try:
                 os.sched_setaffinity(int(thread), cpus)
             except ProcessLookupError:
                 pass  # it has ended
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return False
+        return True
 
     def _read_line(self, op: str, timeout_s: float) -> bytes:
         assert self._process.stdout is not None

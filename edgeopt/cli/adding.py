@@ -6,20 +6,18 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from .. import disk
 from ..errors import ConfigError, IntegrityError, MissingDependency
-from .display import Display
+from .display import Display, echo
 
 if TYPE_CHECKING:
     from ..device import Address
     from ..device.hostkey import HostKey
     from ..device.registry import Entry
-
-# `uname -m` and Debian's names for what profiles call otherwise
-ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "armv8l": "armv7l", "armhf": "armv7l"}
 
 
 def known_as(
@@ -41,7 +39,7 @@ def known_as(
         if key is not None:
             pending.replace(own)
         else:
-            own.unlink(missing_ok=True)
+            disk.remove(own)
     return entry, key
 
 
@@ -59,12 +57,13 @@ def say_same(same: Mapping[str, str]) -> None:
     for words in dict.fromkeys(same.values()):
         names = ", ".join(other for other, told in same.items() if told == words)
         copy = ", or a copy of its system" if words == "machine id" else ""
-        click.echo(f"it has the {words} of {names}: the same board, known by two names{copy}")
+        echo(f"it has the {words} of {names}: the same board, known by two names{copy}")
 
 
 def missing_profile(name: str, entry: Entry) -> str | None:
     """What to do where the entry says neither profile nor folder, so that most commands would refuse."""
     from ..device import registry
+    from ..provenance import generic_profile
 
     if entry.profile or entry.root:
         return None
@@ -79,16 +78,6 @@ def missing_profile(name: str, entry: Entry) -> str | None:
     )
 
 
-def generic_profile(machine: str | None) -> str | None:
-    """A bundled profile that fits any board of that architecture."""
-    from .. import profile as profiles
-
-    generic = [name for name in profiles.names() if name.startswith("generic-")]
-    return next(
-        (name for name in generic if profiles.load(name).cpu.architecture == ALIASES.get(machine or "", machine)), None
-    )
-
-
 def trusted_key(target: Address, accept_new: bool, fingerprint: str | None) -> HostKey:
     """The board's key, after somebody took it for the right one. Raises ConfigError, IntegrityError."""
     from ..device import hostkey, ssh_words
@@ -100,14 +89,15 @@ def trusted_key(target: Address, accept_new: bool, fingerprint: str | None) -> H
             raise IntegrityError(f"{shown}, not {fingerprint}; nothing was sent")
         return key
     if accept_new:
-        click.echo(shown, err=True)
+        echo(shown, err=True)
         return key
     if not sys.stdin.isatty():
         raise ConfigError(
             f"{shown}; there is no terminal to ask on: compare it with the board's own ({ssh_words.OWN_KEYS}) "
             f"and give --fingerprint {key.fingerprint}, or --accept-new"
         )
-    click.echo(f"{shown}.\nThe board's own are told by {ssh_words.OWN_KEYS}", err=True)
+    echo(f"{shown}.", err=True)
+    echo(f"The board's own are told by {ssh_words.OWN_KEYS}", err=True)
     if not click.confirm("Is that the board you mean?", err=True):
         raise IntegrityError(f"{target.text} was not added: nobody vouched for its host key; nothing was sent")
     return key
@@ -115,7 +105,7 @@ def trusted_key(target: Address, accept_new: bool, fingerprint: str | None) -> H
 
 def _seen(name: str, entry: Entry, keys: Path) -> Entry:
     """The entry with what the board says of itself. `keys`: the file of host keys."""
-    from .. import probe
+    from .. import probe, provenance
     from .. import profile as profiles
     from .. import setup as environments
     from ..device import open_transport, parse_address
@@ -126,30 +116,16 @@ def _seen(name: str, entry: Entry, keys: Path) -> Entry:
     address = parse_address(entry.address, identity, keys, entry.transport or "paramiko")
     with Display(f"adding {name}") as display:
         facts = probe.look(open_transport(address), python, display.event)
-    if board is not None:
-        require_architecture(str(entry.profile), board.cpu.architecture, facts, entry.address)
+    try:
+        stands_in = provenance.checked(board, facts, entry.address, bool(entry.stand_in))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; nothing was kept") from error
     try:
         wheels: str | None = str(environments.Target.of(facts["environment"], entry.address))
     except MissingDependency:
         wheels = None
     told = {key: facts[key] or None for key in ("model", "serial", "machine_id")}
-    return entry.model_copy(update={**told, "wheels": wheels})
-
-
-def require_architecture(named: str, architecture: str, facts: Mapping[str, Any], address: str) -> None:
-    """Raises ConfigError where the profile is of another kind of processor. A 64-bit kernel may run a 32-bit system."""
-    machines = [facts["machine"], facts["environment"]["machine"]]
-    if architecture in (ALIASES.get(machine, machine) for machine in machines):
-        return
-    fitting = generic_profile(machines[1])
-    mend = (
-        f"give --profile {fitting}, or another of `edgeopt profiles list`"
-        if fitting
-        else ("give one of `edgeopt profiles list` that fits, or leave it out and let `edgeopt device probe` write one")
-    )
-    raise ConfigError(
-        f"--profile {named} is of an {architecture} board, but {address} is {machines[0]}: {mend}; nothing was kept"
-    )
+    return entry.model_copy(update={**told, "wheels": wheels, "stand_in": True if stands_in else None})
 
 
 @contextlib.contextmanager
@@ -159,4 +135,4 @@ def _beside(own: Path) -> Iterator[Path]:
     try:
         yield pending
     finally:
-        pending.unlink(missing_ok=True)
+        disk.remove(pending)

@@ -14,22 +14,27 @@ from .common import (
     boards_options,
     device_options,
     json_option,
+    metric_option,
     mode_options,
     power_mode_options,
     print_json,
+    require_labelled,
     verdict_code,
 )
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
-from .queries import Queries, load, place, query_options
+from .queries import Queries, load, made_for, query_options
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
+    from ..device.session import Session
+    from ..task import Array
 
 
 def _options(command: Any) -> Any:
-    return mode_options(power_mode_options(query_options(placement_options(keep_options(json_option(command))))))
+    scored = metric_option("each model's score on the board is told")(json_option(command))
+    return mode_options(power_mode_options(query_options(placement_options(keep_options(scored)))))
 
 
 def placement_options(command: Any) -> Any:
@@ -69,7 +74,7 @@ def _settings(_context: click.Context, _option: click.Parameter, texts: tuple[st
     return found
 
 
-@click.command(short_help="Latency and memory of one model on a board.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @boards_options
 @click.option(
@@ -91,7 +96,7 @@ def bench(model: Path, boards: Boards, keep: Keep, as_json: bool, **how: Any) ->
 
     def work(where: Where) -> Done:
         if keep.stop:
-            document = stopped(keep.of(where, boards), where, place([model]))
+            document = stopped(keep.of(where, boards), where, made_for([model]))
             return Done(document, "stopped", stop_words(document))
         document = _measure([model], where, keep.of(where, boards), **how)
         (result,) = document["results"]
@@ -104,7 +109,7 @@ def bench(model: Path, boards: Boards, keep: Keep, as_json: bool, **how: Any) ->
     return on_each(boards, work, _show, as_json)
 
 
-@click.command(short_help="Two models in one job, in alternating blocks.")
+@click.command()
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @device_options
@@ -117,7 +122,7 @@ def compare(first: Path, second: Path, where: Where, keep: Keep, as_json: bool, 
       edgeopt compare fp32.tflite int8.tflite --random --device ssh://pi@raspberrypi --profile raspberry-pi-4
     """
     if keep.stop:
-        document = stopped(keep, where, place([first, second]))
+        document = stopped(keep, where, made_for([first, second]))
     else:
         document = _measure([first, second], where, keep, **how)
     print_json(document) if as_json else _show(document)
@@ -136,10 +141,12 @@ def _measure(
     settings: dict[str, str],
     require_int8: float | None,
     allow_fallback: tuple[str, ...],
+    metric: str | None,
     operators: bool = False,
 ) -> dict[str, Any]:
     from .. import measure, placement, stats
 
+    require_labelled(queries.inputs, queries.labels, metric)
     subject = f"{', '.join(path.name for path in paths)} on {where.device}"
     expected_s = 60 * minutes if mode == stats.SUSTAINED else stats.MODES[mode].min_seconds * len(paths)
     asked = {"models": [str(path) for path in paths], "mode": mode, "seed": queries.seed, "no_repeat": no_repeat}
@@ -148,9 +155,10 @@ def _measure(
         Display(subject) as display,
         keeping(keep, "compare" if len(paths) == 2 else "bench", asked, expected_s, display) as kept,
     ):
-        artifacts, shards = load(paths, queries, Path(text), where, settings)
+        loaded = load(paths, queries, Path(text), where, settings)
+        artifacts, shards = loaded.artifacts, loaded.shards
         demand = placement.Demand(require_int8, allow_fallback)
-        session, python = where.open(display, *place(paths))
+        session, python = where.open(display, made_for(paths))
         with session:
             if kept.journal:
                 session.keep(kept.journal)
@@ -161,17 +169,33 @@ def _measure(
             ran = [placement.checked(session, one, shards, demand, operators) for one in artifacts]
             given = (session, artifacts, shards, mode, queries.seed, kept.samples, display.event, power_mode, minutes)
             measure.settled(*given, repeat=not no_repeat)
+            scores = [_score(session, one, shards, loaded.labels, metric) for one in artifacts]
             board = {**facts, **where.board(session)}
         return kept.document(
             {
                 "device": session.address,
                 "board": board,
-                "artifacts": [_told(artifact) for artifact in artifacts],
+                "artifacts": [
+                    {**_told(own), "inputs": loaded.bound[n], "score": scores[n]} for n, own in enumerate(artifacts)
+                ],
                 "operators": [found["operators"] if found and operators else None for found in ran],
                 "budgets": _budgets(paths, where),
                 "random_inputs": queries.random,
             }
         )
+
+
+def _score(
+    session: Session, artifact: Artifact, shards: list[bytes], labels: Array | None, metric: str | None
+) -> dict[str, Any] | None:
+    """The mean score of what the board answers; None where it was not asked for."""
+    from .. import measure
+    from ..tools import scoring
+
+    if labels is None or metric is None:
+        return None
+    value = scoring.mean(measure.outputs(session, artifact, shards), labels, metric)
+    return {"metric": metric, "value": value, "n": len(labels)}
 
 
 def _told(artifact: Artifact) -> dict[str, Any]:
@@ -188,10 +212,8 @@ def _budgets(paths: list[Path], where: Where) -> dict[str, float]:
 
 def _show(document: dict[str, Any]) -> None:
     if "stopped" in document:
-        click.echo(stop_words(document))
+        echo(stop_words(document))
         return
-    from rich.console import Console
-
     from ..report import measured
 
-    measured.render_bench(document, Console())
+    measured.render_bench(document, screen())

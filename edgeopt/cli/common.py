@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,23 @@ def shape_option(told: str) -> Callable[[Command], Command]:
     return click.option("--shape", "shapes", callback=_shapes, multiple=True, help=told)
 
 
+labels_option = click.option("--labels", help="Name of the array of labels in --inputs, which is no input.")
+
+
+def metric_option(then: str) -> Callable[[Command], Command]:
+    """--metric; then: what is known with labels and metric."""
+    told = f"How labels are compared; then {then}."
+    return click.option("--metric", type=click.Choice(["top1", "top5", "negative_mae"]), help=told)
+
+
+def require_labelled(inputs: Path | None, labels: str | None, metric: str | None) -> None:
+    """Raises ConfigError for labels without samples, and for a metric without labels."""
+    if labels is not None and inputs is None:
+        raise ConfigError(f"--labels {labels}: it names an array of --inputs, which is not given")
+    if metric is not None and labels is None:
+        raise ConfigError(f"--metric {metric}: it compares with labels; name their array with --labels")
+
+
 def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--mode, --minutes and --no-repeat."""
     for option in (
@@ -74,6 +92,10 @@ transport_option = click.option(
     "ssh_config needs; default: the known board's, else paramiko.",
 )
 
+stand_in_option = click.option(
+    "--stand-in", is_flag=True, help="The board is not the profile's, and may stand in for it: every figure is marked."
+)
+
 DEVICE_HELP = '"local", "ssh://[user@]host[:port]", or a name from `edgeopt device list`.'
 
 _ABOUT_A_BOARD = (
@@ -82,7 +104,7 @@ _ABOUT_A_BOARD = (
         help="Profile of the board: a name from `edgeopt profiles list`, or a .toml.",
         shell_complete=complete.profiles,
     ),
-    click.option("--root", help="edgeopt's folder there; default: the known board's, its profile's, a given bundle's."),
+    click.option("--root", help="edgeopt's folder there; default: the known board's, else its profile's."),
     click.option(
         "--board-python", help="The board's Python; default: as for --root (for local: folder and Python of this user)."
     ),
@@ -93,6 +115,7 @@ _ABOUT_A_BOARD = (
         help="File of host keys; default: what `device add` kept, else what ssh uses.",
     ),
     transport_option,
+    stand_in_option,
 )
 
 
@@ -105,7 +128,7 @@ def about_a_board(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def where_of(device: str, options: dict[str, Any]) -> Where:
     """The board that --device and the options of `about_a_board` name; takes them out of `options`."""
-    names = ("profile", "root", "board_python", "identity", "known_hosts", "transport")
+    names = ("profile", "root", "board_python", "identity", "known_hosts", "transport", "stand_in")
     return Where(device, *(options.pop(name) for name in names))
 
 
@@ -124,7 +147,7 @@ def power_mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--device, --profile, --root, --board-python, --identity, --known-hosts, --transport as one `where` argument."""
+    """--device and the options of `about_a_board` as one `where` argument."""
 
     @click.option("--device", default="local", show_default=True, help=DEVICE_HELP, shell_complete=complete.devices)
     @about_a_board
@@ -200,8 +223,11 @@ class Where:
         identity: Path | None,
         known_hosts: Path | None,
         transport: str | None = None,
+        stand_in: bool = False,
     ) -> None:
         self.device = device
+        self._options = {"root": root, "board-python": python, "identity": identity, "known-hosts": known_hosts}
+        self._options |= {"transport": transport}
         self.name, self.entry = _known(device)
         if self.entry is not None and self.name is not None:
             from ..device import registry
@@ -212,31 +238,42 @@ class Where:
             identity = identity or (Path(own).expanduser() if own else None)
             known_hosts = known_hosts or registry.known_hosts(self.name, self.entry)
             transport = transport or self.entry.transport
+            stand_in = stand_in or bool(self.entry.stand_in)
         self.text = self.entry.address if self.entry else device
         self._address = self.text, identity, known_hosts, transport or "paramiko"
         self._profile, self._root, self._python = profile, root, python
+        self.may_stand_in = stand_in
+        self._stand_in: dict[str, Any] | None = None  # as provenance.checked, of the board that was opened
 
-    def place(self, root: str | None = None, python: str | None = None) -> Placement:
-        """edgeopt's folder and the Python there. `root` and `python` serve where neither option nor profile says.
+    def place(self, made_for: str | None = None, root: str | None = None) -> Placement:
+        """edgeopt's folder and the Python there. made_for: the profile that a given bundle names; where no other one is
+        known, it serves if it comes with edgeopt: a bundle itself chooses neither. root: where nobody tells it.
 
         Raises ConfigError.
         """
         from .. import profile as profiles
         from ..device.session import Placement
 
-        board = profiles.load(self._profile).board if isinstance(self._profile, str) else None
-        board = self._profile.board if isinstance(self._profile, profiles.DeviceProfile) else board
+        known = self.known_profile() or (profiles.named(made_for) if made_for else None)
+        board = known.board if known else None
         if self.address().host is None:  # this machine: a profile speaks of another one's folders and interpreter
             own_root = Path(self._root or LOCAL_ROOT).expanduser().resolve()
             return Placement(str(own_root), self._python or sys.executable)
         chosen_root = self._root or (board.root if board else root)
         if chosen_root is None:
+            other = f" ('{made_for}', which the bundle names, is none that comes with edgeopt)" if made_for else ""
             raise ConfigError(
-                f"--device {self.device}: name the board's profile with --profile, or its folder with --root"
+                f"--device {self.device}: name the board's profile with --profile, or its folder with --root{other}"
             )
         if not chosen_root.startswith("/"):
             raise ConfigError(f"--root {chosen_root}: an absolute path on the board is needed")
-        return Placement(chosen_root, self._python or (board.python if board else python) or "python3")
+        return Placement(chosen_root, self._python or (board.python if board else "python3"))
+
+    def spelled(self, root: str | None = None) -> str:
+        """How a command line names this board. root: its folder there, where it is known."""
+        given = {**self._options, "root": self._options["root"] or (None if self.name else root)}
+        options = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
+        return shlex.join([self.device, *options])
 
     def address(self) -> Address:
         """Raises ConfigError."""
@@ -248,6 +285,12 @@ class Where:
     def profile(self) -> str | DeviceProfile | None:
         """The option's, else the known board's."""
         return self._profile
+
+    def known_profile(self) -> DeviceProfile | None:
+        """The profile itself. Raises ConfigError."""
+        from .. import profile as profiles
+
+        return profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
 
     def profile_id(self) -> str | None:
         """As a bundle made for it names it; None where no profile is known."""
@@ -261,34 +304,37 @@ class Where:
 
     def runtimes(self) -> list[str]:
         """Those of the board's profile; none where no profile is known."""
-        from .. import profile as profiles
-
-        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        found = self.known_profile()
         return list(found.runtimes) if found else []
 
     def cost(self) -> dict[str, Any]:
         """[cost] of the board's profile; nothing where no profile is known."""
-        from .. import profile as profiles
-
-        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        found = self.known_profile()
         return found.cost.model_dump() if found else {}
 
     def open(
-        self, display: Display, root: str | None = None, python: str | None = None, upon: str | None = None
+        self, display: Display, made_for: str | None = None, upon: str | None = None, any_board: bool = False
     ) -> tuple[Session, str]:
-        """(session, the board's Python). `root` and `python` as for `place`; `upon` is used instead of any other.
+        """(session, the board's Python). made_for: as for `place`; `upon` is used instead of any other Python.
+
+        any_board: for what measures nothing and must work in need; else a board that is not the profile's is refused.
 
         Raises ConfigError, everything that connecting raises, and IntegrityError when another board answers than was
         added under this name.
         """
+        from .. import provenance
         from ..device import open_transport
         from ..device.session import Placement, Session
 
-        place = self.place(root, python)
+        place = self.place(made_for)
         place = Placement(place.root, upon or place.python)
         session = Session(open_transport(self.address()), place, on_event=display.event)
+        session.spelled = self.spelled(place.root)
         try:
             self.require_same(session.hello["board"])
+            if not any_board:
+                board = {**session.hello["board"], **session.hello["hardware"]}
+                self._stand_in = provenance.checked(self.known_profile(), board, session.address, self.may_stand_in)
         except BaseException:
             session.__exit__(None, None, None)
             raise
@@ -314,15 +360,15 @@ class Where:
 
     def budgets(self) -> dict[str, float]:
         """The demands of the board's profile, where one is known. Raises ConfigError."""
-        from .. import profile as profiles
-
-        found = profiles.load(self._profile) if isinstance(self._profile, str) else self._profile
+        found = self.known_profile()
         stated = found.budget.model_dump() if found else {}
         return {name: value for name, value in stated.items() if value is not None}
 
     def board(self, session: Session) -> dict[str, Any]:
-        """Which board a record is about: {"name", "model", "serial", "machine_id"}."""
-        return {"name": self.name, **session.hello["board"]}
+        """Which board a record is about: its name here, what it says of itself (the agent's identity() and
+        hardware()), and "stand_in" as of provenance.checked."""
+        hello = session.hello
+        return {"name": self.name, **hello["board"], **hello["hardware"], "stand_in": self._stand_in}
 
 
 def _known(device: str) -> tuple[str | None, Entry | None]:

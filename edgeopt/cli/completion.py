@@ -14,7 +14,7 @@ INSTALL = {
 }
 
 
-@click.command(short_help="Print the script for completion in bash, zsh or fish.")
+@click.command()
 @click.argument("shell", type=click.Choice(list(INSTALL)))
 @json_option
 def completion(shell: str, as_json: bool) -> int:

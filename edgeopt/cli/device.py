@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from . import adding, complete
+from . import adding, complete, jobs
 from .common import Where, about_a_board, json_option, print_json, where_of
-from .display import Display
+from .display import Display, echo, screen
 
 if TYPE_CHECKING:
     from ..device.registry import Entry
@@ -84,6 +84,7 @@ def add(
         identity=_absolute(options["identity"]),
         known_hosts=_absolute(options["known_hosts"]),
         transport=options["transport"],
+        stand_in=options["stand_in"] or None,
     )
     entry, key = adding.known_as(name, entry, target, accept_new, fingerprint, overwrite)
     same = adding.same_boards(name, entry, known)
@@ -92,10 +93,10 @@ def add(
         shown = {"fingerprint": key.fingerprint if key else None, "same_as": list(same)}
         print_json({**_record(name, entry), **shown, "missing": ["--profile"] if missing else []})
         return 0
-    click.echo(f"{name} is {_described(entry)}")
+    echo(f"{name} is {_described(entry)}")
     adding.say_same(same)
     if missing:
-        click.echo(missing)
+        echo(missing)
     return 0
 
 
@@ -114,10 +115,9 @@ def list_(as_json: bool) -> int:
     if as_json:
         print_json({"file": str(registry.file()), "devices": [_record(name, entry) for name, entry in known.items()]})
     elif not known:
-        click.echo(f"no board is known yet ({registry.file()}); see `edgeopt device add --help`")
+        echo(f"no board is known yet ({registry.file()}); see `edgeopt device add --help`")
     else:
         from rich import box
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -125,7 +125,7 @@ def list_(as_json: bool) -> int:
             table.add_column(title, overflow="fold")
         for name, entry in known.items():
             table.add_row(name, entry.address, entry.profile or "none", entry.serial or "not told", entry.model or "")
-        Console(markup=False, highlight=False).print(table)
+        screen().print(table)
     return 0
 
 
@@ -146,7 +146,7 @@ def show(name: str, as_json: bool) -> int:
         print_json(record)
         return 0
     for key, value in record.items():
-        click.echo(f"{TITLES.get(key, key):<12} {value if value is not None else 'not stated'}")
+        echo(f"{TITLES.get(key, key):<12} {value if value is not None else 'not stated'}")
     return 0
 
 
@@ -163,7 +163,44 @@ def remove(name: str, as_json: bool) -> int:
     from ..device import registry
 
     entry = registry.remove(name)
-    print_json(_record(name, entry)) if as_json else click.echo(f"{name} ({entry.address}) is forgotten")
+    print_json(_record(name, entry)) if as_json else echo(f"{name} ({entry.address}) is forgotten")
+    return 0
+
+
+@device.command("stop")
+@click.argument("name", shell_complete=complete.devices)
+@click.option("--job", help="End this one, which may wait for its turn; default: the one that works.")
+@click.option("--yes", is_flag=True, help="End it without asking.")
+@about_a_board
+@json_option
+def stop(name: str, job: str | None, yes: bool, as_json: bool, **options: Any) -> int:
+    """End the job that works on the board NAME (or at an address), whoever began it; `edgeopt status` shows it too.
+
+    Says what it is and asks. What is current on the board stays, or becomes, one whole release.
+
+    \b
+    Example:
+      edgeopt device stop kitchen
+      edgeopt device stop kitchen --yes
+    """
+    where = where_of(name, options)
+    with Display(where.device) as display:
+        session, _ = where.open(display)
+        with session:
+            there = session.jobs()
+            found = jobs.chosen(there, job, where.device)
+            if found is not None and not yes:
+                jobs.require_consent(found, where.device)
+            done = jobs.stop(session, found) if found is not None else None
+            document = {"device": session.address, "board": where.board(session), "ended": found, "jobs": there}
+    if as_json:
+        print_json({**document, **(done or {"state": None, "current": None})})
+    elif found is None or done is None:
+        echo(f"nothing works or waits on {where.device}")
+    else:
+        echo(f"ended on {where.device}: {jobs.described(found)}")
+        if done["state"] == "done":
+            echo("it had come to its end by itself")
     return 0
 
 
@@ -209,7 +246,7 @@ def setup(
     wanted = list(runtimes) or where.runtimes()[:1] or ["tflite"]
     if download_only is not None:
         done = _download(where, wanted, wheels, download_only)
-        print_json(done) if as_json else click.echo(f"{len(done['wheels'])} wheels are in {download_only}")
+        print_json(done) if as_json else echo(f"{len(done['wheels'])} wheels are in {download_only}")
         return 0
     if where.address().host is None:
         _refuse_this_machine(wanted)
@@ -219,11 +256,11 @@ def setup(
         return 0
     said = ", ".join(f"{found['package']} {found['version']}" for found in (done["versions"] or {}).values())
     if done["already"]:
-        click.echo(f"{name} has {', '.join(done['runtimes'])} already; nothing was changed")
+        echo(f"{name} has {', '.join(done['runtimes'])} already; nothing was changed")
     else:
-        click.echo(f"{name} has {said} now, used by {done['python']}")
+        echo(f"{name} has {said} now, used by {done['python']}")
         if where.name is None:
-            click.echo(f"name that Python with --board-python {done['python']}, or add the board: `edgeopt device add`")
+            echo(f"name that Python with --board-python {done['python']}, or add the board: `edgeopt device add`")
     return 0
 
 
@@ -249,9 +286,9 @@ def probe(name: str, out: Path | None, overwrite: bool, as_json: bool, **options
     out = out or Path(f"{where.name or address.host or 'this-machine'}.toml")
     if out.exists() and not overwrite:
         raise ConfigError(f"--out {out} exists; name another, or add --overwrite")
-    python = where.place(job.DEFAULT_ROOT).python
+    python = where.place(root=job.DEFAULT_ROOT).python
     facts = _look(where, python)
-    root = where.place(job.DEFAULT_ROOT).root
+    root = where.place(root=job.DEFAULT_ROOT).root
     text = job.profile_text(facts, root, python, datetime.date.today())
     job.write(out, text, overwrite)
     board = {key: facts[key] for key in ("model", "serial", "machine_id")}
@@ -259,8 +296,8 @@ def probe(name: str, out: Path | None, overwrite: bool, as_json: bool, **options
         print_json({"file": str(out), "board": {"name": where.name, **board}, "facts": facts})
     else:
         serial = f", serial {facts['serial']}" if facts["serial"] else ""
-        click.echo(f"wrote {out}: {facts['model'] or facts['cpu_model'] or facts['machine']}{serial}")
-        click.echo(f"use it with --profile {out}, here or in `edgeopt device add`")
+        echo(f"wrote {out}: {facts['model'] or facts['cpu_model'] or facts['machine']}{serial}")
+        echo(f"use it with --profile {out}, here or in `edgeopt device add`")
     return 0
 
 
@@ -294,7 +331,7 @@ def _download(where: Where, wanted: list[str], wheels: Path | None, out: Path) -
     if where.entry is not None and where.entry.wheels:
         target = job.Target.parse(where.entry.wheels)
     else:
-        facts = _look(where, where.base_python() or where.place(probe.DEFAULT_ROOT).python)
+        facts = _look(where, where.base_python() or where.place(root=probe.DEFAULT_ROOT).python)
         target = job.Target.of(facts["environment"], where.device)
     with Display(where.device) as display:
         paths = job.prepare(target, wanted, wheels, out, where.device, display.event)

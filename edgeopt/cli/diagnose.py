@@ -13,14 +13,14 @@ import click
 
 from ..errors import ConfigError
 from .common import VERDICT_CODES, Where, device_options, json_option, print_json
-from .display import Display
+from .display import Display, echo, screen
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..device.session import Session
 
 
-@click.command(short_help="Why a board answers wrongly: preparation, runtime, or int8; which layer.")
+@click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @device_options
 @click.option(
@@ -81,13 +81,13 @@ def _write_golden(opened: Bundle, folder: Path, as_json: bool) -> int:
     if as_json:
         print_json(written)
         return 0
-    click.echo(f"{len(written['files'])} golden files in {folder}: {', '.join(written['files'])}")
-    click.echo("Let your application prepare them in this order, and save what it hands to the model as an .npz:")
+    echo(f"{len(written['files'])} golden files in {folder}: {', '.join(written['files'])}")
+    echo("Let your application prepare them in this order, and save what it hands to the model as an .npz:")
     for name, told in written["expected"].items():
         kind, *shape = told
         after = "after the bundle's preprocess steps" if name.startswith("model") else "before them"
-        click.echo(f"  input{name.removeprefix('model').removeprefix('input')}  {kind} {shape}  {after}")
-    click.echo("Then: edgeopt diagnose BUNDLE --prepared FILE.npz (expected.npz holds what it should be)")
+        echo(f"  input{name.removeprefix('model').removeprefix('input')}  {kind} {shape}  {after}")
+    echo("Then: edgeopt diagnose BUNDLE --prepared FILE.npz (expected.npz holds what it should be)")
     return 0
 
 
@@ -100,8 +100,9 @@ def _run(
     manifest = opened.manifest
     runtime = manifest.artifact.runtime
     asked = placement.accelerator(runtime, manifest.artifact.options)
+    opened.require_own_libraries(where.known_profile())
     with Display(f"diagnosis of {manifest.name} on {where.device}") as display:
-        session, python = where.open(display, manifest.root, manifest.python)
+        session, python = where.open(display, manifest.profile)
         with session, _host(where, python, host_python, runtime, asked, display) as (host, why_none):
             facts = session.facts()
             measure.require_runtime(facts, runtime, session.address, python)
@@ -140,8 +141,6 @@ def _extra(runtime: str) -> str:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from ..report import diagnosis
 
-    diagnosis.render(document, Console())
+    diagnosis.render(document, screen())

@@ -8,11 +8,41 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import visible
+from . import heartbeat
+
+if TYPE_CHECKING:
+    from .screen import Screen
 
 PLAIN_INTERVAL_S = 2.0
 WORTH_SAYING_S = 2.0
 KEPT_DURATIONS = 500
+
+
+def echo(text: object = "", err: bool = False) -> None:
+    """One line; whatever is in it, it stays one, and does nothing to a terminal."""
+    click.echo(visible.line(text), err=err)
+
+
+def echo_lines(text: object, err: bool = False) -> None:
+    """Several lines of our own, in which parts may be others'."""
+    click.echo(visible.lines(text), err=err)
+
+
+def echo_message(text: object) -> None:
+    """An error or a warning, on stderr."""
+    click.echo(visible.message(text), err=True)
+
+
+def screen(stderr: bool = False) -> Screen:
+    """rich's console for tables and styled lines."""
+    from .screen import Screen
+
+    return Screen(stderr)
 
 
 class Durations:
@@ -54,11 +84,9 @@ class Display:
     """Shows the events of a session, a job or a stage. `subject` names what is worked on, for the time it will take."""
 
     def __init__(self, subject: str = "", cache: Path | None = None) -> None:
-        from rich.console import Console
-
         from ..cache import default_root
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = screen(stderr=True)
         self._durations = Durations((cache or default_root()) / "durations.json", subject)
         self._bar: Any = None
         self._task: Any = None
@@ -75,6 +103,7 @@ class Display:
         if kind is not None:
             self._step = None  # it did not end, so how long it takes is not known
         self._end()
+        heartbeat.note("")
         self._durations.save()
 
     def event(self, event: dict[str, Any]) -> None:
@@ -88,13 +117,15 @@ class Display:
         if event["event"] == "stage":
             self._begin_step(event["what"])
         else:
-            self._console.print(event["what"], markup=False)
+            self._console.print(event["what"])
+            heartbeat.note(event["what"].partition(";")[0] if event["event"] == "waiting" else "", said=True)
 
     def _begin_step(self, what: str) -> None:
         self._step, self._began = what, time.monotonic()
         last = self._durations.last(what)
         about = f", about {last:.0f} s" if last is not None else ""
-        self._console.print(f"{what}{about}", markup=False)
+        self._console.print(f"{what}{about}")
+        heartbeat.note(what, said=True)
         if self._console.is_terminal:
             self._start_bar(what, last, counted=False)
 
@@ -103,16 +134,16 @@ class Display:
         if family != self._what:
             self._end()
             self._what, self._began, self._printed = family, time.monotonic(), time.monotonic()
+        says = not self._console.is_terminal and time.monotonic() - self._printed >= PLAIN_INTERVAL_S
+        heartbeat.note(family, f"{done}/{total}", said=says)
         if self._console.is_terminal:
             if self._bar is None:
                 self._start_bar(what, total, counted=True)
-            self._bar.update(self._task, description=_escaped(what), completed=done, total=total)
-        elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+            self._bar.update(self._task, description=what, completed=done, total=total)
+        elif says:
             self._printed = time.monotonic()
             left = (time.monotonic() - self._began) / done * (total - done) if done else None
-            self._console.print(
-                f"{what}: {done}/{total}" + (f", about {left:.0f} s left" if left else ""), markup=False
-            )
+            self._console.print(f"{what}: {done}/{total}" + (f", about {left:.0f} s left" if left else ""))
 
     def _start_bar(self, what: str, total: float | None, counted: bool) -> None:
         """A bar of `total` things, or a clock that runs towards `total` seconds, where that is known."""
@@ -131,8 +162,10 @@ class Display:
             if counted
             else [SpinnerColumn(), TimeElapsedColumn(), *([TextColumn(f"of about {total:.0f} s")] if total else [])]
         )
-        self._bar = Progress(TextColumn("{task.description}"), *columns, console=self._console, transient=True)
-        self._task = self._bar.add_task(_escaped(what) if counted else "", total=total if counted else None)
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False), *columns, console=self._console, transient=True
+        )
+        self._task = self._bar.add_task(what if counted else "", total=total if counted else None)
         self._bar.start()
 
     def _end(self) -> None:
@@ -143,9 +176,3 @@ class Display:
             self._durations.note(self._step, time.monotonic() - self._began)
         self._step = None
         self._what = ""
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -9,6 +9,9 @@ from typing import Any, TextIO
 
 import click
 
+from .. import visible
+from . import terminal
+
 _kept: TextIO | None = None
 
 
@@ -16,9 +19,9 @@ def keep_stdout() -> None:
     """From here on file descriptor 1 is stderr, for C++ too; only `print_json` writes to what stdout was."""
     global _kept
     sys.stdout.flush()
-    _kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    _kept = terminal.open_words(os.dup(1))
     os.dup2(2, 1)
 
 
 def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False), file=_kept)
+    click.echo(visible.json_text(json.dumps(document, indent=2, ensure_ascii=False)), file=_kept)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import visible
 from ..errors import ConfigError
 from . import complete
 from .common import json_option, print_json
+from .display import echo, echo_message
 
 if TYPE_CHECKING:
     from ..scaffold import Draft, Unclear, Wanted
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-@click.command(short_help="Write a commented run file from a model and data.")
+@click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
 @click.option("--model", help="package.module:factory, a function that returns the torch module; or an .onnx file.")
 @click.option(
@@ -48,7 +50,7 @@ def init(folder: Path, as_json: bool, **flags: Any) -> int:
     \b
     Example:
       edgeopt init watch --model watch_model:load --data watch/data.npz --profile raspberry-pi-4
-      edgeopt init pictures --model pictures/model.onnx --data pictures/labels.csv --profile generic-x86-64
+      edgeopt init pictures --model pictures/model.onnx --data pictures/labels.csv --profile generic-linux
     """
     from .. import scaffold
 
@@ -91,12 +93,17 @@ def _drafted(folder: Path, wanted: Wanted, may_ask: bool) -> tuple[Wanted, Draft
 
 
 def _settled(wanted: Wanted, error: Unclear) -> Wanted:
-    click.echo(str(error), err=True)
+    echo_message(error)
     field = error.flag.lstrip("-")
     if field == "inputs":
-        text = click.prompt("Inputs, with commas between them", default=",".join(error.choices), err=True)
+        text = _prompt("Inputs, with commas between them", ",".join(error.choices))
         return dataclasses.replace(wanted, inputs=tuple(part.strip() for part in text.split(",")))
-    chosen = click.prompt(field.capitalize(), type=click.Choice(list(error.choices)), err=True)
+    chosen = click.prompt(
+        f"{field.capitalize()} ({visible.line(', '.join(error.choices))})",
+        type=click.Choice(list(error.choices)),
+        show_choices=False,
+        err=True,
+    )
     return (
         dataclasses.replace(wanted, labels=chosen) if field == "labels" else dataclasses.replace(wanted, groups=chosen)
     )
@@ -117,7 +124,7 @@ def _asked(folder: Path, wanted: Wanted) -> Wanted:
         )
     if wanted.profile is None:
         names = profile.names()
-        known = "generic-x86-64" if "generic-x86-64" in names else names[0]
+        known = "generic-linux" if "generic-linux" in names else names[0]
         wanted = dataclasses.replace(wanted, profile=_ask("Profile of the board", [known, *names]))
     return wanted
 
@@ -127,8 +134,13 @@ def _ask(question: str, found: Sequence[str]) -> str:
     choices = list(dict.fromkeys(found))
     if len(choices) > 1:
         more = f", and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
-        click.echo(f"Found: {', '.join(choices[:SHOWN])}{more}", err=True)
-    answer: str = click.prompt(question, default=choices[0] if choices else None, err=True)
+        echo(f"Found: {', '.join(choices[:SHOWN])}{more}", err=True)
+    return _prompt(question, choices[0] if choices else None)
+
+
+def _prompt(question: str, default: str | None) -> str:
+    shown = f" [{visible.line(default)}]" if default else ""
+    answer: str = click.prompt(f"{question}{shown}", default=default, show_default=False, err=True)
     return answer
 
 
@@ -158,11 +170,11 @@ def _plain(chosen: dict[str, Any]) -> dict[str, Any]:
 def _show(path: Path, draft: Draft, next_command: str) -> None:
     from ..scaffold.text import toml
 
-    click.echo(f"{path} is written:")
+    echo(f"{path} is written:")
     chosen = _plain(draft.chosen)
     for key, value in chosen.items():
         if key.startswith(("model.", "task.", "splits.", "device.")) and key != "splits.seed":
-            click.echo(f"  {key:<20} {toml(value)}")
+            echo(f"  {key:<20} {toml(value)}")
     for line in draft.check:
-        click.echo(f"check: {line}")
-    click.echo(f"next: {next_command}")
+        echo(f"check: {line}")
+    echo(f"next: {next_command}")

@@ -73,7 +73,7 @@ def keeping(
             raise
 
 
-def stopped(keep: Keep, where: Where, place: tuple[str | None, str | None] = (None, None)) -> dict[str, Any]:
+def stopped(keep: Keep, where: Where, made_for: str | None = None) -> dict[str, Any]:
     """End what runs on the board for the folder: {"device", "board", "stopped": jobs}."""
     from .. import kept
     from ..device.journal import Journal
@@ -83,7 +83,7 @@ def stopped(keep: Keep, where: Where, place: tuple[str | None, str | None] = (No
         raise ConfigError(f"--stop: {keep.folder} is not a folder that --keep made")
     journal = Journal(keep.folder / "jobs.json")
     with Display(where.device) as display:
-        session, _ = where.open(display, *place)
+        session, _ = where.open(display, made_for, any_board=True)
         with session:
             session.keep(journal)
             return {"device": session.address, "board": where.board(session), "stopped": session.stop_kept()}

@@ -11,15 +11,15 @@ import click
 
 from ..errors import ConfigError
 from .common import Where, device_options, json_option, power_mode_options, print_json, repeat_option
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
-from .queries import Queries, place, query_options
+from .queries import Queries, made_for, query_options
 from .queries import load as load_inputs
 
 MOST_STREAMS, MOST_BATCH = 64, 4096
 
 
-@click.command(short_help="Throughput, latency under random arrivals, slow inputs.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--streams",
@@ -76,8 +76,8 @@ def load(
     if any(len(set(values)) < len(values) for values in (rates, streams, batches)):
         raise ConfigError("--rate, --streams and --batch: each value once")
     if keep.stop:
-        ended = stopped(keep, where, place([model]))
-        print_json(ended) if as_json else click.echo(stop_words(ended))
+        ended = stopped(keep, where, made_for([model]))
+        print_json(ended) if as_json else echo(stop_words(ended))
         return 0
     wanted = job.Asked(list(streams), list(batches), list(rates), seconds, queries.seed)
     asked = {"model": str(model), **dataclasses.asdict(wanted), "no_repeat": no_repeat}
@@ -86,8 +86,9 @@ def load(
         Display(f"{model.name} on {where.device}") as show,
         keeping(keep, "load", asked, wanted.timed_s(), show) as kept,
     ):
-        (artifact,), shards = load_inputs([model], queries, Path(text), where)
-        session, python = where.open(show, *place([model]))
+        loaded = load_inputs([model], queries, Path(text), where)
+        (artifact,), shards = loaded.artifacts, loaded.shards
+        session, python = where.open(show, made_for([model]))
         with session:
             if kept.journal:
                 session.keep(kept.journal)
@@ -99,15 +100,18 @@ def load(
                 wanted = dataclasses.replace(wanted, streams=[min(MOST_STREAMS, facts["cores_allowed"])])
             job.settled(session, artifact, shards, wanted, kept.samples, show.event, power_mode, repeat=not no_repeat)
             board = {**facts, **where.board(session)}
-        names = {"name": artifact.name, "runtime": artifact.runtime, "threads": artifact.threads}
+        names = {
+            "name": artifact.name,
+            "runtime": artifact.runtime,
+            "threads": artifact.threads,
+            "inputs": loaded.bound[0],
+        }
         document = kept.document({"device": session.address, "board": board, **names, "random_inputs": queries.random})
     print_json(document) if as_json else _show(document)
     return 0
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from ..report import under_load
 
-    under_load.render(document, Console())
+    under_load.render(document, screen())

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import click
-
 from ..errors import EdgeoptError, IntegrityError
 from .common import Boards, Where, print_json
+from .display import echo, echo_message, screen
 
 # From what needs somebody most to what needs nobody: damage or a wrong key, a board that failed, one that did not
 # answer, what the host lacks, a wrong option, and then verdicts: fail before undecided before pass.
@@ -40,7 +39,7 @@ def on_each(
     rows: list[Done] = []
     try:
         for where in boards.chosen:
-            click.echo(f"{where.device} ({len(rows) + 1} of {len(boards.chosen)})", err=True)
+            echo(f"{where.device} ({len(rows) + 1} of {len(boards.chosen)})", err=True)
             rows.append(_one(where, work))
     finally:  # what was done before an interrupt is told as well
         if rows:
@@ -56,7 +55,7 @@ def _one(where: Where, work: Callable[[Where], Done]) -> Done:
     try:
         done = work(where)
     except EdgeoptError as error:
-        click.echo(f"edgeopt: {error}", err=True)
+        echo_message(f"edgeopt: {error}")
         kind = type(error).__name__
         document = {"error": {"kind": kind, "message": str(error)}, "board": {"name": where.name}}
         return Done(document, _words(error), _shortened(str(error).removeprefix(f"{where.text}: ")), error.exit_code)
@@ -81,13 +80,16 @@ def _tell(boards: Sequence[Where], rows: Sequence[Done], as_json: bool) -> None:
         print_json({"devices": entries, "exit_code": worst([row.code for row in rows])})
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from ..report import board
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("board", "serial", "verdict", ""):
         table.add_column(title, overflow="fold")
     for where, row in zip(boards, rows, strict=False):
         serial = (row.document.get("board") or {}).get("serial")
-        table.add_row(where.device, serial or "not told", row.verdict, row.details)
-    Console(markup=False, highlight=False).print(table)
+        said = board.mark(row.document.get("board") or {})
+        details = f"{row.details}; marked: measured {said}" if said else row.details
+        table.add_row(where.device, serial or "not told", row.verdict, details)
+    screen().print(table)

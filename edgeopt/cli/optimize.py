@@ -9,11 +9,20 @@ from typing import Any
 import click
 
 from . import complete
-from .common import Where, json_option, known_profile, print_json, transport_option, undecided_option, verdict_code
-from .display import Display
+from .common import (
+    Where,
+    json_option,
+    known_profile,
+    print_json,
+    stand_in_option,
+    transport_option,
+    undecided_option,
+    verdict_code,
+)
+from .display import Display, echo_lines, screen
 
 
-@click.command(short_help="Find the best artifact of a model for a board.")
+@click.command()
 @click.argument("run_file", type=click.Path(path_type=Path), default=Path())
 @click.option("--device", help="Board: address or name; default: the run file's.", shell_complete=complete.devices)
 @click.option(
@@ -30,6 +39,7 @@ from .display import Display
     help="File of host keys; default: the run file's, the known board's, else what ssh uses.",
 )
 @transport_option
+@stand_in_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; default: runs/<name>.")
 @click.option(
     "--cache",
@@ -37,6 +47,11 @@ from .display import Display
     help="Folder of finished steps; default: $EDGEOPT_CACHE or ~/.cache/edgeopt.",
 )
 @click.option("--remeasure", is_flag=True, help="Measure again, though earlier comparisons on this board are stored.")
+@click.option(
+    "--bundle-anyway",
+    is_flag=True,
+    help="Where nothing fits, score the nearest candidate on final and pack it, marked.",
+)
 @click.option("--show-plan", is_flag=True, help="Print what is fixed before work starts, and stop.")
 @click.option("--explain", is_flag=True, help="Print what a run file may hold, key by key, and stop.")
 @undecided_option
@@ -48,6 +63,7 @@ def optimize(
     show_plan: bool,
     explain: bool,
     remeasure: bool,
+    bundle_anyway: bool,
     allow_undecided: bool,
     as_json: bool,
     **options: Any,
@@ -67,14 +83,16 @@ def optimize(
 
     if explain:
         known = [dataclasses.asdict(key) for key in config.keys(runfile.RunFile)]
-        print_json({"keys": known}) if as_json else click.echo(config.explain(runfile.RunFile))
+        print_json({"keys": known}) if as_json else echo_lines(config.explain(runfile.RunFile))
         return 0
     made = plan.load(run_file, lower.abilities(), options["profile"] or known_profile(options["device"]))
+    if options["stand_in"]:
+        made = dataclasses.replace(made, stand_in=True)
     if show_plan:
-        print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
+        _show_plan(made, options["device"], as_json)
         return 0
     out = out or Path("runs") / made.name
-    document = _run(made, out, cache, remeasure, options)
+    document = _run(made, out, cache, remeasure, bundle_anyway, options)
     if as_json:
         print_json(document)
     else:
@@ -82,7 +100,9 @@ def optimize(
     return verdict_code(document["verdict"], allow_undecided)
 
 
-def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dict[str, Any]) -> dict[str, Any]:
+def _run(
+    made: Any, out: Path, cache: Path | None, remeasure: bool, bundle_anyway: bool, options: dict[str, Any]
+) -> dict[str, Any]:
     from .. import cache as caches
     from .. import optimize as job
 
@@ -101,11 +121,15 @@ def _run(made: Any, out: Path, cache: Path | None, remeasure: bool, options: dic
         options["identity"] or beside(section.identity),
         options["known_hosts"] or beside(section.known_hosts),
         options["transport"] or section.transport,
+        made.stand_in,
     )
+    made = dataclasses.replace(made, stand_in=where.may_stand_in)
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:
         store = caches.Cache(cache, waiting(display))
-        document = job.optimize(made, lambda: where.open(display), store, out.resolve(), display.event, remeasure)
+        document = job.optimize(
+            made, lambda: where.open(display), store, out.resolve(), display.event, remeasure, bundle_anyway
+        )
     return document
 
 
@@ -114,17 +138,25 @@ def waiting(display: Display) -> Any:
     return lambda name: display.event({"event": "waiting", "what": f"{name}: another run is at it; waiting for it"})
 
 
-def _show_plan(made: Any, device: str | None) -> None:
-    from rich.console import Console
+def _show_plan(made: Any, device: str | None, as_json: bool) -> None:
+    """With what a look at labels and groups tells; data that cannot be split so is said, and is an error of the run."""
+    from .. import data
+    from ..errors import ConfigError
 
+    try:
+        sizes, foreseen = data.preview(made)
+    except ConfigError as error:
+        sizes, foreseen = {}, [f"the data cannot be used so: {error}"]
+    if as_json:
+        print_json({**made.to_json(), "samples": sizes, "foreseen": foreseen})
+        return
     from ..report import terminal
 
-    terminal.render_plan(made.to_json(), device or made.run_file.device.address, Console())
+    address = device or made.run_file.device.address
+    terminal.render_plan(made.to_json(), address, screen(), sizes, foreseen)
 
 
 def _show(document: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-
     from ..report import terminal
 
-    terminal.render(document, Console(), out)
+    terminal.render(document, screen(), out)

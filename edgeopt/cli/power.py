@@ -22,9 +22,9 @@ from .common import (
     undecided_option,
     verdict_code,
 )
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
-from .queries import Queries, load, place, query_options
+from .queries import Queries, load, made_for, query_options
 
 if TYPE_CHECKING:
     from .. import power as job
@@ -69,7 +69,7 @@ def _meter_options(command: Any) -> Any:
     return command
 
 
-@click.command(short_help="Joules of one inference, by a power sensor or a meter.")
+@click.command()
 @click.argument("models", type=click.Path(path_type=Path), nargs=-1)
 @device_options
 @click.option("--sensor", help="KIND:RAIL as --list shows them, or KIND; default: the board's only one.")
@@ -123,17 +123,19 @@ def power(
     if not models:
         raise ConfigError("power: name one or more bundles or model files; --list shows the board's sensors")
     if keep.stop:
-        ended = stopped(keep, where, place(list(models)))
-        print_json(ended) if as_json else click.echo(stop_words(ended))
+        ended = stopped(keep, where, made_for(list(models)))
+        print_json(ended) if as_json else echo(stop_words(ended))
         return 0
     _require_place(out)
     document = _measure(list(models), where, keep, **how)
-    if out is not None:
-        from ..report import power_page
+    try:
+        if out is not None:
+            from ..report import power_page
 
-        power_page.write(document, out)
-        document["report"] = str(out)
-    print_json(document) if as_json else _show(document)
+            power_page.write(document, out)
+            document["report"] = str(out)
+    finally:  # what was measured is shown, even where the page cannot be written
+        print_json(document) if as_json else _show(document)
     return verdict_code(document["verdict"], allow_undecided) if document["verdict"] else 0
 
 
@@ -145,18 +147,24 @@ def _require_place(out: Path | None) -> None:
 
 
 def _list(where: Where, as_json: bool) -> int:
+    from ..sensing import no_sensor
+
     with Display(where.device) as display:
         session, _ = where.open(display)
         with session:
-            found = session.facts()["sensors"]
+            facts = session.facts()
+            found, problems = facts["sensors"], facts["sensor_problems"]
             document = {"device": session.address, "board": where.board(session), "sensors": found}
+            document["problems"] = problems
     if as_json:
         print_json(document)
         return 0
     for told in found:
-        click.echo(f"{told['kind']}:{told['rail']}  every {told['interval_s']:g} s, {told['where']}")
+        echo(f"{told['kind']}:{told['rail']}  every {told['interval_s']:g} s, {told['where']}")
     if not found:
-        click.echo(f"{where.device} shows no power sensor to this user (RAPL's counters are root's alone)")
+        echo(no_sensor(facts, where.device))
+    for problem in problems if found else ():
+        echo(f"not asked: {problem}")
     return 0
 
 
@@ -213,8 +221,9 @@ def _measure(
         expected_s = (windows or WINDOWS) * (seconds or 10.0) * (len(paths) + 1)
         kept = stack.enter_context(keeping(keep, "power", asked, expected_s, display, alone))
         metering = _metering(meter, meter_columns, meter_wait, sensor, estimate, stack)
-        artifacts, shards = load(paths, queries, folder, where)
-        session, python = where.open(_Live(display, metering), *place(paths))  # type: ignore[arg-type]
+        loaded = load(paths, queries, folder, where)
+        artifacts, shards = loaded.artifacts, loaded.shards
+        session, python = where.open(_Live(display, metering), made_for(paths))  # type: ignore[arg-type]
         stack.enter_context(session)
         if kept.journal:
             session.keep(kept.journal)
@@ -239,7 +248,7 @@ def _measure(
             {
                 "device": session.address,
                 "board": {**facts, **where.board(session)},
-                "artifacts": [_named(artifact) for artifact in artifacts],
+                "artifacts": [{**_named(own), "inputs": loaded.bound[n]} for n, own in enumerate(artifacts)],
                 "most_w": job.most_w(profile),
                 "demands": [dataclasses.asdict(demand) for demand in demands],
                 "whole_board": whole_board,
@@ -297,10 +306,9 @@ def _named(artifact: Artifact) -> dict[str, Any]:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from ..report import joules
 
-    joules.render(document, Console())
+    joules.render(document, screen())
     if "report" in document:
-        click.echo(f"\nreport  {document['report']}")
+        echo()
+        echo(f"report  {document['report']}")

@@ -11,6 +11,7 @@ from edgeopt import config, profile
 from edgeopt.cli import complete
 from edgeopt.errors import ConfigError
 
+from .display import echo, echo_lines
 from .document import print_json
 
 
@@ -47,8 +48,8 @@ def list_(as_json: bool) -> None:
     rows.insert(0, ("profile", "architecture", "runtimes", "board"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    click.echo("The first runtime of a profile is its default; `edgeopt profiles show NAME` tells all of it.")
+        echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    echo("The first runtime of a profile is its default; `edgeopt profiles show NAME` tells all of it.")
 
 
 @profiles.command("show")
@@ -66,7 +67,7 @@ def show(name_or_path: str, as_json: bool) -> None:
         print_json(board.dump())
         return
     for key, value in _flat(board.dump()):
-        click.echo(f"{key} = {value}")
+        echo(f"{key} = {value}")
 
 
 @profiles.command("check")
@@ -88,7 +89,7 @@ def check(paths: tuple[str, ...], as_json: bool) -> None:
         print_json({"files": files})
     else:
         for path in (path for path, found in problems.items() if not found):
-            click.echo(f"{path}: valid")
+            echo(f"{path}: valid")
     if wrong := {path: found for path, found in problems.items() if found}:
         raise ConfigError("\n".join(config.report(path, found) for path, found in wrong.items()))
 
@@ -105,7 +106,7 @@ def keys(as_json: bool) -> None:
     if as_json:
         print_json({"keys": [dataclasses.asdict(key) for key in config.keys(profile.DeviceProfile)]})
     else:
-        click.echo(config.explain(profile.DeviceProfile))
+        echo_lines(config.explain(profile.DeviceProfile))
 
 
 def _summary(board: profile.DeviceProfile) -> dict[str, Any]:

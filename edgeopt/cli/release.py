@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import AgentFailure, IntegrityError
+from . import jobs
 from .common import Boards, Where, boards_options, json_option, repeat_option, undecided_option, verdict_code
-from .display import Display
+from .display import Display, echo, screen
 from .keep import Keep, keep_options, keeping, stop_words, stopped
 from .many import Done, on_each
 from .prices import price_options
@@ -20,15 +21,21 @@ if TYPE_CHECKING:
     from ..device.session import Session
 
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
-JUDGED = {"pass": "passed", "undecided": "undecided", "not judged": "not judged"}  # a manifest's verdict in words
+JUDGED = {
+    "pass": "passed",
+    "undecided": "undecided",
+    "fail": "FAILED",
+    "not judged": "not judged",
+}  # a manifest's verdict in words
 MARKS = {
     "pass": "; accuracy passed",
     "undecided": "; marked: undecided, its accuracy is not shown to hold the floor",
+    "fail": "; marked: FAILED, it misses what its plan demands",
     "not judged": "; marked: not judged, nobody compared its accuracy with a floor",
 }
 
 
-@click.command(short_help="Make a bundle's release current on a board.")
+@click.command()
 @bundle_argument
 @boards_options
 @json_option
@@ -50,9 +57,10 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
 
     def work(where: Where) -> Done:
         with Display(f"{opened.manifest.name} on {where.device}") as display:
-            session, python = where.open(display, opened.manifest.root, opened.manifest.python)
+            session, python = where.open(display, opened.manifest.profile)
             with session:
-                done = dict(job.flash(session, opened, python), board=where.board(session), profile=where.profile_id())
+                flashed = job.flash(session, opened, python, where.known_profile())
+                done = dict(flashed, board=where.board(session), profile=where.profile_id())
         name, marked = _titled(done["name"], done["release"]), _marks(done)
         if done["already"]:
             return Done(done, "pass", f"{name} was current already{marked}")
@@ -61,7 +69,7 @@ def flash(bundle: Path, boards: Boards, as_json: bool) -> int:
     return on_each(boards, work, lambda done: _show_flash(done, boards, opened.manifest.health.of), as_json)
 
 
-@click.command(short_help="Judge the current release: accuracy, latency, budgets.")
+@click.command()
 @bundle_argument
 @click.option(
     "--mode",
@@ -104,17 +112,18 @@ def validate(
     score = _score_of(run_file) if run_file else None
 
     def work(where: Where) -> Done:
-        place, own = (opened.manifest.root, opened.manifest.python), keep.of(where, boards)
+        made_for, own = opened.manifest.profile, keep.of(where, boards)
         if keep.stop:
-            ended = stopped(own, where, place)
+            ended = stopped(own, where, made_for)
             return Done(ended, "stopped", stop_words(ended))
+        opened.require_own_libraries(where.known_profile())
         asked: dict[str, Any] = {"bundle": str(bundle), "mode": chosen_mode, "no_repeat": no_repeat}
         asked["run_file"] = str(run_file) if run_file else None
         with (
             Display(f"{opened.manifest.name} on {where.device}") as display,
             keeping(own, "validate", asked, stats.MODES[chosen_mode].min_seconds, display) as kept,
         ):
-            session, _ = where.open(display, *place)
+            session, _ = where.open(display, made_for)
             with session:
                 if kept.journal:
                     session.keep(kept.journal)
@@ -132,7 +141,7 @@ def validate(
     return on_each(boards, work, lambda found: _show_validation(found, boards), as_json)
 
 
-@click.command(short_help="Return to the release before.")
+@click.command()
 @boards_options
 @json_option
 def rollback(boards: Boards, as_json: bool) -> int:
@@ -146,7 +155,7 @@ def rollback(boards: Boards, as_json: bool) -> int:
 
     def work(where: Where) -> Done:
         with Display(where.device) as display:
-            session, _ = where.open(display)
+            session, _ = where.open(display, any_board=True)
             with session:
                 done = dict(job.rollback(session), device=session.address, board=where.board(session))
         return Done(done, "pass", _back(done))
@@ -154,7 +163,7 @@ def rollback(boards: Boards, as_json: bool) -> int:
     return on_each(boards, work, lambda done: _show_rollback(done, boards), as_json)
 
 
-@click.command(short_help="What is current, is it whole, what is before it.")
+@click.command()
 @boards_options
 @json_option
 def status(boards: Boards, as_json: bool) -> int:
@@ -170,13 +179,15 @@ def status(boards: Boards, as_json: bool) -> int:
 
     def work(where: Where) -> Done:
         with Display(where.device) as display:
-            session, _ = where.open(display)
+            session, _ = where.open(display, any_board=True)
             with session:
                 found = dict(session.status(verify=True), device=session.address, board=where.board(session))
+                found["stop_command"] = f"edgeopt device stop {session.spelled}"
         entries = [found["current"], found["previous"]]
         whole = all(entry["whole"] for entry in entries if entry is not None)
         verdict = "pass" if whole else "damaged"
-        return Done(found, verdict, _release(found["current"]), 0 if whole else IntegrityError.exit_code)
+        works = "".join(f"; {jobs.described(job)}" for job in found["jobs"] if not job["waits"])
+        return Done(found, verdict, _release(found["current"]) + works, 0 if whole else IntegrityError.exit_code)
 
     return on_each(boards, work, lambda found: _show_status(found, boards), as_json)
 
@@ -199,23 +210,47 @@ def _titled(name: str | None, release: str) -> str:
 def _marks(done: dict[str, Any]) -> str:
     """What a flashed bundle's owner must know of it."""
     own, made_for = done["profile"], done["made_for"]
-    other = f"; made for {made_for}, and this board is a {own}: validate it here" if own not in (None, made_for) else ""
-    return MARKS[done["verdict"]] + other
+    other = ""
+    if own not in (None, made_for):
+        other = f"; made for {made_for}, and the profile here is {own}: validate it here"
+    return MARKS[done["verdict"]] + _stands_in(done["measured_on"]) + _elsewhere(done) + other
+
+
+def _elsewhere(done: dict[str, Any]) -> str:
+    """Where a bundle's figures are another board's than the one that it is flashed to."""
+    from ..report import board
+
+    theirs, ours = done["measured_on"], done["board"]
+    if theirs is None or all(theirs[key] in (None, ours[key]) for key in ("machine", "cpu_model")):
+        return ""
+    return f"; its figures are of another board ({board.described(theirs)}): validate it here"
+
+
+def _stands_in(measured_on: dict[str, Any] | None) -> str:
+    """The mark of a bundle whose figures are another board's than its profile's."""
+    from ..report import board
+
+    said = board.mark(measured_on or {})
+    return f"; marked: its figures were measured {said}" if said else ""
 
 
 def _show_flash(done: dict[str, Any], boards: Boards, of: int) -> None:
+    from ..report import board
+
     title, place = _titled(done["name"], done["release"]), boards.named(done)
     marked = _marks(done)
     if done["already"]:
-        click.echo(f"{title} is current on {place} already; nothing was changed{marked}")
+        echo(f"{title} is current on {place} already; nothing was changed{marked}")
     else:
-        click.echo(f"{title} is current on {place}{marked}")
-        click.echo(f"health check: {_health(done['health'], of)}")
+        echo(f"{title} is current on {place}{marked}")
+        echo(f"health check: {_health(done['health'], of)}, on {board.described(done['board'])}")
+    if said := board.mark(done["board"]):
+        echo(f"marked: checked {said}; {board.different(done['board'])}")
     if cap := done["frequency_max_hz"]:
         from ..report import units
 
         clock = units.quantity(cap, "hz")
-        click.echo(f"it met its budgets with the CPUs' clock capped at {clock}: only the board's owner sets that")
+        echo(f"it met its budgets with the CPUs' clock capped at {clock}: only the board's owner sets that")
 
 
 def _back(done: dict[str, Any], place: str = "") -> str:
@@ -223,22 +258,25 @@ def _back(done: dict[str, Any], place: str = "") -> str:
     slow = (done["health"] or {}).get("slow")
     marked = f"; marked: {slow}" if slow else ""
     judged = MARKS.get(done["verdict"], "; accuracy not told")
+    judged += _stands_in(done["measured_on"])
     return f"{now} is current again{place}, instead of release {done['from'][:12]}{judged}{marked}"
 
 
 def _show_rollback(done: dict[str, Any], boards: Boards) -> None:
-    click.echo(_back(done, f" on {boards.named(done)}"))
-    click.echo(f"previous  {_release(done['previous'])}")
+    echo(_back(done, f" on {boards.named(done)}"))
+    echo(f"previous  {_release(done['previous'])}")
 
 
 def _show_status(found: dict[str, Any], boards: Boards) -> None:
     place = "this machine" if found["device"] == "local" else boards.named(found)
     serial = f", serial {found['board']['serial']}" if found["board"]["serial"] else ""
-    click.echo(f"{'board':<9} {place}, {found['root']}{serial}")
+    echo(f"{'board':<9} {place}, {found['root']}{serial}")
     for title in ("current", "previous"):
-        click.echo(f"{title:<9} {_release(found[title])}")
+        echo(f"{title:<9} {_release(found[title])}")
+    for line in jobs.lines(found["jobs"], found["stop_command"]):
+        echo(line)
     if found["recovered"]:
-        click.echo("nobody confirmed the release before in time, so the board went back to this one")
+        echo("nobody confirmed the release before in time, so the board went back to this one")
 
 
 def _score_of(run_file: Path) -> Any:
@@ -269,10 +307,14 @@ def _release(entry: dict[str, Any] | None) -> str:
     whole = {True: "whole", False: f"DAMAGED: {entry['problem']}", None: "not checked"}[entry["whole"]]
     if entry["release"] is None:
         return whole
-    at = datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds")
+    known = entry["activated_at"] is not None
+    at = (
+        datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds") if known else "an unknown time"
+    )
     confirmed = "" if entry.get("confirmed", True) else ", not confirmed yet"
     title = _titled(entry["name"], entry["release"])
-    return f"{title}, by {entry['why']} at {at}, {_accuracy(entry['verdict'])}, {whole}{confirmed}"
+    judged = _accuracy(entry["verdict"]) + _stands_in(entry["measured_on"])
+    return f"{title}, by {entry['why']} at {at}, {judged}, {whole}{confirmed}"
 
 
 def _accuracy(verdict: str | None) -> str:
@@ -282,14 +324,12 @@ def _accuracy(verdict: str | None) -> str:
 
 def _show_validation(found: dict[str, Any], boards: Boards) -> None:
     if "stopped" in found:
-        click.echo(stop_words(found))
+        echo(stop_words(found))
         return
-    from rich.console import Console
-
     from ..report import measured
 
-    measured.render_validation({**found, "device": boards.named(found)}, Console())
+    measured.render_validation({**found, "device": boards.named(found)}, screen())
     back = found["rollback"]
     if back:
         said = f"not rolled back: {back['error']}" if "error" in back else None
-        click.echo(said or f"rolled back to {back['activation']['release'][:12]}, {_accuracy(back['verdict'])}")
+        echo(said or f"rolled back to {back['activation']['release'][:12]}, {_accuracy(back['verdict'])}")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .. import disk
 from ..errors import ConfigError, IntegrityError
 from ..report import KINDS, RUN, schema
 from .common import json_option, print_json
+from .display import echo, screen
 from .prices import price_options
 
 
-@click.command(short_help="Show a run; rewrite its page.")
+@click.command()
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.option("--against", type=click.Path(path_type=Path), help="Another run: what differs is shown.")
 @click.option(
@@ -80,10 +84,34 @@ def report(
         raise ConfigError("report: name a folder that `edgeopt optimize` wrote, runs/<name>")
     document = _read(run)
     if against is not None:
-        _show_against(document, _read(against), (str(run), str(against)), out, as_json)
+        other = _read(against)
+        with _blamed({run: document, against: other}):
+            _show_against(document, other, (str(run), str(against)), out, as_json)
         return 0
     if again:
         return _recompute(document, run, out, as_json)
+    with _blamed({run: document}):
+        return _show_run(document, run, prices, as_json)
+
+
+@contextlib.contextmanager
+def _blamed(runs: dict[Path, dict[str, Any]]) -> Iterator[None]:
+    """Older versions wrote fewer keys, so run.json is read without all of them; where it could not be shown and lacks
+    some, they are named. Raises IntegrityError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        from ..report import conform
+
+        for run, document in runs.items():
+            if wrong := conform.first(document, schema(), "run.json", whole=True):
+                raise IntegrityError(
+                    f"{run / 'run.json'} cannot be shown: {wrong}; show it with the edgeopt that wrote it"
+                ) from error
+        raise
+
+
+def _show_run(document: dict[str, Any], run: Path, prices: dict[str, Any], as_json: bool) -> int:
     from ..report import html
 
     page = html.write(document, run)
@@ -91,11 +119,9 @@ def report(
     if as_json:
         print_json(dict(document, report=str(page), cost=costs))
         return 0
-    from rich.console import Console
-
     from ..report import terminal
 
-    terminal.render(document, Console(), run, full=True, costs=costs)
+    terminal.render(document, screen(), run, full=True, costs=costs)
     return 0
 
 
@@ -119,8 +145,6 @@ def _is_kept(run: Path) -> bool:
 
 def _show_kept(run: Path, out: Path | None, as_json: bool) -> int:
     """As the command showed it; with `out` as a page, too, where something goes over time."""
-    from rich.console import Console
-
     from .. import kept
     from ..report import joules, measured, under_load
 
@@ -131,9 +155,10 @@ def _show_kept(run: Path, out: Path | None, as_json: bool) -> int:
         print_json(document if out is None else dict(document, report=str(out)))
         return 0
     screens = {"load": under_load.render, "power": joules.render, "validate": measured.render_validation}
-    screens.get(record["command"], measured.render_bench)(document, Console())
+    screens.get(record["command"], measured.render_bench)(document, screen())
     if out is not None:
-        click.echo(f"\nreport  {out}")
+        echo()
+        echo(f"report  {out}")
     return 0
 
 
@@ -164,7 +189,7 @@ def _recompute(document: dict[str, Any] | None, run: Path, out: Path | None, as_
     if out is not None:
         if out.resolve().is_relative_to(run.resolve()):
             raise ConfigError(f"--out {out}: it is in the run's folder, which --recompute leaves as it is")
-        out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        disk.write(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
     if as_json:
         print_json(found)
     else:
@@ -177,12 +202,11 @@ def _version(path: Path) -> Any:
 
 
 def _show_recomputed(found: dict[str, Any], name: str, edgeopt: Any) -> None:
-    from rich.console import Console
     from rich.text import Text
 
     from ..report import units
 
-    console = Console()
+    console = screen()
     for one in found["differences"]:
         stored, again = (units.text(str(one[key]), 80) for key in ("stored", "again"))
         console.print(
@@ -214,24 +238,29 @@ def _show_against(
         written = {} if out is None else {"report": str(out)}
         print_json(against.differences(first, second, names) | written)
         return
-    from rich.console import Console
-
-    against.render(first, second, names, Console())
+    against.render(first, second, names, screen())
     if out is not None:
-        click.echo(f"\nreport  {out}")
+        echo()
+        echo(f"report  {out}")
 
 
 def _read(run: Path) -> dict[str, Any]:
     from ..cache import check_json
-    from ..report import SCHEMA_VERSION
+    from ..report import SCHEMA_VERSION, conform
 
     path = run / "run.json"
     if not path.is_file():
         raise ConfigError(f"{run}: no run.json in it; name a folder that `edgeopt optimize` wrote, runs/<name>")
     document: dict[str, Any] = check_json(path)
+    if not isinstance(document, dict):
+        raise IntegrityError(
+            f"{path}: no object, so not a run; name a folder that `edgeopt optimize` wrote, runs/<name>"
+        )
     if document.get("schema") != SCHEMA_VERSION:
         raise ConfigError(
-            f"{path}: found schema {document.get('schema')!r}; this edgeopt reads schema {SCHEMA_VERSION}; show it "
+            f"{path}: found schema {document.get('schema')!r:.60}; this edgeopt reads schema {SCHEMA_VERSION}; show it "
             "with the edgeopt that wrote it, or run optimize again"
         )
+    if wrong := conform.first(document, schema(), "run.json"):
+        raise IntegrityError(f"{path} is not as edgeopt writes it: {wrong}; get it again, or run optimize again")
     return document

@@ -5,28 +5,41 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-import click
+from ..floor import FLOOR_SAYS
+from .display import echo
 
 SHOWN_OPERATORS = 8
+SHOWN_PARTS = 6
+SHOWN_NAME = 60
 
 
 def show(document: dict[str, Any]) -> None:
     from ..report import units
 
     for file in document["files"]:
-        click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
-    click.echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
+        echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    echo(f"{document['runtime']} {document['scheme']} of {document['model']}")
     if cut := document.get("prune"):
         for title, lines in _pruned(cut):
             for number, line in enumerate(lines):
-                click.echo(f"  {title if not number else '':<12} {line}")
+                echo(f"  {title if not number else '':<12} {line}")
     for title, lines in _sections(document):
         for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
+            echo(f"  {title if not number else '':<12} {line}")
+    if score := document["score"]:
+        metric, source, own = score["metric"], score["source"], score["artifact"]
+        words = (
+            f"{units.score(own, metric)} on these {score['n']} samples here, the source's {units.score(source, metric)}"
+        )
+        used = ["set its ranges"] if document["scheme"].startswith("int8") else []
+        used += ["trained it"] if document.get("prune", {}).get("epochs") else []
+        echo(f"  {metric:<12} {words}" + (f"; they also {' and '.join(used)}" if used else ""))
     if document["large_error"]:
-        click.echo(_large_error(document["large_error"]))
+        echo(_large_error(document["large_error"], document["refused"] is not None))
+    if document["refused"]:
+        return
     source = document["model"] if document["source_inputs"] else "SOURCE.onnx"
-    click.echo(
+    echo(
         f"accuracy was not judged: `edgeopt bundle --labels … --reference {source}` and then `edgeopt validate` tell "
         "the loss on the board; `edgeopt optimize` does all of it"
     )
@@ -53,14 +66,11 @@ def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("left whole", [f"{', '.join(layers)}: {why}" for why, layers in by_reason.items()]),
         (
             "proof",
-            [f"as the source with these channels at 0, on {tried}" + _noise(proof["sqnr_db"])],
+            [f"as the source with these channels at 0, on {tried}" + _noise(proof)],
         ),
         (
             "from source",
-            [
-                f"{own['stage']}: off by {own['max_abs_error']:.3g} at most" + _noise(own["sqnr_db"])
-                for own in cut["parity"]
-            ],
+            [f"{own['stage']}: off by {own['max_abs_error']:.3g} at most" + _noise(own) for own in cut["parity"]],
         ),
     ]
     if score := cut["accuracy"]:
@@ -75,46 +85,43 @@ def show_npu(document: dict[str, Any]) -> None:
     from ..report import placement, units
 
     (file,) = document["files"]
-    click.echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
+    echo(f"{file['file']}  {units.quantity(file['size_bytes'], 'bytes')}")
     accelerator = document["npu"]["compiler"]["accelerator"]
-    click.echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
+    echo(f"{document['model']} compiled for {accelerator}; not run here, so not compared with it")
     delegate = document["options"].get("delegate")
     needs = f"tflite with the delegate {delegate}" if delegate else "tflite with the vendor's delegate"
     for title, lines in [*placement.npu(document["npu"]), ("runs on", [needs])]:
         for number, line in enumerate(lines):
-            click.echo(f"  {title if not number else '':<12} {line}")
-    click.echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
+            echo(f"  {title if not number else '':<12} {line}")
+    echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
 
 
-def _large_error(found: dict[str, Any]) -> str:
-    schemes = " or ".join(found["schemes"])
-    runtimes = " or ".join(found["runtimes"])
-    ways = [f"--scheme {schemes}"] if schemes else []
-    ways += [f"another runtime with --to {runtimes}"] if runtimes else []
-    return f"large error: {found['sqnr_db']:.1f} dB; " + (
-        f"try {', or '.join(ways)}" if ways else "no other scheme or runtime takes this model: leave it in float"
-    )
+def _large_error(found: dict[str, Any], is_refused: bool) -> str:
+    from ..lower import ways_in_words
+
+    place = f" in {found['where']}" if found["where"] else ""
+    threads = f" ({found['threads']})" if found["threads"] else ""
+    told = f"large error{place}: {found['figure']}{threads}; {ways_in_words(found)}"
+    return told + (f"\nnothing was written: the floor is {FLOOR_SAYS}; --accept-error writes it" if is_refused else "")
 
 
 def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     from ..report import units
 
-    told = document["source_inputs"] or []
-    inputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["inputs"]]
-    inputs = [f"{own}, from {told[n]}" if n < len(told) else own for n, own in enumerate(inputs)]
-    inputs = [own + _steps(steps) for own, steps in zip(inputs, document["preprocess"], strict=True)]
+    inputs = _inputs(document)
+    calls = document["source_outputs"]
+    outputs = [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]
+    outputs = [f"{own}, the source's {calls[n]}" if n < len(calls) else own for n, own in enumerate(outputs)]
     samples = document["samples"]
-    parity = [
-        f"{stage['stage']}: off by {stage['max_abs_error']:.3g} at most" + _noise(stage["sqnr_db"])
-        for stage in document["parity"] or []
-    ]
+    stages = document["parity"] or []
+    parity = [line for stage in stages for line in _parity(stage, stage is stages[-1])]
     operators = sorted((document["ops"] or {}).items(), key=lambda item: -item[1])
     shown = ", ".join(f"{count} {name}" for name, count in operators[:SHOWN_OPERATORS])
     more = f" and {len(operators) - SHOWN_OPERATORS} other kinds" if len(operators) > SHOWN_OPERATORS else ""
     moved = document["transposes_and_pads"]
     sections = [
         ("inputs", inputs),
-        ("outputs", [f"{own['name']} {own['dtype']} {own['shape']}" for own in document["outputs"]]),
+        ("outputs", outputs),
         (
             "samples",
             [f"{samples['n']}" + (", random: ranges and errors of real ones may differ" if samples["random"] else "")],
@@ -126,7 +133,8 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
             if document["int8_mac_share"] is not None
             else [],
         ),
-        ("in float", [", ".join(document["float_ops"])] if document["float_ops"] else []),
+        ("in float", _in_float(document)),
+        ("widened", _widened(document)),
         ("operators", [shown + more] if shown else []),
         ("layout", [_layout(moved)] if moved is not None else []),
         ("options", [_option(key, value) for key, value in document["options"].items()]),
@@ -143,6 +151,35 @@ def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:
     return [(title, lines) for title, lines in sections if lines]
 
 
+def _inputs(document: dict[str, Any]) -> list[str]:
+    """What the artifact takes, which input of the source that is, and which array of --inputs it was given."""
+    told, pairs = document["source_inputs"] or [], document["binding"].get("inputs", [])
+    lines = []
+    for number, (own, steps) in enumerate(zip(document["inputs"], document["preprocess"], strict=True)):
+        line = f"{own['name']} {own['dtype']} {own['shape']}"
+        if number < len(told) or number < len(pairs):
+            line += f", from {told[number] if number < len(told) else pairs[number]['input']}"
+        if number < len(pairs):
+            line += f" ← array {pairs[number]['array']}"
+        line += _steps(steps)
+        lines.append(line)
+    return lines + how_bound(document["binding"])
+
+
+def _bound(binding: dict[str, Any], steps: list[list[dict[str, Any]]]) -> list[str]:
+    """Which array of --inputs each input takes, and what was left alone; nothing of random samples."""
+    pairs = binding.get("inputs", [])
+    lines = [f"{own['input']} ← array {own['array']}{_steps(steps[n])}" for n, own in enumerate(pairs)]
+    return lines + how_bound(binding)
+
+
+def how_bound(binding: dict[str, Any]) -> list[str]:
+    """That the order decided, where it did, and the arrays that no input takes."""
+    by_order = binding.get("by") == "order" and len(binding["inputs"]) > 1
+    left = ", ".join(binding.get("left", []))
+    return [*(["taken in their order"] if by_order else []), *([f"left alone: {left}"] if left else [])]
+
+
 def _layout(moved: dict[str, int]) -> str:
     """moved: operators that only copy numbers to other places, by kind."""
     told = ", ".join(f"{count} {name}" for name, count in moved.items())
@@ -153,10 +190,48 @@ def _option(key: str, value: Any) -> str:
     return f"float parts run in {value}" if key == "precision" else f"{key} {value}"
 
 
-def _noise(sqnr_db: float | None) -> str:
-    if sqnr_db is None:
-        return ", equal"
-    return f", signal to noise {sqnr_db:.1f} dB" + (": MORE NOISE THAN SIGNAL" if sqnr_db < 0 else "")
+def _parity(stage: dict[str, Any], is_last: bool) -> list[str]:
+    """Its worst part, and of the artifact every part where there are some."""
+    from .. import fidelity
+
+    parts, count = fidelity.parts(stage["outputs"]), len(stage["outputs"])
+    worst = fidelity.worst(stage["outputs"]) or parts[0]
+    place = fidelity.where(worst, count)
+    head = f"{stage['stage']}: off by {stage['max_abs_error']:.3g} at most, {fidelity.figure(worst)}"
+    if len(parts) == 1 or fidelity.figure(worst) == "equal":
+        return [head]
+    if not is_last:
+        return [f"{head} in the worst: {place}"]
+    told = [f"  {fidelity.where(part, count)}: {fidelity.figure(part)}" for part in parts[:SHOWN_PARTS]]
+    more = [f"  and {len(parts) - SHOWN_PARTS} more in --json"] if len(parts) > SHOWN_PARTS else []
+    return [f"{head} in the worst: {place}", *told, *more]
+
+
+def _in_float(document: dict[str, Any]) -> list[str]:
+    joined = document["in_float"] or []
+    told = [f"{', '.join(joined)}: what is joined there differs in size by orders"] if joined else []
+    told += [
+        f"{own['operator']} '{_end(own['name'])}': {own['reason']}"
+        for own in (document["notes"].get("out_of_range") or [])[:SHOWN_PARTS]
+    ]
+    return ([", ".join(document["float_ops"])] if document["float_ops"] else []) + told
+
+
+def _widened(document: dict[str, Any]) -> list[str]:
+    widened = list((document["notes"].get("widened") or {}).items())
+    more = [f"and {len(widened) - SHOWN_PARTS} more in --json"] if len(widened) > SHOWN_PARTS else []
+    return [f"'{_end(name)}': {why}" for name, why in widened[:SHOWN_PARTS]] + more
+
+
+def _end(name: str) -> str:
+    """TFLite's names hold every module on the way to the operator."""
+    return name if len(name) <= SHOWN_NAME else f"…{name[1 - SHOWN_NAME :]}"
+
+
+def _noise(figures: dict[str, Any]) -> str:
+    from .. import fidelity
+
+    return f", {fidelity.figure({'equal_share': None, **figures})}"
 
 
 def _steps(steps: list[dict[str, Any]]) -> str:
@@ -164,11 +239,16 @@ def _steps(steps: list[dict[str, Any]]) -> str:
     return f", after {', '.join(said)}" if said else ""
 
 
-def show_bundle(document: dict[str, Any]) -> None:
-    from ..report import units
+def show_refused_bundle(document: dict[str, Any]) -> None:
+    echo(f"large error against {document['reference']}: {document['refused']}")
+    echo(f"no bundle was written: the floor is {FLOOR_SAYS}; make the model again, or add --accept-error")
 
-    click.echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
-    click.echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
+
+def show_bundle(document: dict[str, Any]) -> None:
+    from ..report import board, units
+
+    echo(f"{document['bundle']}  {units.quantity(document['size_bytes'], 'bytes')}")
+    echo(f"{document['name']} {document['release'][:12]}, {document['runtime']}, for {document['profile']}")
     health = document["health"]
     limits = ["finite outputs"]
     if health["greatest_output_error"] is not None:
@@ -178,12 +258,18 @@ def show_bundle(document: dict[str, Any]) -> None:
     if health["least_correct"] is not None:
         limits.append(f"at least {health['least_correct']} of {health['of']} right")
     kind = "random" if document["samples"]["random"] else "given"
-    click.echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
+    for number, line in enumerate(_bound(document["binding"], document["preprocess"])):
+        echo(f"  {'' if number else 'inputs':<14} {line}")
+    echo(f"  health check   {', '.join(limits)}; on {health['of']} {kind} samples")
     for number, line in enumerate(_to_validate(document)):
-        click.echo(f"  {'' if number else 'to validate':<14} {line}")
+        echo(f"  {'' if number else 'to validate':<14} {line}")
     for mark in document["marks"]:
-        click.echo(f"  marked         {mark}")
-    click.echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
+        echo(f"  marked         {mark}")
+    if on := document["board"]:
+        echo(f"  measured on    {board.described(on)}")
+        if said := board.mark(on):
+            echo(f"  marked         measured {said}; {board.different(on)}")
+    echo("accuracy was not judged" + ("; flash it, then `edgeopt validate`" if document["evaluation"] else ""))
 
 
 def _to_validate(document: dict[str, Any]) -> list[str]:

@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from ..floor import FLOOR_SAYS
 from . import tool_screens
-from .common import about_a_board, json_option, print_json, shape_option, where_of
+from .common import (
+    VERDICT_CODES,
+    about_a_board,
+    json_option,
+    labels_option,
+    metric_option,
+    print_json,
+    require_labelled,
+    shape_option,
+    where_of,
+)
 from .display import Display
 
 if TYPE_CHECKING:
@@ -19,7 +30,6 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("tflite", "openvino", "onnxruntime")
 INT8_SCHEMES = ("int8", "int8-mixed", "int8-safe")
-METRICS = ("top1", "top5", "negative_mae")
 REQUIRED = "  [required]"
 
 to_option = click.option(
@@ -29,12 +39,17 @@ profile_option = click.option(
     "--profile", help="Profile of the board, whose runtimes are admitted: a name, or a .toml."
 )
 out_option = click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+accept_error_option = click.option(
+    "--accept-error",
+    is_flag=True,
+    help=f"Write it even if its worst output is below the floor of {FLOOR_SAYS}; without, nothing is written then.",
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace --out if it exists.")
 
 
 def inputs_option(note: str = "") -> Callable[..., Any]:
     """note: what follows the help, as click's own "[required]": what is missing is told in our words."""
-    told = "An .npz of real samples: one array (n, ...) per model input, by its name or else in its order."
+    told = "An .npz of real samples: one array (n, ...) per model input, by the input's name; others are left alone."
     return click.option("--inputs", type=click.Path(path_type=Path), help=told + note)
 
 
@@ -42,14 +57,16 @@ def lowering_options(note: str = "") -> Callable[..., Any]:
     """note: as for inputs_option."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (json_option, overwrite_option, out_option, inputs_option(note), profile_option, to_option):
+        scored = (metric_option("its score here, beside the source's, is told"), labels_option)
+        given = (*scored, inputs_option(note), profile_option, to_option)
+        for option in (json_option, accept_error_option, overwrite_option, out_option, *given):
             command = option(command)
         return command
 
     return add
 
 
-@click.command(short_help="Convert a model for a runtime, and compare with the source.")
+@click.command()
 @click.argument("model")
 @lowering_options()
 @click.option(
@@ -73,7 +90,7 @@ def convert(model: str, shapes: tuple[tuple[int, ...], ...], as_json: bool, **ho
     return _lower(model, shapes, as_json, **how)
 
 
-@click.command(short_help="Make a model int8 with the ranges of real samples.")
+@click.command()
 @click.argument("model")
 @lowering_options(REQUIRED)
 @click.option(
@@ -106,14 +123,24 @@ def _compile(
     to: str | None,
     profile: str,
     inputs: Path | None,
+    labels: str | None,
+    metric: str | None,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     scheme: str,
 ) -> int:
     from ..profile import load
     from ..tools import lowering, npu
 
-    given = {"--to": to not in (None, "tflite"), "--inputs": inputs, "--shape": shapes, "--scheme": scheme != "fp32"}
+    given = {
+        "--to": to not in (None, "tflite"),
+        "--inputs": inputs,
+        "--shape": shapes,
+        "--scheme": scheme != "fp32",
+        "--accept-error": accept_error,
+    }
+    given |= {"--labels": labels is not None, "--metric": metric is not None}
     if wrong := [name for name, value in given.items() if value]:
         raise ConfigError(f"{model}: compiling a .tflite for an NPU takes no {wrong[0]}; leave it out")
     if out.suffix != ".tflite":
@@ -132,25 +159,28 @@ def _lower(
     to: str | None,
     profile: str | None,
     inputs: Path | None,
+    labels: str | None,
+    metric: str | None,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     scheme: str,
 ) -> int:
     from ..tools import lowering
 
     source, runtime, place = _prepared(model, scheme, out, to, profile, overwrite)
-    given = _samples(source, inputs, shapes, scheme)
+    given = _samples(source, inputs, shapes, scheme, labels, metric)
     with Display(f"{model} to {runtime} {scheme}") as display:
-        document = lowering.convert(source, given, runtime, scheme, place, Path.cwd(), display.event)
+        document = lowering.convert(
+            source, given, runtime, scheme, place, Path.cwd(), display.event, accept_error=accept_error
+        )
     print_json(document) if as_json else tool_screens.show(document)
-    return 0
+    return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
-@click.command(short_help="Remove channels, recover by distillation, convert.")
+@click.command()
 @click.argument("factory")
 @lowering_options(REQUIRED)
-@click.option("--labels", help="Name of the array of labels in --inputs; a classifier learns them too.")
-@click.option("--metric", type=click.Choice(METRICS), help="Score source and pruned model against --labels.")
 @click.option(
     "--keep", multiple=True, metavar="LAYER", help="Layer to leave whole, by its name or a pattern: 'stage1.*'; repeat."
 )
@@ -170,6 +200,7 @@ def prune(
     inputs: Path | None,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     labels: str | None,
     metric: str | None,
     keep: tuple[str, ...],
@@ -195,7 +226,7 @@ def prune(
     if inputs is None:
         raise ConfigError("prune needs real samples to recover on: give --inputs FILE.npz")
     source, runtime, place = _prepared(factory, scheme, out, to, profile, overwrite)
-    given = _samples(source, inputs, (), scheme, labels)
+    given = _samples(source, inputs, (), scheme, labels, metric)
     recover = Recover(epochs, 1e-3, 64, 0) if epochs else None
     with Display(f"{factory} pruned to {runtime} {scheme}") as display:
         document = pruning.prune(
@@ -209,19 +240,20 @@ def prune(
             Path.cwd(),
             display.event,
             metric=metric,
+            accept_error=accept_error,
         )
     print_json(document) if as_json else tool_screens.show(document)
-    return 0
+    return VERDICT_CODES["fail" if document["refused"] else "pass"]
 
 
-@click.command(short_help="Any model file as a bundle that can be flashed.")
+@click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @out_option
 @overwrite_option
 @inputs_option()
 @shape_option("Shape of random samples, for a model whose sizes are free: 1,3,48,320; once per input.")
-@click.option("--labels", help="Name of the array of labels in --inputs; then validate can judge the bundle.")
-@click.option("--metric", type=click.Choice(METRICS), help="How labels are compared.")
+@labels_option
+@metric_option("validate can judge the bundle")
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
@@ -240,11 +272,13 @@ def prune(
 @click.option("--name", help="Name of the release; default: the file's.")
 @click.option("--device", help='Board to try it on first: "local", "ssh://[user@]host[:port]", or a name.')
 @about_a_board
+@accept_error_option
 @json_option
 def bundle(
     model: Path,
     out: Path,
     overwrite: bool,
+    accept_error: bool,
     inputs: Path | None,
     shapes: tuple[tuple[int, ...], ...],
     labels: str | None,
@@ -263,6 +297,7 @@ def bundle(
     With --device the model runs there first: what it answers and how fast is what the board's health check expects from
     then on. Without, outputs need only be finite. With --labels, right answers count too, and the bundle can be
     validated: against --reference, or else against the model's own outputs, so that a drop says what changed since.
+    Answers that are noise beside those of --reference are refused.
 
     \b
     Example:
@@ -272,7 +307,7 @@ def bundle(
     """
     from .. import formats, profile
     from ..artifact import options_for
-    from ..tools import bundling, lowering
+    from ..tools import bundling, feeding, lowering
     from ..tools import reference as references
 
     known = options["profile"] or (where_of(device, dict(options)).profile if device else None)
@@ -283,17 +318,26 @@ def bundle(
     contents = formats.read(model)
     given, names = bundling.samples_of(contents, inputs, shapes, labels)
     steps, settings = bundling.read_steps(preprocess, names)
+    if preprocess is None and not given.is_random:
+        steps = feeding.own_steps(contents, given.arrays)
     settings = options_for(model, board, settings)
-    bundling.require_samples_fit(contents, given, steps)
+    feeding.require_fit(contents, given, steps)
     wanted = bundling.Wanted(name or model.stem, board, root, python, threads, metric, floor_drop, steps, settings)
     bundling.require_wanted(contents, wanted)
     bundling.require_labels(given, metric, device is not None, reference is not None)
     place = lowering.writable(out, overwrite)
     ran = references.run(reference, given, names, steps) if reference else None
     tried = _try(device, options, contents, wanted, given) if device else None
+    if tried and ran and not accept_error and (why := bundling.refusal(contents, tried, ran)):
+        return _refused({"bundle": None, "reference": str(reference), "refused": why}, as_json)
     _, document = bundling.write(place, contents, wanted, given, tried, ran)
     print_json(document) if as_json else tool_screens.show_bundle(document)
     return 0
+
+
+def _refused(document: dict[str, Any], as_json: bool) -> int:
+    print_json(document) if as_json else tool_screens.show_refused_bundle(document)
+    return VERDICT_CODES["fail"]
 
 
 def _try(device: str, options: dict[str, Any], contents: Any, wanted: Any, given: Given) -> Any:
@@ -308,7 +352,7 @@ def _try(device: str, options: dict[str, Any], contents: Any, wanted: Any, given
             facts = session.facts()
             measure.require_runtime(facts, artifact.runtime, session.address, python)
             artifact.require_fit(facts["runtimes"], session.address)
-            return bundling.try_on(session, artifact, given)
+            return bundling.try_on(session, artifact, given, where.board(session))
 
 
 def _prepared(
@@ -326,10 +370,16 @@ def _prepared(
 
 
 def _samples(
-    source: Source, inputs: Path | None, shapes: tuple[tuple[int, ...], ...], scheme: str, labels: str | None = None
+    source: Source,
+    inputs: Path | None,
+    shapes: tuple[tuple[int, ...], ...],
+    scheme: str,
+    labels: str | None,
+    metric: str | None,
 ) -> Given:
     from ..tools.source import read_samples
 
+    require_labelled(inputs, labels, metric)
     if scheme.startswith("int8") and inputs is None:
         raise ConfigError(f"--scheme {scheme} needs real samples for its ranges: give --inputs FILE.npz")
-    return read_samples(source, inputs, shapes, labels)
+    return read_samples(source, inputs, shapes, labels, metric)

@@ -14,6 +14,8 @@ from typing import Protocol
 
 from ..errors import ConfigError
 
+SHELL_LETTERS = frozenset("'`\"$;&<>|(){}")  # a ProxyCommand is a shell's, and names are put into it
+
 
 class Pipe(Protocol):
     """One command running on the board."""
@@ -70,14 +72,21 @@ def parse_address(
     """
     if text == "local":
         return Address(text)
-    match = re.fullmatch(r"ssh://(?:([^@:/\s]+)@)?(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][^@:/\s]*)(?::(\d{1,5}))?/?", text)
+    match = re.fullmatch(
+        r"ssh://(?:([^:/\s]+)@)?(\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[^\W_][^@:/\s]*)(?::(\d{1,5}))?/?", text
+    )
     if match is None or int(match[3] or 22) not in range(1, 65536):
         raise ConfigError(
             f"device '{text}' is not an address: allowed are 'local' and 'ssh://[user@]host[:port]' "
-            "(no password in it: keys and the ssh agent are used)"
+            "(no password in it: keys and the ssh agent are used; IPv6 as [fe80::1%eth0])"
+        )
+    if odd := sorted({*(match[1] or ""), *match[2].strip("[]")} & SHELL_LETTERS):
+        raise ConfigError(
+            f"device '{text}': {' '.join(odd)} may not stand in a user's or host's name, as a shell might read it"
         )
     port = int(match[3]) if match[3] else None
-    return Address(text, match[2].strip("[]"), match[1], port, identity, known_hosts, transport)
+    host = re.sub("%25(?=.)", "%", match[2].strip("[]"))  # a URI's way to write an address's zone
+    return Address(text, host, match[1], port, identity, known_hosts, transport)
 
 
 def open_transport(address: Address) -> Transport:
@@ -87,9 +96,11 @@ def open_transport(address: Address) -> Transport:
 
         return LocalTransport()
     from .openssh import OpenSshTransport
-    from .ssh import SshTransport
+    from .ssh import AutoTransport, SshTransport
 
-    return OpenSshTransport(address) if takes_ssh(address) else SshTransport(address)
+    if takes_ssh(address):
+        return OpenSshTransport(address)
+    return AutoTransport(address) if address.transport == "auto" else SshTransport(address)
 
 
 def takes_ssh(address: Address) -> bool:

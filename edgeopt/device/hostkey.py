@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import Address, ssh_config, ssh_hop, ssh_words, takes_ssh
-from .registry import write_text
+from .. import disk
+from . import Address, registry, ssh_config, ssh_hop, ssh_words, takes_ssh
 
 if TYPE_CHECKING:
     import paramiko
@@ -33,13 +34,18 @@ def shown_by(address: Address) -> HostKey:
     """
     from .openssh import OpenSshTransport
 
-    kind, key = OpenSshTransport(address, TIMEOUT_S).shown_key() if takes_ssh(address) else _asked(address)
+    try:
+        kind, key = OpenSshTransport(address, TIMEOUT_S).shown_key() if takes_ssh(address) else _asked(address)
+    except ssh_words.NothingInCommon:
+        if address.transport != "auto" or shutil.which("ssh") is None:
+            raise
+        kind, key = OpenSshTransport(address, TIMEOUT_S).shown_key()
     digest = ssh_words.fingerprint(kind, base64.b64decode(key)).partition(" ")[2]
     return HostKey(kind, digest, f"{ssh_config.chain(address)[-1].known_as} {kind} {key}\n")
 
 
 def keep(key: HostKey, path: Path) -> None:
-    write_text(path, key.line)
+    disk.write(path, key.line, mode=0o600, durable=True, named_by=registry.VARIABLE)
 
 
 def _asked(address: Address) -> tuple[str, str]:

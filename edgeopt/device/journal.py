@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cache import check_json, key_of, write_whole
+from .. import disk
+from ..cache import check_json, key_of
 from ..errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -92,7 +93,7 @@ class Journal:
         return self._next < len(self._kept["jobs"])
 
     def _save(self) -> None:
-        write_whole(self._path, json.dumps(self._kept, indent=1, allow_nan=False) + "\n")
+        disk.write(self._path, json.dumps(self._kept, indent=1, allow_nan=False) + "\n")
 
 
 def new_id(request: Mapping[str, Any]) -> str:

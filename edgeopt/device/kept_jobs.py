@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 SECOND_INTERRUPT_S = 3.0
+CHANGES = ("activate-", "rollback-")  # jobs that change what is current
 
 
 class KeptJobs:
@@ -57,6 +58,22 @@ class KeptJobs:
         """It has no result: the same command tries again."""
         if self._journal:
             self._journal.forget(job)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether its jobs are kept, and go on though nobody follows them."""
+        return self._journal is not None and not self._journal.alone
+
+    def unfollowed(self, job: str, stopping: str) -> str:
+        """What becomes of a job whose board can no longer be reached. stopping: the command that ends it."""
+        if self.lasting:
+            return f"Job {job} goes on on the board: the same command takes it up when the board can be reached"
+        tells = "`edgeopt status` tells then what is current. " if job.startswith(CHANGES) else ""
+        return (
+            f"If job {job} has begun it goes on to its end, but its result will not be fetched; if it waits, it does "
+            f"not begin. {tells}When the board can be reached, run the same command again: it begins anew, after that "
+            f"job or once {stopping} has ended it"
+        )
 
     def left(self, job: str) -> bool:
         """Whether an interrupt leaves the job on the board; a second one, soon after, does not."""

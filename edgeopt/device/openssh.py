@@ -67,9 +67,8 @@ CONNECTING = re.compile(r"^(ssh: )?(connect to host \S+ port \d+: )?")
 
 
 def is_needed(address: Address) -> bool:
-    """Whether the ssh config asks for what paramiko cannot do."""
-    hops = ssh_config.chain(address)
-    return any(hop.only_ssh or not all(ssh_hop.admitted(hop).values()) for hop in hops)
+    """Whether the ssh config, the keys or the known hosts ask for what paramiko cannot do. Raises ConfigError."""
+    return any(hop.only_ssh or ssh_hop.only_ssh_can(hop) for hop in ssh_config.chain(address))
 
 
 class OpenSshPipe(ProcessPipe):
@@ -262,6 +261,8 @@ def _failure(hops: list[Hop], target: Address, said: str) -> EdgeoptError:
         return ssh_words.too_old(hop, last, "ssh")
     if re.search(r"Bad configuration option|Bad owner or permissions on|terminating, \d+ bad", said):
         return ConfigError(f"ssh cannot read its configuration: {'; '.join(lines)}; mend that file")
+    if "Too many authentication failures" in said and target.identity is None:
+        return ssh_words.too_many_keys(hop, len(re.findall("Offering public key", said)))
     if "Permission denied" in last or "Too many authentication failures" in said:
         if target.identity is not None and hop is hops[-1]:
             ssh_hop.Keys(hop)  # says what is wrong with the file itself, if anything is

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from .. import disk
 from ..config import Allowed, Choices, Section, load_toml, nearest
 from ..errors import ConfigError, IntegrityError
 from ..profile import TRANSPORTS
@@ -43,6 +42,7 @@ class Entry(Section):
     model: Text | None = Field(default=None, description="What the board calls itself.")
     serial: Text | None = Field(default=None, description="Its serial number.")
     machine_id: Text | None = Field(default=None, description="Its /etc/machine-id.")
+    stand_in: bool | None = Field(default=None, description="It stands in for the profile's board: all is marked.")
     wheels: Text | None = Field(default=None, description="What wheels must fit: Python, machine and libc.")
 
 
@@ -113,6 +113,7 @@ def adding(name: str) -> str:
         **{"identity": entry.identity, "known-hosts": entry.known_hosts, "transport": entry.transport},
     }
     given = [part for key, value in options.items() if value for part in (f"--{key}", shlex.quote(value))]
+    given += ["--stand-in"] if entry.stand_in else []
     return " ".join(["edgeopt device add", name, entry.address, *given, "--overwrite"])
 
 
@@ -128,7 +129,7 @@ def remove(name: str) -> Entry:
     found = get(name)
     with _changed() as known:
         known.pop(name, None)
-    own_known_hosts(name).unlink(missing_ok=True)
+    disk.remove(own_known_hosts(name))
     return found
 
 
@@ -161,31 +162,15 @@ def require_same(name: str, entry: Entry, board: Mapping[str, Any]) -> None:
             )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Either the old file or the whole new one, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 @contextlib.contextmanager
 def _changed() -> Iterator[dict[str, Entry]]:
     """The boards, to be changed; written when the block ends well. Two commands at once do not lose one another's."""
     path = file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with disk.locked(path.with_name(f".{path.name}.lock"), named_by=VARIABLE):
         known = entries()
         yield known
-        write_text(path, HEAD + "".join(_table(name, known[name]) for name in sorted(known)))
+        text = HEAD + "".join(_table(name, known[name]) for name in sorted(known))
+        disk.write(path, text, mode=0o600, durable=True, named_by=VARIABLE)
 
 
 def _table(name: str, entry: Entry) -> str:
@@ -193,6 +178,6 @@ def _table(name: str, entry: Entry) -> str:
     return f"\n[device.{toml_text(name)}]\n" + "".join(lines)
 
 
-def toml_text(value: str) -> str:
-    """A TOML basic string: JSON's, whose escapes TOML has too, but for DEL, which JSON leaves bare."""
+def toml_text(value: str | bool) -> str:
+    """A TOML boolean, or a basic string: JSON's, whose escapes TOML has too, but for DEL, which JSON leaves bare."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

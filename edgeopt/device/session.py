@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import getpass
+import os
 import shlex
+import socket
 import time
-import uuid
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from edgeopt_agent import wire
+from edgeopt_agent import replies, wire
 
 from ..errors import AgentFailure, DeviceUnreachable, EdgeoptError, IntegrityError, ProtocolError
-from . import Pipe, Transport
+from . import Pipe, Transport, launch, transfer
 from .archive import agent_archive
 from .journal import Journal
-from .kept_jobs import KeptJobs
+from .kept_jobs import CHANGES, KeptJobs
+from .launch import Event as Event
+from .pace import LEAST_BYTES, Pace
 
-NO_AGENT = b"edgeopt-no-agent"
-# `python FILE` would import runpy first, and site; hello needs neither. Nothing comes from the folder of the login.
-BEGIN = (
-    "import sys; sys.path = [sys.argv[1]] + [place for place in sys.path if place]; "
-    "from edgeopt_agent.main import main; main(sys.argv[2:])"
-)
 REPLY_TIMEOUT_S = 60.0
 POLL_S = 5.0
 CANCEL_PATIENCE_S = 5.0
-BANNER_LINES = 500
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 SAY_AGAIN_S = 30.0
-
-Event = Callable[[dict[str, Any]], None]
+FOLLOWING = ("job.start", "job.poll")  # where these give up, a job is left on the board
 
 
 def ignore(_event: dict[str, Any]) -> None:
@@ -96,6 +90,8 @@ class Session:
         self._number = 0
         self._kept = KeptJobs(self)
         self._warned = False
+        self._pace = Pace(wire.CHUNK_BYTES, reply_s)
+        self.spelled = f"{self.address} --root {shlex.quote(place.root)}"  # how a command names this board
         try:
             self.hello = self._connect()
         except BaseException:
@@ -106,6 +102,11 @@ class Session:
     @property
     def address(self) -> str:
         return self._transport.address
+
+    @property
+    def stopping(self) -> str:
+        """The command that ends what works on the board."""
+        return f"`edgeopt device stop {self.spelled}`"
 
     def __enter__(self) -> Session:
         return self
@@ -133,13 +134,13 @@ class Session:
                 return result
             except DeviceUnreachable as error:
                 self._drop()
+                self._transport.close()  # and anew: its server may count the lost session as open, and allow one
                 lost = lost or _Lost(self._patience_s, self._on_event)
                 if lost.left_s() < 0:
-                    raise DeviceUnreachable(
-                        f"{error}; gave up after {self._patience_s:g} s. Work that was started on the board goes on "
-                        "there; run the same command again when the board can be reached"
-                    ) from error
+                    again = "" if op in FOLLOWING else "; run the same command again when the board can be reached"
+                    raise DeviceUnreachable(f"{error}; gave up after {self._patience_s:g} s{again}") from error
                 lost.say(str(error))
+                payload = payload[: max(LEAST_BYTES, len(payload) // 4)]  # it may have been too much at once
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -159,41 +160,40 @@ class Session:
 
     def send(self, data: bytes, what: str = "data") -> str:
         """Put a blob on the board, from the byte where an earlier try stopped; its SHA-256."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        held = self.request("blob.stat", sha256=[sha256])[sha256]
-        damaged = 0
-        while not held["whole"]:
-            offset = held["have"]
-            if offset > len(data):
-                raise ProtocolError(f"{self.address} says it has {offset} of {len(data)} bytes of {what}")
-            self._on_event({"event": "progress", "what": f"sending {what}", "done": offset, "of": len(data)})
-            chunk = data[offset : offset + wire.CHUNK_BYTES]
-            try:
-                held = self.request("blob.put", chunk, sha256=sha256, size_bytes=len(data), offset=offset)
-            except AgentFailure as error:
-                damaged += error.kind == "integrity"
-                if error.kind != "integrity" or damaged > 2:
-                    raise
-                held = {"have": 0, "whole": False}
-            if not held["whole"] and held["have"] == len(data):
-                held = self.request("blob.stat", sha256=[sha256])[sha256]
-        return sha256
+        return transfer.send(self.request, data, what, self.address, self._on_event, self._pace)
 
     def run(self, request: dict[str, Any], limit_s: float = 86400.0) -> tuple[str, dict[str, Any]]:
-        """Run a job to its end: (job id, result). It goes on while the link is down; Ctrl-C cancels it, unless kept.
+        """Run a job to its end: (job id, result). It goes on while the link is down, but a job that still waits for its
+        turn begins only while it is followed; whatever ends this here cancels it, unless it is kept.
 
         Raises AgentFailure with the job's own error, or when it ended without a result or passed `limit_s`.
         """
         job = self._kept.take(request)
         try:
-            self.request("job.start", job=job, request=request)
+            self.request("job.start", job=job, request=request, by=_caller(), followed=not self._kept.lasting)
             self._kept.started(job)
-            return job, self._followed(job, time.monotonic() + limit_s, limit_s)
-        except KeyboardInterrupt:
-            self._drop()  # the interrupt may have cut a message in two
-            if not self._kept.left(job):
+            return job, self._checked(job, request["kind"], self._followed(job, time.monotonic() + limit_s, limit_s))
+        except DeviceUnreachable as error:
+            raise DeviceUnreachable(f"{error}. {self._kept.unfollowed(job, self.stopping)}") from error
+        except (AgentFailure, IntegrityError):  # it has ended, or never began
+            raise
+        except BaseException as error:
+            self._drop()  # an interrupt may have cut a message in two
+            interrupted = isinstance(error, KeyboardInterrupt)
+            if not (self._kept.left(job) if interrupted else self._kept.lasting):
                 self.cancel(job)
             raise
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Those that work or wait on the board, in the order of asking: {"job", "kind", "by", "waits", "for_s",
+        "followed"} (edgeopt_agent.turn.present)."""
+        found: list[dict[str, Any]] = self.status(verify=False)["jobs"]
+        return found
+
+    def stop(self, job: str) -> str:
+        """End a job, whoever asked for it: "done" and "failed" where it had ended by itself, else how it ended."""
+        state: str = self.request("job.cancel", job=job)["state"]
+        return state
 
     def keep(self, journal: Journal | None) -> None:
         """From here on jobs are those of the journal, and Ctrl-C leaves them on the board. Raises ConfigError."""
@@ -211,11 +211,19 @@ class Session:
             time.sleep(seconds)
 
     def _followed(self, job: str, deadline: float, limit_s: float) -> dict[str, Any]:
-        offset = 0
+        offset = count = 0
         while True:
             now = self.request("job.poll", job=job, offset=offset, wait_s=POLL_S)
+            count += len(now["events"])
+            if now["offset"] < offset or count > replies.MOST_EVENTS:
+                raise ProtocolError(
+                    f"{self.address}: the reply to 'job.poll' of job {job} is not one: byte {now['offset']} after "
+                    f"{offset}, {count} events, at most {replies.MOST_EVENTS} are allowed"
+                )
             offset = now["offset"]
             for event in now["events"]:
+                if event.get("behind"):
+                    event = {**event, "what": f"{event['what']}; {self.stopping} ends that one"}
                 self._on_event(event)
             if now["state"] != "running":
                 return self._ended(job, now)
@@ -230,15 +238,26 @@ class Session:
             self._kept.forget(job)
             log = now.get("log", "").strip()
             raise AgentFailure(
-                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted"
-                + (f"; its log ends: {log[-400:]}" if log else "")
+                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted, or its disk "
+                "takes nothing" + (f"; its log ends: {log[-400:]}" if log else "")
             )
         outcome = now["result"]
+        if outcome is None:
+            raise ProtocolError(
+                f"{self.address}: the reply to 'job.poll' says that job {job} is over, without a result"
+            )
         if not outcome["ok"]:
             self._kept.forget(job)
             raise self._failure(outcome["error"])
         self._kept.ended(job)
         result: dict[str, Any] = outcome["result"]
+        return result
+
+    def _checked(self, job: str, kind: str, result: dict[str, Any]) -> dict[str, Any]:
+        """The result of such a job; one that is none is forgotten, so that the same command tries again."""
+        if wrong := replies.result_problem(kind, result):
+            self._kept.forget(job)
+            raise ProtocolError(f"{self.address}: job {job} ended with what is no result of '{kind}': {wrong}")
         return result
 
     def say(self, what: str) -> None:
@@ -250,40 +269,24 @@ class Session:
         self._patience_s = min(self._patience_s, CANCEL_PATIENCE_S)
         try:
             if self.request("job.cancel", job=job)["state"] == "done":
-                changes = job.startswith(("activate-", "rollback-"))
+                changes = job.startswith(CHANGES)
                 tells = "; `edgeopt status` tells what is current" if changes else ""
                 self.say(f"{self.address}: it had ended before it could be cancelled{tells}")
         except EdgeoptError as error:
             if not (isinstance(error, AgentFailure) and error.kind == "not-found"):  # interrupted before it was started
-                self.say(f"job {job} may still be running on the board: {error}")
+                self.say(f"job {job} may still be running on the board, and {self.stopping} ends it: {error}")
 
     def fetch(self, job: str, entry: dict[str, Any]) -> bytes:
-        """A file that a job wrote, checked by its hash."""
-        data = bytearray()
-        while len(data) < entry["size_bytes"]:
-            _, chunk = self.request("job.file", job=job, name=entry["name"], offset=len(data), limit=wire.CHUNK_BYTES)
-            if not chunk:
-                raise ProtocolError(f"{self.address}: file {entry['name']} of job {job} is shorter than announced")
-            data += chunk
-            self._on_event(
-                {"event": "progress", "what": f"fetching {entry['name']}", "done": len(data), "of": entry["size_bytes"]}
-            )
-        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise IntegrityError(f"{self.address}: file {entry['name']} of job {job} does not have its announced hash")
-        return bytes(data)
+        """A file that a job wrote, checked by its hash; no more is read than it is announced to have."""
+        return transfer.fetch(self.request, job, entry, self.address, self._on_event)
 
     def _failure(self, error: dict[str, Any]) -> AgentFailure:
         return AgentFailure(f"{self.address}: {error['message']}", error["kind"], error.get("traceback") or "")
 
     def _connect(self) -> dict[str, Any]:
         """Start the agent, bringing it first where it is missing; its hello."""
-        archive, sha256 = agent_archive()
-        for attempt in range(2):
-            if self._start(sha256):
-                break
-            if attempt == 1:
-                raise AgentFailure(f"{self.address}: the agent was sent to {self._place.root}/agent but is not there")
-            self._bring(archive, sha256)
+        _, sha256 = agent_archive()
+        self._pipe, self._buffer = launch.started(self._transport, self._place, self._reply_s, self._on_event)
         hello: dict[str, Any] = self._exchange("hello", b"", self._reply_s, {})
         if hello["wire"] != wire.VERSION or hello["agent_sha256"] != sha256:
             raise ProtocolError(
@@ -291,69 +294,6 @@ class Session:
                 f"this host speaks wire {wire.VERSION} and sent agent {sha256}"
             )
         return hello
-
-    def _start(self, sha256: str) -> bool:
-        """True when the agent speaks; False when the board has no whole copy of it."""
-        archive = shlex.quote(f"{self._place.root}/agent/{sha256}.pyz")
-        python, root = shlex.quote(self._place.python), shlex.quote(self._place.root)
-        no_agent = b"%s-%s" % (NO_AGENT, uuid.uuid4().hex.encode())  # no banner can say that
-        self._pipe = self._transport.open(
-            f'if [ -f {archive} ] && [ "$(sha256sum < {archive} | cut -c1-64)" = {sha256} ]; '
-            f"then exec {python} -S -c '{BEGIN}' {archive} serve --root {root}; "
-            # where its Python is missing, nothing is left on the board
-            f"elif command -v {python} >/dev/null; then echo; echo {no_agent.decode()}; else exec {python}; fi"
-        )
-        self._buffer = said = b""
-        for _ in range(BANNER_LINES):
-            line = self._read_line(self._reply_s)
-            if line.strip() == wire.SENTINEL:
-                return True
-            if line.strip() == no_agent:
-                self._drop()
-                return False
-            if not line:
-                code, stderr = self._pipe.end(5.0)
-                self._drop()
-                if code == 255 or code is None:
-                    raise DeviceUnreachable(f"{self.address}: the link was lost while the agent started")
-                words = stderr or said.decode("utf-8", "replace").strip() or "no message"
-                raise AgentFailure(
-                    f"{self.address}: the agent does not start with '{self._place.python}' (exit code {code}): "
-                    f"{words}; it needs Python 3.8 or later there: set python in the profile's "
-                    "[board], or --board-python",
-                    kind="no-python",
-                )
-            said = (said + line)[-400:]
-        raise ProtocolError(f"{self.address}: {BANNER_LINES} lines came before the agent's first word; is it a shell?")
-
-    def _bring(self, archive: bytes, sha256: str) -> None:
-        folder = shlex.quote(f"{self._place.root}/agent")
-        pipe = self._transport.open(
-            f"mkdir -p {folder} && cd {folder} && T=.new-$$ && "
-            f'{{ cat > $T && [ "$(sha256sum < $T | cut -c1-64)" = {sha256} ] && mv $T {sha256}.pyz && sync; }} '
-            "|| { rm -f $T; exit 9; }"
-        )
-        try:
-            try:
-                pipe.write(archive, self._reply_s)
-                pipe.finish_input()
-                while pipe.read(4096, self._reply_s):
-                    pass
-            except DeviceUnreachable:
-                if pipe.end(1.0)[0] is None:
-                    raise
-            code, stderr = pipe.end(self._reply_s)
-        finally:
-            pipe.close()
-        if code is None:
-            raise DeviceUnreachable(f"{self.address}: the link was lost while the agent was sent")
-        if code != 0:
-            raise AgentFailure(
-                f"{self.address}: the agent cannot be put into '{self._place.root}/agent': "
-                f"{stderr or f'exit code {code}'}; free space there, make it writable for this user, "
-                "or give another --root",
-                kind="no-space" if "space" in stderr else "read-only",
-            )
 
     def _exchange(self, op: str, payload: bytes, timeout_s: float, fields: dict[str, Any]) -> Any:
         assert self._pipe is not None
@@ -366,9 +306,9 @@ class Session:
         except wire.WireError as error:
             self._drop()
             raise ProtocolError(f"{self.address}: {error}") from error
-        if reply.get("id") != self._number or not ("error" in reply or "result" in reply):
+        if wrong := replies.reply_problem(op, self._number, reply):
             self._drop()
-            raise ProtocolError(f"{self.address}: not a reply to request {self._number}: {str(reply)[:200]}")
+            raise ProtocolError(f"{self.address}: not a reply to request {self._number}, '{op}': {wrong}")
         if not reply["ok"]:
             raise self._failure(reply["error"])
         return (reply["result"], data) if op == "job.file" else reply["result"]
@@ -397,3 +337,12 @@ class Session:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+
+
+def _caller() -> str:
+    """Who asks, for those who find the job on the board."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no name for that number
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

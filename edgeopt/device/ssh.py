@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceUnreachable
-from . import Address, ssh_config, ssh_hop
+from . import Address, Pipe, ssh_config, ssh_hop, ssh_words
+from .openssh import OpenSshTransport
 from .ssh_hop import fingerprint as fingerprint
 from .ssh_hop import words
 
@@ -104,22 +106,30 @@ class SshTransport:
     def open(self, command: str) -> SshPipe:
         import paramiko
 
-        transport = self._transport
-        if transport is None or not transport.is_active():
-            self.close()
-            transport = self._connect()
         try:
-            channel = transport.open_session(timeout=self._timeout_s)
+            try:
+                channel = self._connected().open_session(timeout=self._timeout_s)
+            except paramiko.ChannelException:  # a server may allow one session only, and the last one is not over yet
+                self.close()
+                channel = self._connected().open_session(timeout=self._timeout_s)
             with _closed_after(channel, self._timeout_s):
                 channel.exec_command(f"exec /bin/sh -c {shlex.quote(command)}")
         except (paramiko.SSHException, OSError, EOFError) as error:
+            lives = self._transport is not None and self._transport.is_active()
             self.close()
-            raise DeviceUnreachable(f"{self.address}: no command can be started ({error})") from error
+            why = ": does its SSH server allow sessions (MaxSessions), and commands for that user?" if lives else ""
+            raise DeviceUnreachable(f"{self.address}: no command can be started ({words(error)}){why}") from error
         return SshPipe(channel, self.address)
 
     def close(self) -> None:
         self._transport = None
         self._held.close()
+
+    def _connected(self) -> paramiko.Transport:
+        if self._transport is None or not self._transport.is_active():
+            self.close()
+            return self._connect()
+        return self._transport
 
     def _connect(self) -> paramiko.Transport:
         """A verified connection on every hop; the board's is returned."""
@@ -138,6 +148,28 @@ class SshTransport:
         self._transport = client.get_transport()
         assert self._transport is not None
         return self._transport
+
+
+class AutoTransport:
+    """paramiko, and the system's ssh from the moment on that the board's server turns out to know nothing that paramiko
+    does."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address.text
+        self._target = address
+        self._chosen: SshTransport | OpenSshTransport = SshTransport(address)
+
+    def open(self, command: str) -> Pipe:
+        try:
+            return self._chosen.open(command)
+        except ssh_words.NothingInCommon:
+            if isinstance(self._chosen, OpenSshTransport) or shutil.which("ssh") is None:
+                raise
+            self._chosen = OpenSshTransport(self._target)
+            return self._chosen.open(command)
+
+    def close(self) -> None:
+        self._chosen.close()
 
 
 @contextlib.contextmanager

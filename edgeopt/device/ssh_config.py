@@ -36,6 +36,9 @@ ONLY_SSH = {  # what paramiko has no means for, and the values that ask for noth
 ALGORITHMS = ("pubkeyacceptedalgorithms", "hostkeyalgorithms", "ciphers", "macs", "kexalgorithms")
 FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
+NAMES = "nhrk"  # tokens that an address or another's config may fill
+UNREAD_BY_SHELLS = re.compile(r"[\w.%@:+-]*")
+
 Settings = Mapping[str, tuple[str, ...]]
 
 
@@ -137,6 +140,13 @@ def _defaults(ssh: str) -> Settings:
     return _told("localhost", [ssh, "-G", "-F", "none", "--", "localhost"])
 
 
+def added(key: str, names: tuple[str, ...]) -> set[str]:
+    """Those of a setting of ALGORITHMS that ssh does not offer by itself."""
+    ssh = shutil.which("ssh")
+    own = _defaults(ssh).get(key, ("",))[0].split(",") if ssh else names
+    return set(names) - set(own)
+
+
 def _told(host: str, command: list[str]) -> Settings:
     """What `ssh -G` prints."""
     try:
@@ -199,7 +209,7 @@ def _hop(name: str, spelled: str, settings: Settings) -> Hop:
         identities=tuple(_path(name, entry, tokens) for entry in settings.get("identityfile", ()) if entry != "none"),
         identities_only=one.get("identitiesonly", "no") in ("yes", "true"),
         agent=agent.lower() != "none",
-        proxy_command=None if command.lower() == "none" else _expanded(name, command, tokens),
+        proxy_command=None if command.lower() == "none" else _expanded(name, command, tokens, to_shell=True),
         family=FAMILIES.get(one.get("addressfamily", "any"), socket.AF_UNSPEC),
         only_ssh=(*beyond, *(() if own_agent else ("identityagent",))),
         algorithms=tuple(algorithms.items()),
@@ -217,7 +227,7 @@ def _jumps(settings: Settings, address: Address, depth: int) -> list[Hop]:
         )
     hops: list[Hop] = []
     for number, entry in enumerate(jump.split(",")):
-        match = re.fullmatch(r"(?:ssh://)?(?:([^@]+)@)?(\[[^\]]+\]|[^:@]+)(?::(\d+))?/?", entry.strip())
+        match = re.fullmatch(r"(?:ssh://)?(?:(.+)@)?(\[[^\]]+\]|[^:@]+)(?::(\d+))?/?", entry.strip())
         if match is None:
             raise ConfigError(f"{address.text}: '{entry}' in ProxyJump is not [user@]host[:port]")
         found = resolve(match[2].strip("[]"), match[1], int(match[3]) if match[3] else None, address.config)
@@ -240,14 +250,19 @@ def _path(name: str, entry: str, tokens: Mapping[str, str]) -> Path:
     return Path(_expanded(name, os.path.expandvars(entry), tokens)).expanduser()
 
 
-def _expanded(name: str, text: str, tokens: Mapping[str, str]) -> str:
-    """`text` with ssh_config's %-tokens replaced."""
+def _expanded(name: str, text: str, tokens: Mapping[str, str], to_shell: bool = False) -> str:
+    """`text` with ssh_config's %-tokens replaced; to_shell: by nothing that a shell would read."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in tokens:
             raise ConfigError(
                 f"{name}: '%{match[1]}' in '{text}' of the ssh config cannot be honoured by the paramiko transport; "
                 "use --transport ssh"
+            )
+        if to_shell and match[1] in NAMES and not UNREAD_BY_SHELLS.fullmatch(tokens[match[1]]):
+            raise ConfigError(
+                f"{name}: '{tokens[match[1]]}' would be read by the shell that runs the ssh config's ProxyCommand "
+                f"'{text}'; give a name of letters, digits and . _ % @ : + -"
             )
         return tokens[match[1]]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from . import ssh_words
+from . import ssh_config, ssh_words
 from .ssh_config import Hop
 
 if TYPE_CHECKING:
@@ -155,12 +155,15 @@ class HostKeys:
 
     known: tuple[tuple[Any, Path], ...]
     revoked: tuple[tuple[Any, Path], ...]
+    authorities: tuple[Path, ...] = ()  # files with an authority for it, whose certificates only ssh can check
 
     def check(self, hop: Hop, shown: Any) -> None:
         """Raises IntegrityError unless the key is known and not revoked."""
         for key, file in self.revoked:
             if key == shown:
                 raise ssh_words.revoked_key(hop, file, fingerprint(shown))
+        if not self.known and self.authorities:
+            raise ssh_words.only_authority(hop, self.authorities[0])
         if not self.known:
             raise ssh_words.unknown_key(hop, fingerprint(shown))
         if not any(key == shown for key, _ in self.known):
@@ -211,13 +214,17 @@ def load_host_keys(hop: Hop) -> HostKeys:
     from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 
     found: dict[str, list[tuple[Any, Path]]] = {"known": [], "revoked": []}
+    authorities: list[Path] = []
     for file in hop.known_hosts:
         if not hop.known_hosts_named and not file.exists():
             continue
         try:
             for line in file.read_text("utf-8").splitlines():
                 fields = line.split()
-                if not fields or fields[0].startswith("#") or fields[0] == "@cert-authority":
+                if not fields or fields[0].startswith("#"):
+                    continue
+                if fields[0] == "@cert-authority":
+                    authorities += [file] if len(fields) > 1 and _names(fields[1].split(","), hop.known_as) else []
                     continue
                 revokes = fields[0] == "@revoked"
                 entry = HostKeyEntry.from_line(" ".join(fields[1:] if revokes else fields))
@@ -230,7 +237,7 @@ def load_host_keys(hop: Hop) -> HostKeys:
         except (OSError, ValueError, InvalidHostKey) as error:
             flag = "--known-hosts " if hop.known_hosts_named else ""
             raise ConfigError(f"{flag}{file} cannot be read as a known_hosts file: {error}") from error
-    return HostKeys(tuple(found["known"]), tuple(found["revoked"]))
+    return HostKeys(tuple(found["known"]), tuple(found["revoked"]), tuple(authorities))
 
 
 def _names(patterns: list[str], name: str) -> bool:
@@ -283,6 +290,8 @@ class Keys:
                     self._unusable.append("a key alone is not enough there")
                 except paramiko.AuthenticationException:
                     refused += 1
+                if not transport.is_active() and self._hop.identity is None:
+                    raise ssh_words.too_many_keys(self._hop, refused)
         tried = f"{refused} key{'s' * (refused != 1)} tried"
         raise paramiko.AuthenticationException("; ".join([tried, *self._unusable]))
 
@@ -321,6 +330,27 @@ def _agent_keys(held: contextlib.ExitStack) -> list[Any]:
         return list(agent.get_keys())
     except (paramiko.SSHException, OSError):  # a dead agent is no agent
         return []
+
+
+def only_ssh_can(hop: Hop) -> bool:
+    """Whether paramiko lacks what the config adds to ssh's algorithms, or what the keys there are ask for."""
+    theirs = admitted(hop)
+    if any(not theirs[key] or not ssh_config.added(key, names) <= set(theirs[key]) for key, names in hop.algorithms):
+        return True
+    keys = load_host_keys(hop)
+    if keys.authorities and not keys.known:
+        return True
+    if hop.identity is not None:
+        return _is_security_key(public_blob(hop.identity))
+    files = [*hop.identities, *(Path("~/.ssh").expanduser() / f"{name}_sk" for name in ("id_ecdsa", "id_ed25519"))]
+    with contextlib.ExitStack() as held:
+        agents = [key.asbytes() for key in _agent_keys(held)] if hop.agent else []
+    return any(_is_security_key(blob) for blob in (*map(public_blob, files), *agents))
+
+
+def _is_security_key(blob: bytes | None) -> bool:
+    """Of a public key in SSH's encoding: a hardware key (FIDO), which paramiko does not know."""
+    return blob is not None and blob[4:7] == b"sk-"
 
 
 def _default_keys() -> list[Path]:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 from pathlib import Path
 
-from ..errors import DeviceUnreachable, IntegrityError
+from ..errors import ConfigError, DeviceUnreachable, IntegrityError
 from . import registry
 from .ssh_config import Hop
 
@@ -66,12 +66,38 @@ def unreachable(hop: Hop, detail: str) -> DeviceUnreachable:
     )
 
 
-def too_old(hop: Hop, detail: str, transport: str) -> DeviceUnreachable:
-    """The two sides know no common algorithm: the server's are from another decade."""
+class NothingInCommon(DeviceUnreachable):
+    """Server and transport know no common algorithm; another transport may."""
+
+
+def too_old(hop: Hop, detail: str, transport: str) -> NothingInCommon:
+    """The server's algorithms are from another decade: the last, or, for paramiko, the next."""
     lines = "`KexAlgorithms +diffie-hellman-group14-sha1` and `HostKeyAlgorithms +ssh-rsa`"
     mend = f"add what it offers to the host's entry in ~/.ssh/config, for instance {lines}"
-    also = ", and use --transport ssh: paramiko has none of the old ones" if transport == "paramiko" else ""
-    return DeviceUnreachable(f"{hop.name}: {detail}: its SSH server is old. Update it, or {mend}{also}")
+    if transport != "paramiko":
+        return NothingInCommon(f"{hop.name}: {detail}: its SSH server is old. Update it, or {mend}")
+    return NothingInCommon(
+        f"{hop.name}: {detail}: paramiko and its SSH server know nothing in common. Use --transport ssh (or auto); "
+        f"where that fails too, its SSH server is old: update it, or {mend}"
+    )
+
+
+def too_many_keys(hop: Hop, tried: int) -> DeviceUnreachable:
+    """The server hung up before all keys were tried; sshd does after MaxAuthTries, six unless told otherwise."""
+    return DeviceUnreachable(
+        f"{hop.name}: its SSH server hung up after {tried} key{'s' * (tried != 1)} that it does not know: it allows no "
+        f"more tries (sshd: MaxAuthTries), and the right key of user '{hop.user}' was not among them. Name that key "
+        "with --identity, then no other is tried; or, in the host's entry of ~/.ssh/config, with IdentityFile and "
+        "`IdentitiesOnly yes`; or take the others out of the ssh agent (`ssh-add -D`)"
+    )
+
+
+def only_authority(hop: Hop, file: Path) -> ConfigError:
+    """A certified host key, which paramiko cannot check."""
+    return ConfigError(
+        f"{hop.name}: {file} trusts an authority (@cert-authority) for {quoted(hop)} and no key of its own, which the "
+        "paramiko transport cannot check; use --transport ssh"
+    )
 
 
 def quoted(hop: Hop) -> str:

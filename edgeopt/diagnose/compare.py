@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import fidelity
 from ..task import Array
 from .graph import Graph, Layer
 
@@ -39,6 +40,30 @@ def error(found: Array, reference: Array) -> dict[str, Any]:
     return {"max": float(size.max(initial=0)), "mean": float(size.mean()), "sqnr_db": decibels}
 
 
+def answers(found: Sequence[Array], reference: Sequence[Array], by_group: bool) -> dict[str, Any]:
+    """The error of the worst output, each (n, ...), with its number as "output" and what it is in words as "part", ""
+    of an only one. by_group: where an output's channels differ in size by orders, of its worst group of them. Of whole
+    numbers "equal_share" counts, and "sqnr_db" ranks it among the others."""
+    told = []
+    for number, (own, true) in enumerate(zip(found, reference, strict=False)):
+        shaped = own.reshape(true.shape) if own.size == true.size else own
+        whole = error(shaped, true) | {"output": number, "part": f"output {number}" if len(reference) > 1 else ""}
+        told.append(whole)
+        if whole["max"] is None:
+            continue
+        if fidelity.is_whole(true):
+            share = float((shaped == true).mean())
+            rank = fidelity.rank({"sqnr_db": None, "equal_share": share})
+            told[-1] |= {"equal_share": share, "sqnr_db": None if share == 1 else rank}
+        elif by_group:
+            told += [
+                error(group.of(shaped), group.of(true))
+                | {"output": number, "part": f"output {number}, {fidelity.channels(group.figures())}"}
+                for group in fidelity.groups(true)
+            ]
+    return min(told, key=decibels)
+
+
 def decibels(told: dict[str, Any] | None) -> float:
     """A comparison's signal over noise as a number that can be ordered."""
     if told is None or told["sqnr_db"] is None:
@@ -68,8 +93,9 @@ def parted(graph: Graph, told: Sequence[dict[str, Any]], agree_db: float) -> lis
 def apart_unwatched(
     graph: Graph, answers: dict[str, Any] | None, told: Sequence[dict[str, Any]], agree_db: float
 ) -> bool:
-    """Whether the first answer parts clearly, though the same tensor agrees while every layer is watched."""
-    watched = graph.outputs[0] if graph.outputs else None
+    """Whether the worst of the answers parts clearly, though the same tensor agrees while every layer is watched."""
+    place = answers.get("output", 0) if answers is not None else 0
+    watched = graph.outputs[place] if place < len(graph.outputs) else None
     if watched is None:
         return False
     own, agreed = decibels(answers), decibels(told[watched])

@@ -6,16 +6,16 @@ import contextlib
 import dataclasses
 import io
 import json
-import zipfile
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edgeopt_agent import preprocess
+from edgeopt_agent import preprocess, wire
 from edgeopt_agent.wire import RemoteError
 
-from .. import validate
+from .. import arrays, validate
 from ..artifact import Artifact
 from ..bundle import Bundle
 from ..errors import ConfigError, IntegrityError
@@ -25,6 +25,8 @@ from .graph import Graph
 
 ARRAYS = 4  # golden samples of a bundle whose samples are arrays
 QUANTIZE_SHARE = 1e-3
+LARGEST = 1 << 20  # hertz, characters, … that [task.prepare] may ask for
+LARGEST_PICTURE = 1 << 14
 
 Document = dict[str, Any]
 Steps = Sequence[dict[str, Any]]
@@ -61,31 +63,44 @@ def golden(bundle: Bundle) -> Golden:
         samples = validate.read_pack(bundle).samples if evaluation else health_samples(bundle, ARRAYS)[0]
         few = samples.take(np.arange(min(ARRAYS, len(samples))))
         return Golden(tuple(f"sample {row}" for row in range(len(few))), None, few.inputs, {})
+    what = f"{bundle.path}: its golden samples"
+    held = arrays.read(bundle.blob(evaluation.golden), what)
     try:
-        with np.load(io.BytesIO(bundle.blob(evaluation.golden)), allow_pickle=False) as archive:
-            held = {name: archive[name] for name in archive.files}
         count = sum(name.startswith("raw") for name in held)
-        return Golden(
-            tuple(str(held[f"name{row}"]) for row in range(count)),
-            tuple(held[f"raw{row}"].tobytes() for row in range(count)),
-            tuple(held[f"input{place}"] for place in range(sum(name.startswith("input") for name in held))),
-            json.loads(str(held["prepare"])),
-        )
-    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise IntegrityError(f"{bundle.path}: its golden samples cannot be read ({error}); get it again") from error
+        inputs = arrays.numbered(held, "input")
+        arrays.require_rows({str(place): array for place, array in enumerate(inputs)}, count, count)
+        names = tuple(str(held[f"name{row}"]) for row in range(count))
+        return Golden(names, tuple(held[f"raw{row}"].tobytes() for row in range(count)), inputs, _prepare(held))
+    except (ValueError, KeyError) as error:
+        raise IntegrityError(f"{what} cannot be read ({error}); get it again") from error
+
+
+def _prepare(held: Mapping[str, Array]) -> dict[str, Any]:
+    """Raises ValueError for what no [task.prepare] can be."""
+    found = wire.parse(str(held["prepare"]))
+    if not isinstance(found, dict):
+        raise ValueError("prepare is no object")
+    for key, value in found.items():
+        largest = LARGEST_PICTURE if found.get("kind") == "images" else LARGEST
+        for one in value if isinstance(value, list) else [value]:
+            if not (
+                one is None or isinstance(one, str | bool) or (isinstance(one, int | float) and abs(one) <= largest)
+            ):
+                raise ValueError(f"prepare.{key!r:.60} is {one!r:.60}")
+    return found
 
 
 def health_samples(bundle: Bundle, count: int) -> tuple[Samples, tuple[Array, ...]]:
     """The first samples of the health check, and what the board answered when it was bundled. Raises IntegrityError."""
     health = bundle.manifest.health
+    what = f"{bundle.path}: {health.file}"
+    held = arrays.read(bundle.blob(bundle.manifest.files[health.file]), what)
     try:
-        with np.load(io.BytesIO(bundle.blob(bundle.manifest.files[health.file])), allow_pickle=False) as archive:
-            held = {name: archive[name][:count] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
-        raise IntegrityError(f"{bundle.path}: {health.file} cannot be read ({error}); get it again") from error
-    inputs = tuple(held[f"input{place}"] for place in range(sum(name.startswith("input") for name in held)))
-    expected = tuple(held[f"expected{place}"] for place in range(sum(name.startswith("expected") for name in held)))
-    return Samples(inputs, None, None), expected
+        inputs, expected = arrays.numbered(held, "input"), arrays.numbered(held, "expected")
+        arrays.require_rows({str(place): array for place, array in enumerate(inputs + expected)})
+    except ValueError as error:
+        raise IntegrityError(f"{what} cannot be read ({error}); get it again") from error
+    return Samples(tuple(array[:count] for array in inputs), None, None), tuple(array[:count] for array in expected)
 
 
 def write_golden(bundle: Bundle, folder: Path) -> Document:
@@ -111,7 +126,8 @@ def write_golden(bundle: Bundle, folder: Path) -> Document:
 
 def _files(held: Golden, row: int, name: str, folder: Path) -> Iterator[tuple[Path, bytes]]:
     if held.raws is not None:
-        suffix = Path(name.split(" (")[0]).suffix or ".txt"
+        suffix = Path(name.split(" (")[0]).suffix  # the only part of a foreign name that is used
+        suffix = suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,10}", suffix) else ".txt"
         yield folder / f"golden-{row}{suffix}", held.raws[row]
         return
     for place, array in enumerate(held.arrays):

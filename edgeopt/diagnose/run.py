@@ -154,11 +154,10 @@ class _Work:
         far: Document | None = None
         for name, outputs in (("board", there), ("host", here)):
             if outputs is not None and case.source:
-                first, source = outputs[0], case.source[0]
-                far = compare.error(first.reshape(source.shape) if first.size == source.size else first, source)
+                far = compare.answers(outputs, case.source, by_group=True)
                 parts.append(f"{name} {words.decibels(far)} from the source model{_decisions(case, outputs)}")
         if here is not None:
-            self.apart = compare.error(there[0], here[0])
+            self.apart = compare.answers(there, here, by_group=False)
             parts.append(f"board {words.decibels(self.apart)} from host")
         if not parts and (own := self._since_bundled()) is not None:
             parts.append(f"board {words.decibels(own)} from what was recorded when it was bundled")
@@ -172,7 +171,8 @@ class _Work:
         recorded, expected = prepared.health_samples(self.case.bundle, len(self.case.samples))
         if not expected:
             return None
-        own = compare.error(measure.outputs(self.board, self.case.artifact, _shards(recorded))[0], expected[0])
+        found = measure.outputs(self.board, self.case.artifact, _shards(recorded))
+        own = compare.answers(found, expected, by_group=False)
         if compare.decibels(own) < self.agree_db:
             self.findings.append(words.other_than_recorded(self.board.address, own))
         return own
@@ -200,7 +200,8 @@ class _Work:
         says, is_proven = f"all {len(told)} layers agree; the least: {least}", bool(told)
         if self.apart is not None and compare.decibels(self.apart) < self.agree_db:
             says += f"; the answers with nothing watched: {words.decibels(self.apart)}"
-            is_proven &= self.case.graph.outputs[:1] != (None,)
+            place = self.apart["output"]
+            is_proven &= self.case.graph.outputs[place : place + 1] != (None,)
         self._check("host and board", "good" if is_proven else "not compared", says)
 
     def _parted(self, host: Session, told: Document, layer: int, count: int) -> Document:

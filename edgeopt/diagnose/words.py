@@ -43,7 +43,11 @@ def decibels(told: Document) -> str:
         return "shape {} for {}".format(*told["shapes"])
     if told["max"] is None:
         return "NaN or infinite"
-    return "equal" if told["sqnr_db"] is None else f"{told['sqnr_db']:.1f} dB"
+    place = f" in {told['part']}" if told.get("part") else ""
+    if told["sqnr_db"] is None:
+        return "equal"
+    share = told.get("equal_share")
+    return (f"{100 * share:.1f} % of values equal" if share is not None else f"{told['sqnr_db']:.1f} dB") + place
 
 
 def layer(row: Document) -> str:

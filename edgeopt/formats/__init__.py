@@ -27,15 +27,23 @@ from edgeopt.errors import ConfigError, ModelError
 
 RUNTIME_OF = {".tflite": "tflite", ".xml": "openvino", ".onnx": "onnxruntime"}
 SHOWN = 5
+QUANTIZED = re.compile(
+    r"QLinear\w+|QAttention|QGemm|QMoE|QOrdered\w+|\w*[Qq]uantizeLinear|DynamicQuantize\w+|\w+Integer\w*|MatMulNBits"
+)
 
 
 class Operator(NamedTuple):
-    """domain: the namespace, operator set or library that it belongs to; empty for the format's own."""
+    """domain: the namespace, operator set or library that it belongs to; empty for the format's own.
+
+    takes, gives: the names of the tensors that go in and come out, where the format has such.
+    """
 
     kind: str
     node: str
     domain: str = ""
     version: int | None = None
+    takes: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,18 +59,39 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Fed:
+    """What a conversion of ours made an input of: the source's own, by its name, after preprocess steps."""
+
+    name: str
+    steps: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Contents:
-    """paths: the model's file, then those that it needs beside it. versions: what its format says of itself."""
+    """paths: the model's file, then those that it needs beside it. versions: what its format says of itself.
+
+    fed: per input, what it was in the source, where the file says so.
+    """
 
     runtime: str
     paths: tuple[Path, ...]
     inputs: tuple[Port, ...]
     operators: tuple[Operator, ...]
     versions: dict[str, Any] = field(default_factory=dict)
+    fed: tuple[Fed, ...] = ()
 
     @property
     def path(self) -> Path:
         return self.paths[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the inputs: the source's, where they are known."""
+        return tuple(own.name for own in self.fed) or tuple(port.name for port in self.inputs)
+
+    def int8_nodes(self) -> list[Operator]:
+        """Operators that round, widen or compute whole numbers: those of a model that is quantized already."""
+        return [operator for operator in self.operators if QUANTIZED.fullmatch(operator.kind)]
 
 
 def read(path: Path, runtime: str | None = None) -> Contents:

@@ -220,19 +220,20 @@ def _graph(found: Found, graph: Message, depth: int) -> None:
 
 def _node(found: Found, node: Message, depth: int) -> None:
     told: dict[int, str] = {}
-    outputs: list[str] = []
+    tensors: dict[int, list[str]] = {1: [], 2: []}  # inputs and outputs
     for number, part in node.fields():
         if not isinstance(part, Message):
             continue
-        if number == 2:
-            outputs.append(part.text())
+        if number in tensors:
+            tensors[number].append(part.text())
         elif number in (3, 4, 7):
             told[number] = part.text()
         elif number == 5:
             _attribute(found, part, depth)
-    name = told.get(3) or (f"output {outputs[0]}" if outputs else "without a name")
-    domain = told.get(7, "")
-    found.operators.append(Operator(told.get(4, ""), name, "" if domain == "ai.onnx" else domain))
+    name = told.get(3) or (f"output {tensors[2][0]}" if tensors[2] else "without a name")
+    domain = "" if told.get(7) == "ai.onnx" else told.get(7, "")
+    takes, gives = (tuple(filter(None, tensors[number])) for number in (1, 2))
+    found.operators.append(Operator(told.get(4, ""), name, domain, takes=takes, gives=gives))
 
 
 def _attribute(found: Found, attribute: Message, depth: int) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import Contents, Operator, Port, mapped, release
+from edgeopt_agent import preprocess
+
+from . import Contents, Fed, Operator, Port, mapped, release
 
 KIND = "TFLite model"
+FED = "edgeopt.inputs"  # the metadata in which a conversion of ours says what the inputs were in the source
 ETHOS_U = "ethos-u"  # the custom operator that Vela packs an NPU's part of a model into
 
 # The schema's numbers. Fields of a table by their index in it.
@@ -139,14 +143,15 @@ def read(path: Path) -> Contents:
         if not graphs:
             raise ValueError("it has no graph")
         operators = tuple(operator for graph in graphs for operator in _operators(graph, codes, len(buffers)))
-        needed = [
-            buffers[entry.number(1, "<I")].data(0).rstrip(b"\0").decode("ascii", "replace")
+        told = {
+            entry.text(0): buffers[entry.number(1, "<I")].data(0)
             for entry in model.tables(MODEL_METADATA)
-            if entry.text(0) == "min_runtime_version"
-        ]
-        return Contents(
-            "tflite", (path,), _inputs(graphs[0]), operators, {"min_runtime": needed[0] if needed else None}
-        )
+            if entry.text(0) in ("min_runtime_version", FED)
+        }
+        needed = told.get("min_runtime_version")
+        version = None if needed is None else needed.rstrip(b"\0").decode("ascii", "replace")
+        inputs = _inputs(graphs[0])
+        return Contents("tflite", (path,), inputs, operators, {"min_runtime": version}, _fed(told.get(FED), inputs))
 
 
 def problems(contents: Contents, package: dict[str, str], options: Mapping[str, Any]) -> list[str]:
@@ -221,6 +226,23 @@ def _operators(graph: Table, codes: list[Operator], buffers: int) -> Iterator[Op
 def _inputs(graph: Table) -> tuple[Port, ...]:
     tensors = list(graph.tables(GRAPH_TENSORS))
     return tuple(_port(tensors[index]) for index in graph.numbers(GRAPH_INPUTS))
+
+
+def _fed(content: bytes | None, inputs: tuple[Port, ...]) -> tuple[Fed, ...]:
+    """What the metadata says of the inputs. Raises ValueError for what no conversion of ours wrote."""
+    if content is None:
+        return ()
+    told = json.loads(content.rstrip(b"\0").decode("utf-8"))
+    if not isinstance(told, list) or len(told) != len(inputs):
+        raise ValueError(f"its metadata '{FED}' does not fit its {len(inputs)} inputs")
+    found = []
+    for own in told:
+        if not isinstance(own, dict) or not isinstance(own.get("name"), str) or not isinstance(own.get("steps"), list):
+            raise ValueError(f"its metadata '{FED}' holds no names and steps")
+        if wrong := preprocess.problems(own["steps"]):
+            raise ValueError(f"its metadata '{FED}': {wrong[0]}")
+        found.append(Fed(own["name"], tuple(own["steps"])))
+    return tuple(found)
 
 
 def _port(tensor: Table) -> Port:

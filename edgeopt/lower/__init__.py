@@ -10,7 +10,7 @@ the parity check) and `calibration` are tuples with one preprocessed array (n, .
 layout, `folder` takes the artifact's files and `progress` is told what is done, and how far where that can be counted.
 Importing a lowering loads nothing heavy. lower() raises MissingDependency (names the extra), PlanError (unknown scheme,
 empty calibration) or ModelError (operator that cannot be converted, non-finite numbers, an artifact that does not agree
-with its source).
+with its source; LoweringFault where the model is well and a stage broke it: make() then says what else there is).
 """
 
 from __future__ import annotations
@@ -26,9 +26,23 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from edgeopt import quantizable
+from edgeopt.errors import LoweringFault, ModelError
 from edgeopt.plan import Ability
+
+if TYPE_CHECKING:
+    import torch
+
+
+SHARED = (
+    *(f"edgeopt/{name}.py" for name in ("parity", "fidelity", "floor", "quantizable")),
+    *(f"edgeopt/lower/{name}.py" for name in ("__init__", "joins", "child", "ranges")),
+)
+
+
+ROUND_LESS = {"int8": ("fp16", "fp32"), "fp16": ("fp32",)}  # rungs by what they are better than
 
 
 def abilities() -> dict[str, Ability]:
@@ -39,9 +53,71 @@ def abilities() -> dict[str, Ability]:
 
 
 def sources(runtime: str) -> list[str]:
-    """The files that make a runtime's artifacts, for cache keys: <runtime>.py, and <runtime>_….py where it has such."""
+    """The files that make a runtime's artifacts, for cache keys: <runtime>.py, <runtime>_….py where it has such, and
+    what all share."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [f"edgeopt/lower/{name}.py" for name in names if name == runtime or name.startswith(f"{runtime}_")]
+    own = [name for name in names if name == runtime or name.startswith(f"{runtime}_")]
+    return [*SHARED, *(f"edgeopt/lower/{name}.py" for name in own)]
+
+
+def other_ways(runtime: str, scheme: str, kind: str) -> dict[str, list[str]]:
+    """What else may take a model that `scheme` spoiled: {"schemes" of the same rung, other "runtimes" that take a
+    source of this kind ("torch" or "onnx") to that rung, "float": schemes of this runtime that round less}."""
+    able = abilities()
+    own = able[runtime]
+    rung = next(rung for rung, schemes in own.schemes.items() if scheme in schemes)
+    return {
+        "schemes": [other for other in own.schemes[rung] if other != scheme],
+        "runtimes": [
+            name for name, other in able.items() if name != runtime and kind in other.sources and rung in other.schemes
+        ],
+        "float": [own.schemes[other][0] for other in ROUND_LESS.get(rung, ()) if other in own.schemes],
+    }
+
+
+def ways_in_words(ways: dict[str, list[str]]) -> str:
+    """Of other_ways: what to try."""
+    told = [f"scheme {' or '.join(ways['schemes'])}"] if ways["schemes"] else []
+    told += [f"another runtime ({' or '.join(ways['runtimes'])})"] if ways["runtimes"] else []
+    told += [f"{' or '.join(ways['float'])} of this one"] if ways["float"] else []
+    return f"try {', or '.join(told)}" if told else "no other scheme or runtime takes this model"
+
+
+def make(
+    runtime: str,
+    source: torch.nn.Module | Path,
+    scheme: str,
+    example: tuple[Any, ...],
+    calibration: tuple[Any, ...],
+    folder: Path,
+    progress: Progress,
+) -> Lowered:
+    """The runtime's artifact of the source in `folder`; arguments and errors as lower() of the package's docstring.
+
+    A model that a stage of its own broke raises ModelError with the ways that are left: it is not the model's fault.
+    """
+    lowering = importlib.import_module(f"{__name__}.{runtime}")
+    try:
+        with quantizable.source_for(scheme, source) as ready:
+            stages = [] if ready is source else [_prepared(ready, source, example)]
+            made: Lowered = lowering.lower(ready, scheme, example, calibration, folder, progress)
+            made.notes["parity"] = [*stages, *made.notes["parity"]]
+    except LoweringFault as error:
+        ways = other_ways(runtime, scheme, "onnx" if isinstance(source, Path) else "torch")
+        if error.of_conversion:
+            ways |= {"schemes": [], "float": []}
+        raise ModelError(f"{error}; the model is not at fault: {ways_in_words(ways)}") from error
+    return made
+
+
+def _prepared(ready: Any, source: Any, example: tuple[Any, ...]) -> dict[str, Any]:
+    """The parity of a file that was rewritten so that it can be quantized with the one that was given; float16 in it
+    became float32. Raises ModelError."""
+    from edgeopt import parity
+
+    samples = tuple(array[: parity.SAMPLES] for array in example)
+    found, reference = (parity.source_outputs(own, samples) for own in (ready, source))
+    return parity.compare(found, reference, "rewriting for the quantizer", parity.FP16_TOLERANCE)
 
 
 class Progress(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import shutil
 import tempfile
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import onnx_model, parity
-from edgeopt.errors import MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, quiet
+from edgeopt.errors import LoweringFault, MissingDependency, ModelError, PlanError
+from edgeopt.lower import Lowered, Progress, TensorSpec, joins, onnxruntime_int8, quiet
 from edgeopt.model import untold
 from edgeopt.plan import Ability
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = tuple[Array, ...]
-
-PER_CHANNEL_OPSET = 13  # the first in which DequantizeLinear takes a scale per channel
 
 ABILITY = Ability(
     sources=("torch", "onnx"),
@@ -66,14 +65,25 @@ def lower(
         if scheme == "fp32":
             shutil.copyfile(plain, out)
         else:
+            ready, between = _ready(plain, samples, reference)
+            stages += between
             progress(f"quantizing to int8 ({len(calibration[0])} samples)")
-            with _named_failure("ONNX Runtime cannot quantize the model"):
-                _quantize(plain, out, calibration)
-            progress("comparing with the source model")
-            stages.append(_check(out, samples, reference, "int8 quantization", None))
+            names = [port.name for port in _inputs(ready)]
+            with _named_failure("ONNX Runtime cannot run the model for its ranges", LoweringFault):
+                out_of_range = onnxruntime_int8.out_of_range(ready, calibration)
+            for in_float in joins.attempts(functools.partial(joins.in_onnx, ready), reference):
+                kept = list(dict.fromkeys([*in_float, *(own["name"] for own in out_of_range)]))
+                with _named_failure("ONNX Runtime cannot quantize the model", LoweringFault):
+                    onnxruntime_int8.quantize(ready, out, names, calibration, kept)
+                progress("comparing with the source model")
+                stage = _check(out, samples, reference, "int8 quantization", None)
+                if not parity.is_large(stage):
+                    break
+            stages.append(stage)
     notes: dict[str, Any] = {"scheme": scheme, "parity": stages, "ops": _operators(out)}
     if scheme == "int8":
         notes["calibration_samples"] = len(calibration[0])
+        notes |= {"in_float": in_float, "out_of_range": out_of_range}
     inputs, outputs = _interface(out, samples, reference)
     return Lowered((out,), inputs, outputs, tuple(() for _ in inputs), {}, notes)
 
@@ -103,16 +113,6 @@ def _export(source: torch.nn.Module | Path, samples: Arrays, path: Path) -> None
     torch.onnx.export(source.eval(), parity.one(samples, 0), str(path), dynamo=True, external_data=False)
 
 
-def _raise_opset(path: Path) -> None:
-    """To the first opset that can say what per-channel int8 is, in place; a newer one is left as it is."""
-    import onnx
-    from onnx import version_converter
-
-    model = onnx.load(str(path))
-    if max((own.version for own in model.opset_import if own.domain in ("", "ai.onnx")), default=1) < PER_CHANNEL_OPSET:
-        onnx.save(version_converter.convert_version(model, PER_CHANNEL_OPSET), str(path))
-
-
 def _fix_shapes(model: Any, samples: Arrays) -> None:
     initialized = {tensor.name for tensor in model.graph.initializer}
     ports = [value for value in model.graph.input if value.name not in initialized]
@@ -125,34 +125,17 @@ def _fix_shapes(model: Any, samples: Arrays) -> None:
     del model.graph.value_info[:]
 
 
-def _quantize(plain: Path, out: Path, calibration: Arrays) -> None:
-    from onnxruntime import quantization
-    from onnxruntime.quantization import shape_inference
-
-    names = [port.name for port in _inputs(plain)]
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._rows = iter(range(len(calibration[0])))
-
-        def get_next(self) -> dict[str, Array] | None:
-            row = next(self._rows, None)
-            if row is None:
-                return None
-            return {name: array[row : row + 1] for name, array in zip(names, calibration, strict=True)}
-
-    _raise_opset(plain)
-    ready = plain.with_name("ready.onnx")
-    shape_inference.quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-    quantization.quantize_static(
-        str(ready),
-        str(out),
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-    )
+def _ready(plain: Path, samples: Arrays, reference: list[Array]) -> tuple[Path, list[dict[str, Any]]]:
+    """(the model as the quantizer takes it, beside `plain`; how far each stage on the way is from the source)."""
+    ready, stages = plain.with_name("ready.onnx"), []
+    with _named_failure("ONNX Runtime cannot quantize the model: its opset cannot be raised", LoweringFault):
+        is_raised = onnxruntime_int8.raise_opset(plain)
+    if is_raised:
+        stage = f"upgrade to opset {onnxruntime_int8.PER_CHANNEL_OPSET}"
+        stages.append(_check(plain, samples, reference, stage, parity.FP32_TOLERANCE))
+    with _named_failure("ONNX Runtime cannot quantize the model: its pre-processing failed", LoweringFault):
+        onnxruntime_int8.prepare(plain, ready)
+    return ready, [*stages, _check(ready, samples, reference, "pre-processing", parity.FP32_TOLERANCE)]
 
 
 def _inputs(path: Path) -> list[Any]:
@@ -162,7 +145,12 @@ def _inputs(path: Path) -> list[Any]:
 
 
 def _check(path: Path, samples: Arrays, reference: list[Array], stage: str, tolerance: float | None) -> dict[str, Any]:
-    return parity.compare(onnx_model.run(path, samples, untold), reference, stage, tolerance)
+    try:
+        found = onnx_model.run(path, samples, untold)
+    except ModelError as error:
+        told = str(error).replace(f"{path} ", "")
+        raise LoweringFault(f"after the stage '{stage}' the artifact {told}") from error
+    return parity.compare(found, reference, stage, tolerance, lambda: parity.in_onnx(path, samples))
 
 
 def _interface(
@@ -188,12 +176,13 @@ def _operators(path: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _named_failure(what: str) -> Iterator[None]:
-    """Runs a framework silently; whatever it raises becomes a ModelError with its first words."""
+def _named_failure(what: str, kind: type[ModelError] = ModelError) -> Iterator[None]:
+    """Runs a framework silently; whatever it raises becomes an error of this kind with its first words."""
     with quiet():
         try:
             yield
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             first = " ".join(lines[:2])[:400] or type(error).__name__
-            raise ModelError(f"{what}: {first}; leave runtime 'onnxruntime' out, or change that part") from error
+            mend = "" if kind is LoweringFault else "; leave runtime 'onnxruntime' out, or change that part"
+            raise kind(f"{what}: {first}{mend}") from error

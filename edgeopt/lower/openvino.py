@@ -6,8 +6,11 @@ the selection split chooses among schemes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeopt import parity
-from edgeopt.errors import MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, quiet
+from edgeopt.errors import LoweringFault, MissingDependency, ModelError, PlanError
+from edgeopt.lower import Lowered, Progress, TensorSpec, joins, quiet
 from edgeopt.plan import Ability
 
 if TYPE_CHECKING:
@@ -81,13 +84,19 @@ def lower(
     stages = [_check(openvino, model, samples, reference, "conversion to OpenVINO", parity.FP32_TOLERANCE)]
     notes: dict[str, Any] = {"scheme": scheme}
     if scheme in PRESETS:
-        progress(f"quantizing to int8 ({scheme}, {len(calibration[0])} samples)")
-        with _named_failure("nncf cannot quantize the model"):
-            model = _quantize(model, scheme, calibration)
+        plain = model
+        for in_float in joins.attempts(functools.partial(joins.in_openvino, plain), reference):
+            progress(f"quantizing to int8 ({scheme}, {len(calibration[0])} samples)")
+            with _named_failure("nncf cannot quantize the model", LoweringFault):
+                model = _quantize(plain, scheme, calibration, in_float)
+            progress("comparing with the source model")
+            stage = _check(openvino, model, samples, reference, f"int8 quantization ({scheme})", None)
+            if not parity.is_large(stage):
+                break
+        stages.append(stage)
         notes["calibration_samples"] = len(calibration[0])
         notes["ranges"] = "minimum and maximum"
-        progress("comparing with the source model")
-        stages.append(_check(openvino, model, samples, reference, f"int8 quantization ({scheme})", None))
+        notes["in_float"] = in_float
     path = folder / "model.xml"
     with _named_failure("OpenVINO cannot write the model"):
         openvino.save_model(model, str(path), compress_to_fp16=scheme.startswith("fp16"))
@@ -121,16 +130,47 @@ def _convert(openvino: Any, source: torch.nn.Module | Path, samples: Arrays) -> 
     """With batch 1 and the samples' shapes: what is fixed can be laid out and tuned."""
     shapes = [(1, *array.shape[1:]) for array in samples]
     if isinstance(source, Path):
-        model = openvino.convert_model(str(source))
-        model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
-        return model
+        return _reshaped(openvino.convert_model(str(source)), shapes)
     example = parity.one(samples, 0)
-    return openvino.convert_model(
-        source.eval(), example_input=example if len(example) > 1 else example[0], input=shapes
-    )
+    with _without_fast_path():
+        try:
+            return openvino.convert_model(
+                source.eval(), example_input=example if len(example) > 1 else example[0], input=shapes
+            )
+        except Exception as error:
+            with contextlib.suppress(Exception):  # the first way's reason is told
+                return _reshaped(openvino.convert_model(_exported(source, example)), shapes)
+            raise error
 
 
-def _quantize(model: Any, scheme: str, calibration: Arrays) -> Any:
+def _reshaped(model: Any, shapes: list[tuple[int, ...]]) -> Any:
+    model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+    return model
+
+
+def _exported(source: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Any:
+    """What tracing does not see through, exporting may take apart into operators that have a rule."""
+    import torch
+
+    with torch.no_grad():
+        return torch.export.export(source, example).run_decompositions()
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Attention as operators: torch's fused one has no trace, and tracing's own check meets it the second time."""
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _quantize(model: Any, scheme: str, calibration: Arrays, in_float: list[str]) -> Any:
+    """in_float: names of the operators that stay in float."""
     import nncf
     from nncf.quantization.advanced_parameters import OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -144,6 +184,7 @@ def _quantize(model: Any, scheme: str, calibration: Arrays) -> Any:
         preset=nncf.QuantizationPreset[preset],
         subset_size=count,
         fast_bias_correction=fast,
+        ignored_scope=nncf.IgnoredScope(names=in_float, validate=False) if in_float else None,
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             overflow_fix=OverflowFix[fix],
@@ -155,14 +196,40 @@ def _check(
     openvino: Any, model: Any, samples: Arrays, reference: list[Array], stage: str, tolerance: float | None
 ) -> dict[str, Any]:
     pinned = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    with _named_failure(f"OpenVINO cannot run the model after the stage '{stage}'"):
-        compiled = openvino.Core().compile_model(model, "CPU", pinned)
-        request = compiled.create_infer_request()
-        rows = []
-        for index in range(len(samples[0])):
-            result = request.infer({i: array[index : index + 1] for i, array in enumerate(samples)})
-            rows.append([np.array(result[port]) for port in compiled.outputs])
-    return parity.compare([np.concatenate(column) for column in zip(*rows, strict=True)], reference, stage, tolerance)
+
+    def compared(settings: dict[str, Any], locate: Callable[[], str] | None = None) -> dict[str, Any]:
+        with _named_failure(f"OpenVINO cannot run the model after the stage '{stage}'", LoweringFault):
+            found = _run(openvino, model, samples, settings)
+        return parity.compare(found, reference, stage, tolerance, locate)
+
+    def with_default_threads() -> dict[str, Any] | None:
+        try:
+            return compared({name: value for name, value in pinned.items() if name != "INFERENCE_NUM_THREADS"})
+        except LoweringFault:
+            return None
+
+    try:
+        told = compared(pinned, lambda: parity.in_openvino(openvino, model, samples, pinned))
+    except LoweringFault as error:
+        other = with_default_threads()
+        if other is None or parity.refusal([other]):
+            raise
+        says = f"{error}; that is with one thread, and with the runtime's default of threads it agrees"
+        raise LoweringFault(says, error.of_conversion) from error
+    if parity.refusal([told]) and (other := with_default_threads()) is not None:
+        told["threads"] = parity.other_threads(told, other)
+    return told
+
+
+def _run(openvino: Any, model: Any, samples: Arrays, settings: dict[str, Any]) -> list[Array]:
+    """Each output, (n, ...)."""
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
+    rows = []
+    for index in range(len(samples[0])):
+        result = request.infer({i: array[index : index + 1] for i, array in enumerate(samples)})
+        rows.append([np.array(result[port]) for port in compiled.outputs])
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
 def _operators(model: Any) -> dict[str, int]:
@@ -203,19 +270,31 @@ def _spec(port: Any) -> TensorSpec:
 
 
 @contextmanager
-def _named_failure(what: str) -> Iterator[None]:
-    """Runs a framework silently; whatever it raises becomes a ModelError with its first words."""
+def _named_failure(what: str, kind: type[ModelError] = ModelError) -> Iterator[None]:
+    """Runs a framework silently; whatever it raises becomes an error of this kind with its first words."""
     with quiet():
         try:
             yield
         except Exception as error:
-            mend = "leave runtime 'openvino' out of the profile, or change that part"
-            raise ModelError(f"{what}: {_reason(error)}; {mend}") from error
+            lost = "; leave runtime 'openvino' out of the profile, or change that part"
+            mend = "" if kind is LoweringFault else lost
+            raise kind(f"{what}: {_reason(error)}{mend}") from error
+
+
+# What OpenVINO and torch's tracer say of themselves: places in their sources, the graph's text, how to call them.
+NOISE = re.compile(
+    r"Exception from|Check '|Traceback|[-+]?\s*(%|graph\(|return \()|Summary:|You can also provide|Tracing failed|"
+    r"Couldn't get TorchScript module|Please|FrontEnd API failed|Model wasn't fully converted|ERROR:|Graph diff:|"
+    r"[-^=]+$"
+)
+NO_RULE = re.compile(r"No conversion rule found for operations: (.+)")
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the places in OpenVINO's sources where it passed."""
+    """What went wrong, without what the libraries say of themselves."""
+    if rule := NO_RULE.search(str(error)):
+        return f"it has no rule for operator {rule[1].strip()}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from", "Check '", "Traceback"))]
+    told = [line for line in lines if not NOISE.match(line)]
     named = [line for line in told if "op" in line.lower() or "node" in line.lower()]
     return " ".join(dict.fromkeys([*named[:2], *told[-1:]]))[:400] or type(error).__name__

@@ -1,29 +1,24 @@
-"""torch to TFLite: litert-torch converts, ai-edge-quantizer makes it int8 with the true ranges of the calibration data;
-tflite_bias.py then corrects the biases.
+"""torch to TFLite: litert-torch converts, tflite_int8.py makes it int8.
 
-ai-edge-quantizer's own calibration keeps a moving average of each tensor's minimum and maximum, which clips:
-EfficientNet-Lite0 loses 2.0 points with it and 0.1 with the true ones, which its calibrator is told to keep here.
 Inputs and outputs stay float32; an int8 artifact holds its own Quantize and Dequantize operators.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
+import functools
 import importlib
 import re
-import sysconfig
-import tempfile
-import traceback
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeopt import parity
-from edgeopt.errors import MissingDependency, ModelError, PlanError
-from edgeopt.lower import Lowered, Progress, TensorSpec, quiet, tflite_bias
+from edgeopt.errors import LoweringFault, MissingDependency, ModelError, PlanError
+from edgeopt.lower import Lowered, Progress, TensorSpec, child, joins, quiet, tflite_int8
+from edgeopt.lower.tflite_reason import named_failure
 from edgeopt.plan import Ability
 
 if TYPE_CHECKING:
@@ -39,7 +34,6 @@ ABILITY = Ability(
     extra="tflite",
     distributions=("torch", "litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert"),
 )
-CALIBRATION_CHUNK = 32
 # tensor types of the flatbuffer schema
 _FLOAT32, _INT8 = 0, 9
 
@@ -81,12 +75,19 @@ def lower(
         progress("comparing with the source model")
         stages.append(_check(content, out, samples, channel_last, reference, "float16 weights", parity.FP16_TOLERANCE))
     elif scheme == "int8":
-        content, corrected = _quantize(content, _runtime_inputs(calibration, channel_last), progress)
-        notes["calibration_samples"] = len(calibration[0])
-        notes["bias_corrections"] = corrected
-        notes["ranges"] = "minimum and maximum"
-        progress("comparing with the source model")
-        stages.append(_check(content, out, samples, channel_last, reference, "int8 quantization", None))
+        for in_float in joins.attempts(functools.partial(joins.in_tflite, content), reference):
+            told, outputs = child.run(
+                "int8 quantization",
+                *(_quantized, content, out.resolve(), samples, calibration, channel_last, in_float),
+                progress=progress,
+            )
+            place = functools.partial(parity.in_tflite, out, _runtime_inputs(samples, channel_last))
+            stage = parity.compare(outputs, reference, "int8 quantization", None, place)
+            if not parity.is_large(stage):
+                break
+        stages.append(stage)
+        notes |= {"calibration_samples": len(calibration[0]), "ranges": "minimum and maximum", **told}
+        notes["in_float"] = in_float
     inputs, outputs, adapters = _interface(out, samples, channel_last)
     notes |= {"parity": stages, **_contents(out, scheme)}
     return Lowered((out,), inputs, outputs, adapters, {}, notes)
@@ -104,7 +105,13 @@ def _check(
     """Writes `content` to `out` and compares what it answers with the source's outputs."""
     out.write_bytes(content)
     _, _, adapters = _interface(out, samples, channel_last)
-    return parity.compare(_artifact_outputs(out, samples, adapters), reference, stage, tolerance)
+    return parity.compare(
+        _artifact_outputs(out, samples, adapters, stage),
+        reference,
+        stage,
+        tolerance,
+        lambda: parity.in_tflite(out, _runtime_inputs(samples, channel_last)),
+    )
 
 
 def executed_ops(path: Path) -> dict[str, int]:
@@ -142,7 +149,7 @@ def _convert(module: torch.nn.Module, samples: Arrays, channel_last: list[int]) 
     arguments = list(parity.one(samples, 0))
     for index in channel_last:
         arguments[index] = arguments[index].permute(0, 2, 3, 1).contiguous()
-    with _named_failure("litert-torch cannot convert the model") as folder:
+    with named_failure("litert-torch cannot convert the model") as folder:
         model = litert_torch.convert(traced.eval(), tuple(arguments))
         target = folder / "model.tflite"
         model.export(str(target))
@@ -161,85 +168,27 @@ def _halve(content: bytes) -> bytes:
     recipe = recipe_manager.RecipeManager()
     everything = qtyping.TFLOperationName.ALL_SUPPORTED
     recipe.add_quantization_config(".*", everything, half, quantizer.AlgorithmName.FLOAT_CASTING)
-    with _named_failure("ai-edge-quantizer cannot store the weights as float16"):
+    with named_failure("ai-edge-quantizer cannot store the weights as float16", LoweringFault):
         work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
         result = work.quantize(enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
 
 
-def _quantize(content: bytes, calibration: Arrays, progress: Progress) -> tuple[bytes, int]:
-    """Static int8: weights per output channel, activations per tensor with their true range over `calibration`, biases
-    corrected; (the model, how many layers' biases)."""
-    from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
-
-    recipe = recipe_manager.RecipeManager()
-    recipe.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
-    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-        recipe.add_quantization_config(
-            ".*",
-            end,
-            algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE,  # keeps the artifact's own inputs float32
-        )
-    total = len(calibration[0])
-    with _named_failure("ai-edge-quantizer cannot calibrate the model"):
-        ranges = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
-    for start in range(0, total, CALIBRATION_CHUNK):
-        progress("calibrating", start, total)
-        stop = min(start + CALIBRATION_CHUNK, total)
-        feed = [{f"args_{i}": array[n : n + 1] for i, array in enumerate(calibration)} for n in range(start, stop)]
-        with _named_failure("ai-edge-quantizer cannot calibrate the model"):
-            ranges.calibrate({"serving_default": feed}, recipe)
-    progress("quantizing to int8")
-    with _named_failure("ai-edge-quantizer cannot quantize the model"):
-        work = quantizer.Quantizer(content, recipe.get_quantization_recipe())
-        result = work.quantize(ranges.get_model_qsvs(), enable_progress_bar=False, enable_progress_report=False)
-    with _named_failure("the biases of the int8 artifact cannot be corrected"):
-        return tflite_bias.correct(
-            content,
-            bytes(result.quantized_model),
-            calibration,
-            lambda done, total: progress("correcting biases", done, total),
-        )
-
-
-@contextlib.contextmanager
-def _named_failure(what: str) -> Iterator[Path]:
-    """Runs a framework silently in a scratch folder; whatever it raises becomes a ModelError with node and operator."""
-    with tempfile.TemporaryDirectory() as folder, quiet() as kept:
-        try:
-            yield Path(folder)
-        except Exception as error:
-            kept.seek(0)
-            raise ModelError(f"{what}: {_reason(error, kept.read().decode('utf-8', 'replace'))}") from error
-
-
-_OPERATOR = re.compile(r"(?:target=torch\.ops\.|Lowering not found: |operation '|op ')([a-z_]+\.[\w.]+)")
-_NODE = re.compile(r"While executing %(\w+)")
-_PLACE = re.compile(r'(File "[^"]+", line \d+)')
-
-
-def _reason(error: Exception, printed: str) -> str:
-    """One line out of a framework's failure and of what it printed: operator, node, place, first words."""
-    message = str(error)
-    mlir = [line.strip() for line in printed.splitlines() if "error:" in line]
-    operator, node = _OPERATOR.search("\n".join([message, *mlir])), _NODE.search(message)
-    named = [f"operator '{operator[1]}'"] if operator else []
-    named += [f"node '{node[1]}'"] if node else []
-    named += [f"in {place}" for place in (_PLACE.findall(message) or _user_frames(error))[-1:]]
-    first = next((line.strip() for line in [*mlir[:1], *message.splitlines()] if line.strip()), type(error).__name__)
-    mend = "rewrite that part with operators that TFLite has, or leave runtime 'tflite' out of the profile"
-    return f"{', '.join(named) or 'operator not known'}: {first[:300]}; {mend}"
-
-
-def _user_frames(error: Exception) -> list[str]:
-    """Places of a failed trace that belong neither to an installed package, to Python, nor to this file."""
-    standard = sysconfig.get_paths()["stdlib"]
-    return [
-        f'File "{frame.filename}", line {frame.lineno}'
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "-packages" not in frame.filename and not frame.filename.startswith((standard, __file__, "<"))
-    ]
+def _quantized(
+    content: bytes,
+    out: Path,
+    samples: Arrays,
+    calibration: Arrays,
+    channel_last: list[int],
+    in_float: Sequence[str],
+    progress: Progress,
+) -> tuple[dict[str, Any], list[Array]]:
+    """Writes the int8 artifact to `out`; (notes, its outputs of `samples`)."""
+    made, notes = tflite_int8.quantize(content, _runtime_inputs(calibration, channel_last), in_float, progress)
+    out.write_bytes(made)
+    progress("comparing with the source model")
+    _, _, adapters = _interface(out, samples, channel_last)
+    return notes, _artifact_outputs(out, samples, adapters, "int8 quantization")
 
 
 def _runtime_inputs(arrays: Arrays, channel_last: list[int]) -> Arrays:
@@ -256,7 +205,7 @@ def _runtime_inputs(arrays: Arrays, channel_last: list[int]) -> Arrays:
 def _interpreter(path: Path) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
-    with _named_failure("the runtime cannot load the artifact"):
+    with named_failure("the runtime cannot load the artifact"):
         interpreter = Interpreter(model_path=str(path), num_threads=1)
         interpreter.allocate_tensors()
     return interpreter
@@ -281,8 +230,10 @@ def _interface(
     return inputs, outputs, tuple(adapters)
 
 
-def _artifact_outputs(path: Path, samples: Arrays, adapters: tuple[tuple[dict[str, Any], ...], ...]) -> list[Array]:
-    """The artifact's outputs, each (n, ...), computed here with the steps that the board will run."""
+def _artifact_outputs(
+    path: Path, samples: Arrays, adapters: tuple[tuple[dict[str, Any], ...], ...], stage: str
+) -> list[Array]:
+    """The artifact's outputs after this stage, each (n, ...), computed here with the steps that the board will run."""
     from edgeopt_agent.preprocess import apply
 
     interpreter = _interpreter(path)
@@ -291,9 +242,25 @@ def _artifact_outputs(path: Path, samples: Arrays, adapters: tuple[tuple[dict[st
     for index in range(len(arrays[0])):
         for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
             interpreter.set_tensor(detail["index"], np.ascontiguousarray(array[index : index + 1]))
-        interpreter.invoke()
+        try:
+            interpreter.invoke()
+        except RuntimeError as error:
+            told = str(error).strip().splitlines()[0]
+            raise LoweringFault(
+                f"TFLite cannot run the artifact after the stage '{stage}': {told}{_named(path, told)}",
+                stage.startswith(parity.CONVERSION),
+            ) from error
         rows.append([interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()])
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def _named(path: Path, message: str) -> str:
+    """The name of what an operator makes of which the interpreter tells only the number."""
+    told = re.search(r"[Nn]ode number (\d+) \((\w+)\)", message)
+    own = dict(enumerate(_operators(path))).get(int(told[1])) if told else None
+    if told is None or own is None or own[0] != told[2]:
+        return ""
+    return f" (it makes '{own[2][0].name.decode('utf-8', 'replace')}')"
 
 
 def _contents(path: Path, scheme: str) -> dict[str, Any]:

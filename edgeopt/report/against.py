@@ -9,20 +9,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import units
-from .terminal import COLOURS, NAME_LIMIT, chosen_trial, part, row
+from . import board, units
+from .terminal import COLOURS, NAME_LIMIT, chosen_trial, name_width, part, row
 
 CAUTION = (
     "No verdict compares these two runs: each measured its own baseline, at another time and perhaps on another board. "
     "Ratios are to the run's own fp32. To know which artifact is faster, measure both in one job: edgeopt compare"
 )
-OTHER_DATA = ". The two had another model, other data or other splits: their scores are of different things"
+OTHER_DATA = ". The two had {}: their scores are of different things"
 OTHER_SOURCE = (
     ". The source model itself scored otherwise in the two, so it or the data were others: their scores are of "
     "different things"
 )
 # What makes figures differ before any artifact does.
-OF_THE_BOARD = ("model", "serial", "machine_id", "machine", "cpu_model", "kernel", "governor", "python", "address")
+OF_THE_BOARD = (
+    *("model", "serial", "machine_id", "machine", "userland", "cpu_model", "cores", "cores_allowed", "memory_bytes"),
+    *("system", "kernel", "governor", "python", "address"),
+)
+OF_THE_JUDGE = ("confidence_threshold", "floor_drop")  # of [task]: what no score depends on
 FIGURES = ("verdict", "latency_p50_s", "size_bytes", "peak_memory_bytes", "score", "drop", "ratios", "file_sha256")
 
 
@@ -70,9 +74,9 @@ def _head(run: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _board(run: dict[str, Any]) -> dict[str, Any]:
-    board = part(run, "board")
-    runtimes = {f"runtimes.{name}": found for name, found in part(board, "runtimes").items() if found}
-    return {key: board.get(key) for key in OF_THE_BOARD} | runtimes
+    told = part(run, "board")
+    runtimes = {f"runtimes.{name}": found for name, found in part(told, "runtimes").items() if found}
+    return {key: told.get(key) for key in OF_THE_BOARD} | {"measured": board.mark(told)} | runtimes
 
 
 def _plan(run: dict[str, Any]) -> dict[str, Any]:
@@ -84,8 +88,13 @@ def _plan(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _other_scores(first: dict[str, Any], second: dict[str, Any]) -> str:
-    if _given(first) != _given(second):
-        return OTHER_DATA
+    own, its = _given(first), _given(second)
+    graphs = [part(part(run, "manifest"), "lineage").get("source_graph") for run in (first, second)]
+    if all(graphs):  # the model itself, whatever it is called
+        own["another model"], its["another model"] = graphs
+    others = [what for what in own if own[what] != its[what]]
+    if others:
+        return OTHER_DATA.format(" and ".join(others))
     # Data may change under an unchanged name; what the source model made of them tells.
     pairs = zip(_references(first), _references(second), strict=True)
     return OTHER_SOURCE if any(None not in pair and pair[0] != pair[1] for pair in pairs) else ""
@@ -97,10 +106,11 @@ def _references(run: dict[str, Any]) -> list[Any]:
     return [next(filter(units.known, scores), None), part(run, "final").get("reference")]
 
 
-def _given(run: dict[str, Any]) -> list[Any]:
-    """What decides which scores a run can have: the model, the data and its splits."""
+def _given(run: dict[str, Any]) -> dict[str, Any]:
+    """What decides which scores a run can have, by what is said where it differs."""
     run_file = part(part(run, "plan"), "run_file")
-    return [run_file.get("model"), run_file.get("task"), part(run, "plan").get("splits")]
+    data = {key: value for key, value in part(run_file, "task").items() if key not in OF_THE_JUDGE}
+    return {"another model": run_file.get("model"), "other data": data, "other splits": part(run, "plan").get("splits")}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -171,10 +181,21 @@ def render(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]
     console.print(Text(found["caution"], "yellow"))
     for title in ("board", "plan"):
         _print_changed(title, found[title], console)
+    marks = stand_ins(first, second)
+    for said in marks:
+        console.print(Text(f"marked: measured {said}", "yellow"))
     console.print(_candidate_table(first, second))
     for line in _marks(first, second):
         console.print(Text(line, "yellow"))
     console.print(_final_table(first, second))
+    for said in marks:
+        console.print(Text(f"marked: measured {said}", "yellow"))
+
+
+def stand_ins(*runs: dict[str, Any]) -> list[str]:
+    """ "on a stand-in (…) for …: run 1", of each run that was measured on another board than its profile's."""
+    marks = [board.mark(part(run, "board")) for run in runs]
+    return [f"{said}: run {number}" for number, said in enumerate(marks, start=1) if said]
 
 
 def _print_changed(title: str, changed: list[dict[str, Any]], console: Console) -> None:
@@ -200,7 +221,8 @@ def changed_words(line: dict[str, Any]) -> tuple[str, str, str]:
 
 def _candidate_table(first: dict[str, Any], second: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("candidate", overflow="fold")
+    names = [units.text(name, NAME_LIMIT) for name in trials_by_name(first, second)]
+    table.add_column("candidate", overflow="fold", min_width=name_width("candidate", names))
     table.add_column("run")
     table.add_column("verdict", no_wrap=True)
     for name in ("× own fp32", "size", "score", "drop"):

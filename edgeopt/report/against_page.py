@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from .. import disk
 from ..errors import ConfigError
-from . import against, html, units
+from . import against, board, html, units
 from .breakdown import MOST_ROWS
 from .terminal import NAME_LIMIT, STATES, chosen_trial, part, row
 
@@ -45,21 +45,7 @@ def write(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str],
     Raises ConfigError as `require_writable`.
     """
     require_writable(out)
-    return put(html.page("against.html.j2", view(first, second, names)), out)
-
-
-def put(content: str, out: Path) -> Path:
-    """A page at `out`, as a whole or not at all."""
-    handle, partial = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(partial, 0o644)
-        os.replace(partial, out)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    return out
+    return disk.write(out, html.page("against.html.j2", view(first, second, names)))
 
 
 def view(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]) -> dict[str, Any]:
@@ -72,6 +58,7 @@ def view(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]) 
         "mark": MARK,
         "name": " and ".join(dict.fromkeys(units.text(run.get("name") or "run", 60) for run in runs)),
         "caution": found["caution"],
+        "stand_ins": against.stand_ins(first, second),
         "heads": [_head(run, head) for run, head in zip(runs, found["runs"], strict=True)],
         "changed": {what: [against.changed_words(line) for line in found[what]] for what in ("board", "plan")},
         "metrics": [units.text(metric, 40) for metric in metrics],
@@ -90,12 +77,13 @@ def _metric(run: dict[str, Any]) -> str:
 
 
 def _head(run: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
-    board = units.text(part(run, "board").get("model") or part(part(run, "plan"), "profile").get("name") or "no board")
+    own = part(run, "board")
+    measured_on = board.mark(own) or board.described(own)
     pairs = [
         ("name", units.text(head["name"] or "run", 80)),
         ("written", units.when(head["created"] or "at an unknown time")),
         ("written by", f"edgeopt {units.text(head['edgeopt'] or '?', 20)}"),
-        ("board", board),
+        ("board", measured_on),
         ("runtime", units.text(head["runtime"] or "not told", 40)),
         ("chosen", units.text(head["chosen"] or "none", NAME_LIMIT)),
     ]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import units
+from . import board, units
 
 SIGNS = {"good": ("good", "green"), "fault": ("FAULT", "bold red"), "not compared": ("not compared", "yellow")}
 ROWS = 8
@@ -20,6 +20,8 @@ NUMBERS = 46  # columns of the figures
 def render(document: dict[str, Any], console: Console) -> None:
     name = f"{units.text(document['name'])} ({document['release'][:12]}) on {document['device']}"
     console.print(Text(f"{name}, {document['runtime']}, {units.count(document['samples'])} samples", "bold"))
+    if measured_on := document.get("board"):
+        board.head({"board": measured_on, "device": document["device"]}, console)
     checks = Table(box=None, pad_edge=False, show_header=False)
     for own in document["checks"]:
         sign, style = SIGNS[own["state"]]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import units
+from . import board, units
 from .terminal import COLOURS
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -19,9 +19,8 @@ NAME_LIMIT = 40
 
 def render(document: dict[str, Any], console: Console) -> None:
     """Gross and net joules of each model; the watts over time, with the windows of each model under them."""
-    board, sensor = document["board"], document["sensor"]
-    place = units.text(board["model"] or board["hostname"])
-    console.print(Text(f"{place}, {units.text(board['cpu_model'])}, at {document['device']}", "bold"))
+    sensor = document["sensor"]
+    board.head(document, console)
     console.print(Text(source(document), "" if sensor["how"] == "measured" else "yellow"))
     if told := aligned(document):
         console.print(Text(told, "yellow" if document["alignment"]["problem"] else ""))
@@ -37,7 +36,7 @@ def render(document: dict[str, Any], console: Console) -> None:
     ):
         table.add_row(title, *(Text(units.figure(result[key], unit)) for result in document["results"]))
     table.add_row("windows", *(windows(result)[0] for result in document["results"]))
-    console.print(table)
+    console.print(board.marked(table, document["board"]))
     for result in document["results"]:
         for reason in windows(result)[1]:
             console.print(Text(f"{units.text(result['name'], NAME_LIMIT)}  a window is left out: {reason}", "yellow"))

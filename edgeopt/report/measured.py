@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import accounts, breakdown, curves, placement, units
+from . import accounts, board, breakdown, curves, placement, units
 from .terminal import COLOURS, worst
 
 PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
@@ -21,9 +21,7 @@ MARGIN = 0.02  # as ladder.MARGIN: two processes of one artifact differ by as mu
 
 def render_bench(document: dict[str, Any], console: Console) -> None:
     """Latency and memory of one or two artifacts; with two, the ratio of their paired medians."""
-    board = document["board"]
-    place = units.text(board["model"] or board["hostname"])
-    console.print(Text(f"{place}, {units.text(board['cpu_model'])}, at {document['device']}", "bold"))
+    board.head(document, console)
     if mode := _power_mode(document.get("power_mode") or {}):
         console.print(Text(f"power mode: {mode}"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -32,12 +30,18 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
         table.add_column(units.text(result["name"], 40), justify="right")
     for title, cells in _rows(document["results"]):
         table.add_row(title, *map(Text, cells))
-    console.print(table)
+    console.print(board.marked(table, document["board"]))
     for result in document["results"]:
         console.print(Text(_beside(result, len(document["results"]) > 1)))
     for result in document["results"]:
         if result.get("operators"):
-            render_operators(result, console)
+            render_operators(result, console, document["board"])
+    for line in inputs_of(document["results"]):
+        console.print(Text(line))
+    for result in document["results"]:
+        if score := result.get("score"):
+            own = units.score(score["value"], score["metric"])
+            console.print(Text(f"{score['metric']} of {units.text(result['name'], 40)}: {own}, n={score['n']}"))
     if _all_rapid(document["results"]):
         console.print(Text("p95 and p99 need --mode quick or normal", "dim"))
     for result in document["results"]:
@@ -60,7 +64,24 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
         console.print(Text(units.text(reason, 600)))
 
 
-def render_operators(result: dict[str, Any], console: Console) -> None:
+def inputs_of(results: list[dict[str, Any]]) -> list[str]:
+    """Which array of --inputs each input of each artifact took, a line each, and what was left alone."""
+    lines = []
+    for result in results:
+        bound = result.get("inputs")
+        if bound is None:
+            continue
+        pairs = [
+            f"{own['input']} ← array {own['array']}" + "".join(f", {step['op']}" for step in steps)
+            for own, steps in zip(bound["inputs"], bound["steps"], strict=True)
+        ]
+        by = " in their order" if bound["by"] == "order" and len(pairs) > 1 else ""
+        lines.append(units.text(f"inputs of {result['name']}{by}: {'; '.join(pairs)}", 600))
+    left = [name for result in results[:1] if result.get("inputs") for name in result["inputs"]["left"]]
+    return lines + ([units.text(f"left alone: {', '.join(left)}", 600)] if left else [])
+
+
+def render_operators(result: dict[str, Any], console: Console, measured_on: dict[str, Any]) -> None:
     """A row an operator, in the order in which they ran; times are of a run of their own."""
     rows, note = placement.table(result["operators"], result["conversions"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"operators of {units.text(result['name'], 40)}")
@@ -68,7 +89,7 @@ def render_operators(result: dict[str, Any], console: Console) -> None:
         table.add_column(title, justify="right" if justify == "right" else "left")
     for cells in rows:
         table.add_row(*map(Text, cells))
-    console.print(table)
+    console.print(board.marked(table, measured_on))
     console.print(Text(note, "dim"))
 
 
@@ -78,6 +99,10 @@ def render_validation(found: dict[str, Any], console: Console) -> None:
     head = f" {verdict.upper()} ", f"bold reverse {COLOURS[verdict]}"
     name = units.text(found["name"])
     console.print(Text.assemble(head, (f" {name} ({found['release'][:12]}) on {found['device']}", "bold")))
+    told = found.get("board") or {}
+    console.print(Text(f"  measured on {board.described(told)}"))
+    if said := board.mark(told):
+        console.print(Text(f"  marked: {said}; {board.different(told)}", "yellow"))
     for reason in found["reasons"]:
         console.print(Text(f"  {units.text(reason, 600)}"))
     latency = found["latency"]
@@ -101,7 +126,7 @@ def render_validation(found: dict[str, Any], console: Console) -> None:
         grid.add_row(f"  {title}", Text(said))
     for heading, words in worst(final, metric, "recorded" if own else source):
         grid.add_row(Text("  ").append(heading), words)
-    console.print(grid)
+    console.print(board.marked(grid, told))
     for mark in found["conditions"]["marks"]:
         console.print(Text(f"  marked: {units.text(mark)}", "yellow"))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import against_page, html, joules, units
+from .. import disk
+from . import against_page, board, html, joules, units
 from .terminal import NAME_LIMIT
 
 MARK = '<meta name="generator" content="edgeopt power --out">'  # by this a page of ours is known again
@@ -19,18 +20,19 @@ def require_writable(out: Path) -> None:
 def write(document: dict[str, Any], out: Path) -> Path:
     """The page of what `power --json` prints. Raises ConfigError as `require_writable`."""
     require_writable(out)
-    return against_page.put(html.page("power.html.j2", view(document)), out)
+    return disk.write(out, html.page("power.html.j2", view(document)))
 
 
 def view(document: dict[str, Any]) -> dict[str, Any]:
     """What the template shows: text and numbers ready to print, nothing left to decide."""
-    board, overhead = document["board"], document["sampler_overhead"]
+    told, overhead = document["board"], document["sampler_overhead"]
     plot = _plot(document)
     lost = [f"{units.count(n)} readings failed: {units.text(why)}" for why, n in document["sensor"]["failures"].items()]
     return {
         "mark": MARK,
-        "name": units.text(board["model"] or board["hostname"], 80),
-        "place": f"{units.text(board['cpu_model'])}, at {units.text(document['device'])}",
+        "name": board.name(told),
+        "place": f"{board.described(told)}, at {units.text(document['device'])}",
+        "stand_in": board.mark(told),
         "source": joules.source(document),
         "estimated": document["sensor"]["how"] != "measured",
         "notes": [line for line in (joules.aligned(document), *lost, *joules.marks(document)) if line],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import against_page, html, measured, units
+from .. import disk
+from . import against_page, board, html, measured, units
 from .terminal import NAME_LIMIT
 
 MARK = '<meta name="generator" content="edgeopt report, sustained">'  # by this a page of ours is known again
@@ -24,12 +25,12 @@ def require_writable(out: Path) -> None:
 def write(document: dict[str, Any], out: Path) -> Path:
     """The page of what `bench` or `compare --mode sustained --json` prints. Raises ConfigError as require_writable."""
     require_writable(out)
-    return against_page.put(html.page("sustained.html.j2", view(document)), out)
+    return disk.write(out, html.page("sustained.html.j2", view(document)))
 
 
 def view(document: dict[str, Any]) -> dict[str, Any]:
     """What the template shows: text and numbers ready to print, nothing left to decide."""
-    board, results = document["board"], document["results"]
+    told, results = document["board"], document["results"]
     names = [units.text(result["name"], NAME_LIMIT) for result in results]
     plots = {name: _plot(results, names, title, unit, keys) for name, title, unit, keys in SHOWN}
     sentences = []
@@ -39,8 +40,9 @@ def view(document: dict[str, Any]) -> dict[str, Any]:
     reasons = [units.text(reason, 600) for reason in document.get("reasons") or []]
     return {
         "mark": MARK,
-        "name": units.text(board["model"] or board["hostname"], 80),
-        "place": f"{units.text(board['cpu_model'])}, at {units.text(document['device'])}",
+        "name": board.name(told),
+        "place": f"{board.described(told)}, at {units.text(document['device'])}",
+        "stand_in": board.mark(told),
         "verdict": document.get("verdict"),
         "sentences": sentences + reasons,
         "rows": [_row(name, result) for name, result in zip(names, results, strict=True)],

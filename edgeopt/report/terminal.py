@@ -11,17 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import accounts, breakdown, units
+from edgeopt.report import accounts, board, breakdown, timing, units
 
 NAME_LIMIT = 40
 WIDE = 130
 COLUMNS = {
-    **{"latency": "latency p50", "latency_ratio": "× fp32", "size": "size", "drop": "drop"},
+    **{"latency": "latency p50", "beside": "fp32 beside", "latency_ratio": "× fp32", "size": "size", "drop": "drop"},
     **{"energy": "energy", "power": "at work"},
 }
 SHOWN = 2  # worst classes, groups, confusions on one screen
 SHOWN_IN_FULL = 20
 SHORT = 24
+LONGEST_NAME = 22  # on a narrow screen
 STATES = {"pass": "met", "fail": "missed", "undecided": "undecided"}
 COLOURS = {
     **{"pass": "green", "fail": "red", "undecided": "yellow"},
@@ -63,9 +64,14 @@ def render(
             (" " + units.text(run.get("sentence") or "No verdict was written.", 600), "bold"),
         )
     )
+    own = part(run, "board")
+    at = f", at {units.text(own['address'])}" if own.get("address") else ""
+    console.print(Text(f"measured on {board.described(own)}{at}"))
+    if said := board.mark(own):
+        console.print(Text(f"marked: {said}; {board.different(own)}", "yellow"))
     console.print()
     wide = console.width >= WIDE
-    console.print(_ladder(rows, wide, full))
+    console.print(board.marked(_ladder(rows, wide, full), own))
     if not wide:
         console.print(_grid([(Text(said["name"], "bold"), _reason(said, full)) for said in rows]))
     console.print(Text(f"stopped: {units.text(run.get('stop') or 'not said', 600)}", style="dim"))
@@ -76,21 +82,29 @@ def render(
     lines = [(d["state"], Text(f"{d['what']}: {d['reached']}, allowed {d['limit']}")) for d in found]
     final = part(run, "final")
     judged = [(Text(state, COLOURS[state]), said) for state, said in lines] + [_final(run, metric)]
-    console.print(_grid(judged + ([] if full else worst(final, str(final.get("metric") or metric)))))
+    judged += [(Text("nearest"), Text(said)) for said in near(run, metric)]
+    judged += [] if full else worst(final, str(final.get("metric") or metric))
+    console.print(board.marked(_grid(judged), own))
     if full:
         told = [*accounts.errors(final), *accounts.review(final)]
         for name, found_cost in (costs or {}).items():
             told += [(f"{units.text(name, NAME_LIMIT)}: {title}", said) for title, said in accounts.cost(found_cost)]
         console.print(_grid([(Text(title), Text(said)) for title, said in told]))
-        _tables(final, str(final.get("metric") or metric), console)
+        _tables(final, str(final.get("metric") or metric), console, own)
     bundle, at = part(run, "bundle").get("file"), "" if run_dir is None else f"{run_dir}/"
     console.print()
+    if took := timing.line(run):
+        console.print(Text(f"time    {took}"), soft_wrap=True)
     console.print(Text(f"report  {at}report.html"), soft_wrap=True)
+    if said := board.mark(own):
+        console.print(Text(f"marked  what both hold was measured {said}", "yellow"), soft_wrap=True)
     console.print(Text("bundle  " + (f"{at}{units.text(bundle)}" if bundle else "none was made")), soft_wrap=True)
 
 
-def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
-    """What is fixed before work starts, on one screen. plan: `Plan.to_json`."""
+def render_plan(
+    plan: dict[str, Any], address: str, console: Console, sizes: dict[str, int], foreseen: Sequence[str]
+) -> None:
+    """What is fixed before work starts, on one screen. plan: `Plan.to_json`; sizes and foreseen: of data.preview."""
     run_file, profile = part(plan, "run_file"), part(plan, "profile")
     task, ladder = part(run_file, "task"), part(run_file, "ladder")
     metric = str(plan["metric"])
@@ -105,7 +119,10 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
         "model": str(part(run_file, "model").get("torch") or part(run_file, "model").get("onnx")),
         "data": f"{_source(task)}, inputs {', '.join(task['inputs'])}, scored by {metric}",
         "splits": "; ".join(splits),
-        "board": f"{profile['name']} at {address}",
+        **({"samples": ", ".join(f"{name} {units.count(n)}" for name, n in sizes.items())} if sizes else {}),
+        "profile": f"{profile['id']} ({profile['name']}), "
+        + ("or a stand-in that is marked" if plan.get("stand_in") else "and nothing else"),
+        "board": f"what is at {address}",
         "budgets": "; ".join(budgets) or "none",
         "improves": units.label(plan["objective"]),
         "floor": f"a drop of at most {units.drop(plan['floor_drop'], metric)} below the source model",
@@ -114,7 +131,11 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
         "measures": f"mode {plan['mode']}, seed {plan['seed']}{_energy_words(plan)}",
     }
     console.print(_grid([(Text(name, "bold"), Text(units.text(line, 600))) for name, line in lines.items()]))
-    console.print(Text("Nothing has been checked but the run file and the profile: neither data, model nor board."))
+    for words in foreseen:
+        console.print(Text(f"note: {units.text(words, 600)}", "yellow"))
+    looked = ", and the data's labels, groups and files" if sizes else ""
+    rest = "neither model nor board" if sizes else "neither data, model nor board"
+    console.print(Text(f"Nothing has been checked but the run file and the profile{looked}: {rest}."))
 
 
 def _energy_words(plan: dict[str, Any]) -> str:
@@ -130,13 +151,15 @@ def _threads(count: int) -> str:
 
 
 def _source(task: dict[str, Any]) -> str:
-    return next(str(task[key]) for key in ("arrays", "object", "images", "audio", "text") if task.get(key))
+    given = next(task[key] for key in ("arrays", "object", "images", "audio", "text") if task.get(key))
+    return ", ".join(f"{part}: {path}" for part, path in given.items()) if isinstance(given, dict) else str(given)
 
 
 def _split_words(section: dict[str, Any]) -> str:
+    values = f"values {', '.join(map(str, section['values']))}" if section.get("values") else ""
     groups = f"groups {', '.join(map(str, section['groups']))}" if section["groups"] else ""
     count = f"at most {units.count(section['count'])} samples" if section["count"] else ""
-    return ", ".join(filter(None, (groups, count)))
+    return ", ".join(filter(None, (values, groups, count)))
 
 
 def chosen_trial(run: dict[str, Any]) -> dict[str, Any] | None:
@@ -155,6 +178,7 @@ def row(trial: dict[str, Any], chosen: bool, metric: str) -> dict[str, Any]:
         "chosen": chosen,
         "steps": [units.step(step) for step in trial.get("steps") or []],
         "latency": units.figure(part(trial, "latency").get("p50_s"), "s"),
+        "beside": units.figure(trial.get("baseline_latency"), "s") if trial.get("baseline_latency") else "",
         "latency_ratio": units.ratio(ratios.get("latency_p50_s")),
         "size": units.quantity(part(trial, "artifact").get("size_bytes"), "bytes"),
         "size_ratio": units.ratio(ratios.get("size_bytes")),
@@ -165,7 +189,7 @@ def row(trial: dict[str, Any], chosen: bool, metric: str) -> dict[str, Any]:
         "energy_net": units.figure(energy.get("net_j"), "j"),
         "power": units.figure(energy.get("work_w"), "w"),
         "score": units.score(score.get("value"), metric, score.get("interval")),
-        "drop": units.drop(score.get("drop"), metric),
+        "drop": units.drop(score.get("drop"), metric, of=score.get("reference")),
         "agreement": units.share(score.get("agreement")),
         "n": units.count(score.get("n")),
         "reason": units.text(trial.get("reason") or "no reason was written", 600),
@@ -197,12 +221,32 @@ def demands(run: dict[str, Any], chosen: dict[str, Any] | None, metric: str) -> 
         got = "no artifact was chosen" if chosen is None else budgeted(chosen, key)
         found.append({"what": units.label(key), "limit": units.by_key(key, limit), "reached": got, "state": state})
     if units.known(plan.get("floor_drop")):
-        got = units.drop(final.get("drop"), metric, final.get("drop_interval"))
+        got = units.drop(final.get("drop"), metric, final.get("drop_interval"), final.get("reference"))
         state = STATES.get(str(final.get("verdict")), "not measured")
         limit = units.drop(plan["floor_drop"], metric)
         what = f"drop in {units.text(metric, NAME_LIMIT)} on final data"
         found.append({"what": what, "limit": limit, "reached": got, "state": state})
     return found
+
+
+def near(run: dict[str, Any], metric: str) -> list[str]:
+    """Where nothing fits: which candidate is nearest, and how far it is from each demand that it misses."""
+    found = part(run, "nearest")
+    if not found:
+        return []
+    said = []
+    for miss in found.get("misses") or []:
+        what = "drop" if miss.get("what") == "floor_drop" else units.label(miss.get("what"))
+        got, allowed = (units.demand(str(miss.get("what")), miss.get(key), metric) for key in ("value", "allowed"))
+        over = miss.get("over")
+        times = f", {units.number(over, 2)} times as much" if units.known(over) and miss.get("allowed") else ""
+        said.append(f"{what} {got} where {allowed} is allowed{times}")
+    name = units.text(found.get("name"), NAME_LIMIT)
+    lines = [f"{name}: {'; '.join(said) or 'it misses nothing that was measured'}"]
+    if final := part(found, "final"):
+        got = units.drop(final.get("drop"), metric, final.get("drop_interval"), final.get("reference"))
+        lines.append(f"{name} on final data: drop {got}, n={units.count(final.get('n'))}")
+    return lines
 
 
 def budgeted_value(trial: dict[str, Any], key: str) -> float | None:
@@ -229,12 +273,27 @@ def part(given: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def name_width(title: str, names: Sequence[str]) -> int:
+    """Of a column of names, so that no name of usual length and no title is broken within a word."""
+    return max(len(title), min(LONGEST_NAME, max(map(len, names), default=0)))
+
+
 def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=wide)
-    table.add_column("artifact", overflow="fold")
+    table.add_column(
+        "artifact", overflow="fold", min_width=name_width("artifact", [f"  {one['name']}" for one in rows])
+    )
     table.add_column("verdict", no_wrap=True)
     metered = any(said["power"] != units.NOT_MEASURED for said in rows)
-    keys = ("latency", "latency_ratio", *(("energy", "power") if metered else ()), "size", "drop")
+    has_beside = any(said["beside"] for said in rows)  # two jobs measure fp32 twice: both figures are of one
+    keys = (
+        "latency",
+        *(("beside",) if has_beside else ()),
+        "latency_ratio",
+        *(("energy", "power") if metered else ()),
+        "size",
+        "drop",
+    )
     for key in keys:
         table.add_column(COLUMNS[key], justify="right")
     if wide:
@@ -290,22 +349,26 @@ def worst(final: dict[str, Any], metric: str, reference: str = "source model") -
     return lines + ([(Text("mistaken"), Text("; ".join(said)))] if said else [])
 
 
-def _tables(final: dict[str, Any], metric: str, console: Console) -> None:
+def _tables(final: dict[str, Any], metric: str, console: Console, own: dict[str, Any]) -> None:
     """The score by class and by group, and the confusions."""
     for given in breakdown.tables(final, metric):
         rows = given["rows"][:SHOWN_IN_FULL] if given["scored"] else []
         cells = [(row["label"], row["n"], row["score"], row["reference"], row["drop"]) for row in rows]
-        _print_table(console, (f"{given['unit']}, worst first", "n", "on the board", "source model", "drop"), cells)
+        _print_table(
+            console, (f"{given['unit']}, worst first", "n", "on the board", "source model", "drop"), cells, own
+        )
         if not rows:
             console.print(Text(f"\nby {given['unit']}: each of {given['few']} has fewer than 20 samples"))
         elif hidden := given["scored"] + given["few"] - len(rows):
             few = f", {given['few']} with fewer than 20 samples" if given["few"] else ""
             console.print(Text(f"  {hidden} more in the page or in run.json{few}"))
     wrong = [(one["label"], one["decided"], one["n"], one["reference"]) for one in breakdown.confusions(final)]
-    _print_table(console, ("class", "taken for", "on the board", "by the source model"), wrong)
+    _print_table(console, ("class", "taken for", "on the board", "by the source model"), wrong, own)
 
 
-def _print_table(console: Console, titles: tuple[str, ...], cells: Sequence[tuple[str, ...]]) -> None:
+def _print_table(
+    console: Console, titles: tuple[str, ...], cells: Sequence[tuple[str, ...]], own: dict[str, Any]
+) -> None:
     if not cells:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -313,7 +376,7 @@ def _print_table(console: Console, titles: tuple[str, ...], cells: Sequence[tupl
         table.add_column(name, overflow="fold", justify="left" if number == 0 else "right")
     for row in cells:
         table.add_row(*map(Text, row))
-    console.print(table)
+    console.print(board.marked(table, own))
 
 
 def _grid(lines: list[tuple[Text, Text]]) -> Table:

@@ -9,16 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import units
+from . import board, units
 
 NAMED = 10  # slow inputs
 
 
 def render(document: dict[str, Any], console: Console) -> None:
     """Throughput by streams and batches, latency by arrival rate, the slowest inputs, and the marks."""
-    board = document["board"]
-    place = units.text(board["model"] or board["hostname"])
-    console.print(Text(f"{place}, {units.text(board['cpu_model'])}, at {document['device']}", "bold"))
+    board.head(document, console)
     console.print(Text(f"{units.text(document['name'], 60)}, {units.count(document['threads'])} threads a stream"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("streams", "batch", "a second", "p50", "p90", "p99"):
@@ -29,7 +27,7 @@ def render(document: dict[str, Any], console: Console) -> None:
             numbers = units.count(row["streams"]), units.count(row["batch"]), f"{row['per_second']:.1f}"
             table.add_row(*numbers, *_latency(row["latency"]))
     console.print(Text("copies at once, each asked again as soon as it has answered, with so many samples a query"))
-    console.print(table)
+    console.print(board.marked(table, document["board"]))
     for row in together:
         if row["invalid"]:
             console.print(Text(f"{row['batch']} samples a query: {units.text(row['invalid'])}", "yellow"))
@@ -40,7 +38,7 @@ def render(document: dict[str, Any], console: Console) -> None:
         waiting = Text(_short(row["waiting"]["p50_s"]))
         table.add_row(f"{row['rate_per_s']:.1f}/s", units.share(row["busy_share"]), *_latency(row["latency"]), waiting)
     console.print(Text("one copy, queries that arrive at random; from arrival to answer"))
-    console.print(table)
+    console.print(board.marked(table, document["board"]))
     for row in document["arrivals"]:
         if row["invalid"]:
             console.print(Text(f"at {row['rate_per_s']:.1f} a second: {row['invalid']}", "yellow"))

@@ -11,8 +11,11 @@ from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
+from edgeopt import visible
+
 NOT_MEASURED = "not measured"
 DIGITS = 3
+ROUNDING = 1e-6  # of a score: what sums in another order change
 SHARES = frozenset({"top1", "top5", "accuracy", "balanced_accuracy", "f1", "macro_f1", "iou", "miou"})
 
 # Factor, name, and the least value shown in it: milliseconds reach down so that neighbours share one unit.
@@ -41,7 +44,7 @@ _NAMES = {
 
 def text(value: object, limit: int = 200) -> str:
     """Foreign text for display: control and bidirectional characters replaced, cut at `limit` characters."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    shown = visible.line(value)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
@@ -138,21 +141,40 @@ def drop_axis(metric: str) -> tuple[float, str]:
     return (100.0, " (points)") if metric in SHARES else (1.0, "")
 
 
-def drop(value: float | None, metric: str, interval: Any = None) -> str:
-    """A loss of score: percentage points for shares. Below zero it is a gain."""
+def drop(value: float | None, metric: str, interval: Any = None, of: float | None = None) -> str:
+    """A loss of score: percentage points for shares, else in the metric's own unit. Below zero it is a gain; none is
+    what is lost in the rounding of `of`, the score of the source model."""
     if not known(value):
         return NOT_MEASURED
     if metric in SHARES:
         decimals = 2 if 0 < abs(value) < 0.001 else 1
         return f"{number(100 * value, decimals)} points{_range(interval, 100, decimals)}"
+    if known(of) and abs(value) <= ROUNDING * abs(of):
+        ends = [abs(end) for end in interval or () if known(end)]
+        return f"none{_range(interval, 1, _decimals(max(ends, default=0.0)))}"
     decimals = _decimals(value)
     return f"{number(value, decimals)}{_range(interval, 1, decimals)}"
+
+
+def demand(key: str, value: float | None, metric: str) -> str:
+    """What is asked of a budgeted quantity or of the drop, or was reached of it."""
+    return drop(value, metric) if key == "floor_drop" else by_key(key, value)
 
 
 def drop_interval(interval: Any, metric: str) -> str:
     """The interval of a drop alone: "95 % interval −0.9 … 1.9"."""
     said = _range(interval, 100 if metric in SHARES else 1, 1 if metric in SHARES else DIGITS)
     return f"95 % interval{said.replace('(', '').replace(')', '')}" if said else "no interval"
+
+
+def duration(seconds: float) -> str:
+    """How long something took: "0.4 s", "35 s", "12 min 3 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{number(seconds, 1 if seconds < 10 else 0)} s"
 
 
 def share(value: float | None) -> str:
@@ -170,6 +192,8 @@ def by_key(key: str, value: Any) -> str:
         unit = key.rsplit("_", 1)[-1]
         if unit in _SCALES and "_" in key:
             return quantity(float(value), unit)
+        if key.endswith("cores"):
+            return number(float(value), 2)
         return count(value) if isinstance(value, int) else f"{value:g}"
     if isinstance(value, Mapping):
         if "value" in value and "how" in value:

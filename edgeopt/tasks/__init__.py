@@ -5,7 +5,7 @@ A kind is a module with
     SOURCE: str                      what its key may name, in words
     DISTRIBUTIONS: tuple[str, ...]   the packages that decode, whose versions decide the result
     Prepare(Section)                 the keys of [task.prepare]
-    read(source, labels, groups) -> list[Item]        what is there, nothing decoded
+    read(source, labels, groups, part) -> list[Item]  what is there, nothing decoded
     input_conflicts(inputs) -> Iterator[Conflict]     which [task] inputs it can fill
     files(prepare, folder) -> list[Path]              other files that decide the result
     decoder(prepare, inputs, folder) -> Decode        raises MissingDependency, ConfigError
@@ -40,7 +40,7 @@ class Kind(Protocol):
     DISTRIBUTIONS: tuple[str, ...]
     Prepare: type[Section]
 
-    def read(self, source: Path, labels: str | None, groups: str | None) -> list[Item]: ...
+    def read(self, source: Path, labels: str | None, groups: str | None, part: str | None = None) -> list[Item]: ...
     def input_conflicts(self, inputs: Sequence[str]) -> Iterator[Conflict]: ...
     def files(self, prepare: Any, folder: Path) -> list[Path]: ...
     def decoder(self, prepare: Any, inputs: Sequence[str], folder: Path) -> Decode: ...
@@ -141,8 +141,10 @@ class Data:
         for row in rows:
             row.flush()
 
-    def arrays(self, decoded: Path, labels: str | None, groups: str | None, classes: Sequence[str]) -> dict[str, Array]:
-        """What `decode` wrote, by the names of the inputs, with labels and groups. Raises ConfigError."""
+    def arrays(
+        self, decoded: Path, labels: str | None, groups: str | None, column: str | None, classes: Sequence[str]
+    ) -> dict[str, Array]:
+        """What `decode` wrote, by the names of the inputs, with labels, groups and parts. Raises ConfigError."""
         found: dict[str, Array] = {
             name: np.load(decoded / f"{i}.npy", mmap_mode="r") for i, name in enumerate(self.inputs)
         }
@@ -150,28 +152,39 @@ class Data:
             found[labels] = label_numbers(self.items, classes, self.what)
         if groups is not None:
             found[groups] = group_names(self.items)
+        if column is not None:
+            found[column] = named([str(item.part) for item in self.items])
         return found
 
 
 def index(
     kind: str,
-    source: Path,
+    source: Path | Mapping[str, Path],
     prepare: Mapping[str, Any],
     inputs: Sequence[str],
     labels: str | None,
     groups: str | None,
     folder: Path,
+    column: str | None = None,
 ) -> Data:
-    """What `[task] <kind> = source` names: nothing is decoded yet. `folder`: the run file's. Raises ConfigError."""
+    """What `[task] <kind> = source` names, a path or one for each part: nothing is decoded yet. `folder`: the run
+    file's; `column`: that of the parts, of one path. Raises ConfigError."""
     module = load(kind)
-    what = f"[task] {kind} = '{source}'"
-    for column in (labels, groups):
-        if column in inputs:
-            raise ConfigError(
-                f"{what}: found '{column}' as column and as input; allowed: one of them; rename the input"
-            )
+    what = f"[task] {kind}" + (f" = '{source}'" if isinstance(source, Path) else "")
+    for name in (labels, groups, column):
+        if name in inputs:
+            raise ConfigError(f"{what}: found '{name}' as column and as input; allowed: one of them; rename the input")
+    items: list[Item] = []
     try:
-        items = module.read(source, labels, groups)
+        if isinstance(source, Path):
+            items = module.read(source, labels, groups, column)
+        else:
+            for part, path in source.items():
+                try:
+                    own = module.read(path, labels, groups)
+                except ConfigError as error:
+                    raise ConfigError(f"part '{part}' = '{path}': {error}") from error
+                items += [dataclasses.replace(item, part=part, where=f"{part}: {item.where}") for item in own]
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from error
     return Data(kind, items, module.Prepare.model_validate(dict(prepare)), tuple(inputs), folder, what)
@@ -206,8 +219,12 @@ def label_numbers(items: Sequence[Item], classes: Sequence[str], what: str) -> A
 
 
 def group_names(items: Sequence[Item]) -> Array:
-    """(n,) int64 where every group is written as a whole number, else text."""
-    names = [str(item.group) for item in items]
+    """(n,), as `named`."""
+    return named([str(item.group) for item in items])
+
+
+def named(names: Sequence[str]) -> Array:
+    """(n,) int64 where every name is written as a whole number, else text."""
     return np.array([int(name) for name in names], np.int64) if all(map(_is_number, names)) else np.array(names)
 
 

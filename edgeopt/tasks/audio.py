@@ -83,8 +83,8 @@ class Prepare(Section):
             yield Conflict(("mels", "fft"), f"{mels} filters on windows of {fft}", allowed, "lower mels or raise fft")
 
 
-def read(source: Path, labels: str | None, groups: str | None) -> list[Item]:
-    return read_files(source, labels, groups, SUFFIXES)
+def read(source: Path, labels: str | None, groups: str | None, part: str | None = None) -> list[Item]:
+    return read_files(source, labels, groups, part, SUFFIXES)
 
 
 def input_conflicts(inputs: Sequence[str]) -> Iterator[Conflict]:

@@ -51,8 +51,8 @@ class Prepare(Section):
             yield Conflict(("resize", "stretch"), "both", "one of the two", "remove one")
 
 
-def read(source: Path, labels: str | None, groups: str | None) -> list[Item]:
-    return read_files(source, labels, groups, SUFFIXES)
+def read(source: Path, labels: str | None, groups: str | None, part: str | None = None) -> list[Item]:
+    return read_files(source, labels, groups, part, SUFFIXES)
 
 
 def input_conflicts(inputs: Sequence[str]) -> Iterator[Conflict]:

@@ -22,13 +22,16 @@ class Item:
     content: Content
     label: str | None
     group: str | None
+    part: str | None = None  # which of the given splits' rows it is of
 
 
 def unfit(found: str, allowed: str, mend: str) -> ConfigError:
     return ConfigError(f"found {found}; allowed: {allowed}; {mend}")
 
 
-def read_files(source: Path, labels: str | None, groups: str | None, suffixes: Sequence[str]) -> list[Item]:
+def read_files(
+    source: Path, labels: str | None, groups: str | None, part: str | None, suffixes: Sequence[str]
+) -> list[Item]:
     """Files of a folder with one sub-folder per class, or those that a CSV file lists. Raises ConfigError."""
     if source.is_dir():
         if groups is not None:
@@ -36,12 +39,17 @@ def read_files(source: Path, labels: str | None, groups: str | None, suffixes: S
                 f"[task] groups = '{groups}': found a folder; allowed: a CSV file with the columns file, "
                 f"{labels or 'label'} and {groups}; write one, or leave groups out"
             )
+        if part is not None:
+            raise ConfigError(
+                f"[splits] column = '{part}': found a folder; allowed: a CSV file with that column; write one, or give "
+                "one folder for each part of the data"
+            )
         return list(_in_folders(source, suffixes))
     if not source.exists():
         raise unfit("nothing there", "a folder or a CSV file", "correct the path")
     items: list[Item] = []
     first: dict[Path, str] = {}
-    for item in read_table(source, "file", labels, groups):
+    for item in read_table(source, "file", labels, groups, part):
         path = source.parent / str(item.content)
         if not path.is_file():
             raise ConfigError(
@@ -54,14 +62,14 @@ def read_files(source: Path, labels: str | None, groups: str | None, suffixes: S
     return items
 
 
-def read_table(source: Path, column: str, labels: str | None, groups: str | None) -> list[Item]:
-    """Rows of a UTF-8 CSV file with a header: `column` is the content. Raises ConfigError naming the line."""
+def read_table(source: Path, column: str, labels: str | None, groups: str | None, part: str | None) -> list[Item]:
+    """Rows of a UTF-8 CSV file with a header: `column` is the content, `part` the split. Raises ConfigError."""
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            wanted = [column, *(name for name in (labels, groups) if name is not None)]
-            _require_columns(reader.fieldnames or [], wanted)
-            items = [_item(row, reader.line_num, column, labels, groups) for row in reader]
+            others = (labels, groups, part)
+            _require_columns(reader.fieldnames or [], [column, *(name for name in others if name is not None)])
+            items = [_item(row, reader.line_num, column, others) for row in reader]
     except FileNotFoundError as error:
         raise unfit("nothing there", "a CSV file", "correct the path") from error
     except UnicodeDecodeError as error:
@@ -80,24 +88,25 @@ def read_table(source: Path, column: str, labels: str | None, groups: str | None
 def _require_columns(found: Sequence[str], wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in found:
-            mend = nearest(name, found) or "name them in the first line, or correct [task] labels and groups"
+            mend = nearest(name, found) or "name them in the first line, or correct the names in the run file"
             raise unfit(f"the columns {', '.join(found) or '(none)'}", f"columns {', '.join(wanted)}", mend)
     twice = sorted({name for name in wanted if list(found).count(name) > 1})
     if twice:
         raise unfit(f"the column {twice[0]} twice", "each column once", "rename one")
 
 
-def _item(row: dict[str, str], line: int, column: str, labels: str | None, groups: str | None) -> Item:
+def _item(row: dict[str, str], line: int, column: str, others: tuple[str | None, ...]) -> Item:
+    """others: the columns of label, group and part."""
     where = f"line {line}"
     if None in row or None in row.values():
         raise ConfigError(
             f"{where}: {unfit('more or fewer cells than columns', 'a cell per column', 'quote texts that hold commas')}"
         )
-    for name in (column, labels, groups):
+    for name in (column, *others):
         if name is not None and not row[name].strip():
             raise ConfigError(f"{where}: {unfit(f'an empty {name}', 'a value in every row', 'fill it in')}")
-    label, group = (row[name].strip() if name is not None else None for name in (labels, groups))
-    return Item(where, row[column], label, group)
+    label, group, part = (row[name].strip() if name is not None else None for name in others)
+    return Item(where, row[column], label, group, part)
 
 
 def _in_folders(source: Path, suffixes: Sequence[str]) -> Iterator[Item]:

@@ -41,8 +41,8 @@ class Prepare(Section):
             yield Conflict(("lowercase",), "a value", "nothing: a tokenizer.json says so itself", "remove it")
 
 
-def read(source: Path, labels: str | None, groups: str | None) -> list[Item]:
-    return read_table(source, "text", labels, groups)
+def read(source: Path, labels: str | None, groups: str | None, part: str | None = None) -> list[Item]:
+    return read_table(source, "text", labels, groups, part)
 
 
 def input_conflicts(inputs: Sequence[str]) -> Iterator[Conflict]:

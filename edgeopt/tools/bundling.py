@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 from edgeopt_agent import preprocess as operations
-from edgeopt_agent.wire import RemoteError
 
 from edgeopt import bundle as bundles
-from edgeopt import formats, measure, validate
+from edgeopt import fidelity, formats, measure, provenance, validate
 from edgeopt.artifact import Artifact
 from edgeopt.cache import sha256_bytes, sha256_file
 from edgeopt.device.session import Session
@@ -34,7 +33,7 @@ from edgeopt.task import CLASS_METRICS, Array, Samples, check_labels, check_outp
 
 from . import reference as references
 from .reference import Reference
-from .source import Given, fits, random_arrays, read_inputs
+from .source import Given, random_arrays, read_inputs
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 Steps = list[list[dict[str, Any]]]
@@ -57,12 +56,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Tried:
-    """What the board answered: outputs (n, ...) for every sample, and the median latency."""
+    """What the board answered: outputs (n, ...) for every sample, and the median latency. board: what it is."""
 
     device: str
     outputs: tuple[Array, ...]
     latency_p50_s: float | None
     marks: list[str]
+    board: dict[str, Any]
 
 
 def read_steps(path: Path | None, names: Sequence[str]) -> tuple[Steps, dict[str, str]]:
@@ -107,34 +107,12 @@ def samples_of(
 
     Raises ConfigError, ModelError.
     """
-    names = [port.name for port in contents.inputs]
+    names = list(contents.names)
     if inputs is not None and shapes:
         raise ConfigError("--inputs and --shape contradict each other; give one")
     if inputs is not None:
-        given = read_inputs(inputs, labels, names)
-        if len(given.arrays) != len(names):
-            told = ", ".join(str(port) for port in contents.inputs)
-            raise ConfigError(
-                f"--inputs {inputs}: {len(given.arrays)} arrays, and the model takes {len(names)}: {told}; if one of "
-                "them holds the labels, name it with --labels"
-            )
-        return given, names
+        return read_inputs(inputs, labels, names), names
     return Given(random_arrays(contents, shapes), None, True), names
-
-
-def require_samples_fit(contents: formats.Contents, given: Given, steps: Steps) -> None:
-    """Raises ConfigError when a sample after its steps is not what the model takes."""
-    for port, array, own in zip(contents.inputs, given.arrays, steps, strict=True):
-        try:
-            ready = operations.apply(own, array[:1])
-        except RemoteError as error:
-            raise ConfigError(f"input '{port.name}': {error}") from error
-        if not fits(port.shape, ready.shape) or port.dtype != ready.dtype.name:
-            done = "after its preprocess steps " if own else ""
-            raise ConfigError(
-                f"{contents.path}: input {port}, but a sample {done}is {ready.dtype} {list(ready.shape)}; change the "
-                "samples, or give steps with --preprocess"
-            )
 
 
 def as_artifact(contents: formats.Contents, wanted: Wanted) -> Artifact:
@@ -143,21 +121,30 @@ def as_artifact(contents: formats.Contents, wanted: Wanted) -> Artifact:
     )
 
 
-def try_on(session: Session, artifact: Artifact, given: Given) -> Tried:
+def try_on(session: Session, artifact: Artifact, given: Given, board: dict[str, Any]) -> Tried:
     """Runs the model on the board: every sample once, then a short measurement. Raises ModelError for NaN."""
     samples = Samples(given.arrays, None, None)
     outputs = measure.outputs(session, artifact, measure.shards(samples))
     for index, output in enumerate(outputs):
         if not np.isfinite(output.astype(np.float64)).all():
             raise ModelError(
-                f"{artifact.paths[0]}: output {index} is NaN or infinite on {session.address}; mend the model"
+                f"{artifact.paths[0]}: output {index} is NaN or infinite on {session.address}; where the model that it "
+                "was made from answers with numbers there, its conversion or that runtime is at fault: make it again "
+                "in fp16 or fp32, or for another runtime"
             )
     some = measure.shards(samples.take(np.arange(min(len(samples), measure.LATENCY_SAMPLES))))
     with tempfile.TemporaryDirectory(prefix="edgeopt-bundle-") as folder:
         comparison = measure.bench(session, [artifact], some, "rapid", 0, Path(folder))
-    return Tried(
-        session.address, outputs, comparison.latency(0)["p50_s"]["value"], list(comparison.conditions()["marks"])
-    )
+    p50, marks = comparison.latency(0)["p50_s"]["value"], list(comparison.conditions()["marks"])
+    return Tried(session.address, outputs, p50, marks, board)
+
+
+def refusal(contents: formats.Contents, tried: Tried, reference: Reference) -> str | None:
+    """Why the board's answers are noise beside those of the model that this one was made from (floor.py), or None.
+
+    Raises ModelError where they cannot be compared.
+    """
+    return fidelity.refusal(fidelity.errors(tried.outputs, reference.matching(contents.path, tried.outputs)))
 
 
 def require_labels(given: Given, metric: str | None, has_board: bool, has_reference: bool) -> None:
@@ -182,6 +169,12 @@ def require_wanted(contents: formats.Contents, wanted: Wanted) -> None:
     if contents.runtime not in wanted.profile.runtimes:
         runs = ", ".join(wanted.profile.runtimes)
         raise PlanError(f"{contents.path}: a model for {contents.runtime}; profile '{wanted.profile.id}' runs {runs}")
+    own = wanted.profile.npu.delegate.value if wanted.profile.npu and wanted.profile.npu.delegate else None
+    if (delegate := wanted.options.get("delegate")) not in (None, own):
+        raise ConfigError(
+            f"--preprocess: options.delegate = {delegate!r}, and profile '{wanted.profile.id}' names {own or 'none'}; "
+            "a board loads only what its profile names: set delegate in the profile's [npu]"
+        )
 
 
 def write(
@@ -223,6 +216,7 @@ def write(
             "health": limits,
             "policy": {},
             "evaluation": _evaluation(shards, wanted, len(samples)) if shards else None,
+            "measured_on": provenance.record(tried.board) if tried else None,
             "lineage": lineage,
         }
     )
@@ -241,7 +235,10 @@ def write(
         **_prospects(source, samples, wanted),
         "latency_p50_s": tried.latency_p50_s if tried else None,
         "marks": tried.marks if tried else [],
+        "board": provenance.record(tried.board) if tried else None,
         "samples": {"n": len(given), "random": given.is_random},
+        "binding": given.entry(),
+        "preprocess": wanted.steps,
         "lineage": lineage,
     }
 
@@ -278,7 +275,8 @@ def _health(samples: Samples, wanted: Wanted, tried: Tried | None) -> tuple[byte
     if tried and some.labels is not None and wanted.metric in CLASS_METRICS:
         right = int(operations.score(str(wanted.metric), expected, some.labels).sum())
         correct = max(0, int(right - np.ceil(HEALTH_SPARE * len(some))))
-    p50 = tried.latency_p50_s if tried else None
+    # a stand-in's milliseconds say nothing of the board that this is meant for
+    p50 = tried.latency_p50_s if tried and not tried.board.get("stand_in") else None
     limits = {
         "file": "health.npz",
         "metric": wanted.metric if correct is not None else None,
@@ -324,6 +322,7 @@ def _lineage(
         "model": {path.name: sha256_file(path) for path in contents.paths},
         "format": contents.versions,
         "samples": "random" if given.is_random else "given",
+        "inputs": list(contents.names),
         "expected_outputs": f"this model's own on {tried.device}" if tried else None,
         "reference": reference.entry() if reference else references.OWN,
         "accuracy": "not judged",

@@ -12,20 +12,22 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import formats, lower, model
+from edgeopt import disk, fidelity, formats, lower, model, parity, quantizable
+from edgeopt.artifact import Artifact
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered
 from edgeopt.plan import Ability
 from edgeopt.profile import DeviceProfile
 
-from .source import Given, Source, named_nodes, require_torch_runs
+from . import scoring
+from .feeding import describe
+from .source import Given, Source, load, named_nodes, require_torch_runs
 
 if TYPE_CHECKING:
     import torch
 
 SCRATCH = ".edgeopt-"
-LARGE_ERROR_DB = 20.0  # the error is a tenth of the outputs then, root mean square
 Say = Callable[[dict[str, Any]], None]
 SUFFIX_OF = {runtime: suffix for suffix, runtime in formats.RUNTIME_OF.items()}
 
@@ -101,6 +103,7 @@ def writable(out: Path, overwrite: bool) -> Path:
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ConfigError(f"--out {out}: it cannot be written; name a file in a folder of yours")
+    disk.require_room(out.parent)
     taken = [path for path in (out, *companions(out)) if path.exists()]
     if taken and not overwrite:
         raise ConfigError(f"--out {out}: {taken[0]} exists; name another, or add --overwrite")
@@ -121,40 +124,54 @@ def require_packages(runtime: str, kind: str) -> None:
 
 
 def convert(
-    source: Source, given: Given, runtime: str, scheme: str, out: Path, folder: Path, say: Say
+    source: Source, given: Given, runtime: str, scheme: str, out: Path, folder: Path, say: Say, *, accept_error: bool
 ) -> dict[str, Any]:
     """Writes the artifact to `out` (OpenVINO's .bin beside it) and returns what is known of it, JSON-able.
 
-    folder: where a torch factory is looked up. Raises ConfigError, MissingDependency, PlanError, ModelError; then
-    nothing was written.
+    folder: where a torch factory is looked up. accept_error: an artifact below the floor (floor.py) is written, too;
+    otherwise "refused" of what is returned says why none was. Raises ConfigError, MissingDependency, PlanError,
+    ModelError; then nothing was written.
     """
     require_packages(runtime, source.kind)
     if source.contents is not None:
         own = {"package": "onnxruntime", "version": metadata.version("onnxruntime")}
         formats.check(source.contents, {"onnxruntime": own}, "this machine")
+        if scheme.startswith("int8"):
+            quantizable.require_float(source.contents, f"--scheme {scheme}", "`edgeopt convert` takes it as it is")
     clock = Clock(say)
     _load_packages(clock, runtime)
     clock("loading the model")
-    loaded = source.load(folder)
-    return lower_to(loaded, source, given, runtime, scheme, out, clock)
+    loaded, given = load(source, given, folder)
+    return lower_to(loaded, source, given, runtime, scheme, out, clock, accept_error=accept_error)
 
 
 def lower_to(
-    loaded: torch.nn.Module | Path, source: Source, given: Given, runtime: str, scheme: str, out: Path, clock: Clock
+    loaded: torch.nn.Module | Path,
+    source: Source,
+    given: Given,
+    runtime: str,
+    scheme: str,
+    out: Path,
+    clock: Clock,
+    *,
+    accept_error: bool,
 ) -> dict[str, Any]:
     """As convert, of a loaded model."""
     if not isinstance(loaded, Path):
         clock("running the source model")
         require_torch_runs(loaded, given.arrays)
-    lowering = importlib.import_module(f"edgeopt.lower.{runtime}")
     example = tuple(array[: model.REFERENCE_BATCH] for array in given.arrays)
     calibration = given.arrays if scheme.startswith("int8") else ()
     try:
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=out.parent) as text:
             clock("running the source model")
-            made = lowering.lower(loaded, scheme, example, calibration, Path(text), clock)
-            clock("writing")
-            files = _place(made.paths, out)
+            made = lower.make(runtime, loaded, scheme, example, calibration, Path(text), clock)
+            refused = parity.refusal(made.notes["parity"])
+            files = []
+            if refused is None or accept_error:
+                clock("writing")
+                describe(made.paths[0], given, made.adapters)
+                files = _place(made.paths, out)
     except ModelError as error:
         message = re.sub(rf"\S*{re.escape(SCRATCH)}[^/\s]*/", "", str(error))
         raise ModelError(named_nodes(message, source.contents) if source.contents else message) from error
@@ -162,7 +179,8 @@ def lower_to(
         raise ConfigError(
             f"--out {out}: it cannot be written ({error.strerror or error}); free room, or name another"
         ) from error
-    return _document(source, given, runtime, scheme, made, files, clock)
+    document = _document(source, given, runtime, scheme, made, files, clock)
+    return document | {"refused": None if files else refused}
 
 
 def _load_packages(clock: Clock, runtime: str) -> None:
@@ -208,9 +226,13 @@ def _place(paths: Sequence[Path], out: Path) -> list[Path]:
 def _document(
     source: Source, given: Given, runtime: str, scheme: str, made: Lowered, files: Sequence[Path], clock: Clock
 ) -> dict[str, Any]:
+    steps = [[dict(step) for step in own] for own in made.adapters]
+    if given.metric is not None:
+        clock(f"scoring with {given.metric}")
+    score = scoring.here(Artifact.of_files(files, runtime, 1, steps, made.options), given) if files else None
     seconds = clock.seconds()
     notes = dict(made.notes)
-    shown = ("parity", "ops", "int8_mac_share", "transposes_and_pads", "float_ops")
+    shown = ("parity", "ops", "int8_mac_share", "transposes_and_pads", "float_ops", "in_float")
     operators = notes.get("ops") or {}
     notes.setdefault(
         "transposes_and_pads", {name: operators[name] for name in ("Transpose", "Pad") if name in operators}
@@ -226,7 +248,10 @@ def _document(
         "inputs": [_tensor(tensor) for tensor in made.inputs],
         "outputs": [_tensor(tensor) for tensor in made.outputs],
         "source_inputs": [str(port) for port in source.contents.inputs] if source.contents else None,
-        "preprocess": [[dict(step) for step in steps] for steps in made.adapters],
+        "source_outputs": list(given.outputs),
+        "binding": given.entry(),
+        "preprocess": steps,
+        "score": score,
         "options": made.options,
         "samples": {"n": len(given), "random": given.is_random},
         "large_error": large_error(notes.get("parity") or [], runtime, scheme, source.kind),
@@ -237,22 +262,22 @@ def _document(
     }
 
 
-def large_error(parity: Sequence[dict[str, Any]], runtime: str, scheme: str, kind: str) -> dict[str, Any] | None:
-    """{"sqnr_db", "schemes", "runtimes"}: what else could be tried where the last stage's noise is large; else None.
+def large_error(stages: Sequence[dict[str, Any]], runtime: str, scheme: str, kind: str) -> dict[str, Any] | None:
+    """{"where", "figure", "sqnr_db", "equal_share", "threads", "schemes", "runtimes", "float"}: of the last of these
+    stages of parity.compare, its worst part, and what else could be tried (lower.other_ways); None where it is close.
 
-    schemes: of the same rung of this runtime; runtimes: others that take such a model (kind) to that rung.
+    kind: of the source model, "torch" or "onnx".
     """
-    sqnr_db = parity[-1]["sqnr_db"] if parity else None
-    if sqnr_db is None or sqnr_db >= LARGE_ERROR_DB:
+    part = fidelity.worst(stages[-1]["outputs"]) if stages else None
+    if part is None or not fidelity.is_large(part):
         return None
-    abilities = lower.abilities()
-    rung = next(rung for rung, schemes in abilities[runtime].schemes.items() if scheme in schemes)
     return {
-        "sqnr_db": sqnr_db,
-        "schemes": [other for other in abilities[runtime].schemes[rung] if other != scheme],
-        "runtimes": [
-            name for name, own in abilities.items() if name != runtime and kind in own.sources and rung in own.schemes
-        ],
+        "where": fidelity.where(part, len(stages[-1]["outputs"])),
+        "figure": fidelity.figure(part),
+        "sqnr_db": part["sqnr_db"],
+        "equal_share": part["equal_share"],
+        "threads": stages[-1].get("threads"),
+        **lower.other_ways(runtime, scheme, kind),
     }
 
 

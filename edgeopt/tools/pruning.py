@@ -19,7 +19,7 @@ from edgeopt.plan import Prune, Recover
 from edgeopt.task import Array, Samples, check_labels, check_outputs
 
 from .lowering import Clock, Say, lower_to, require_packages
-from .source import Given, Source, require_torch_runs
+from .source import Given, Source, load
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,8 @@ def prune(
     folder: Path,
     say: Say,
     metric: str | None = None,
+    *,
+    accept_error: bool,
 ) -> dict[str, Any]:
     """As lowering.convert, of the pruned model; "prune" of what it returns has widths, MACs, parameters, the layers
     that were left whole, how far the model is from its source, and by `metric` the scores of both on these samples.
@@ -55,9 +57,8 @@ def prune(
 
     clock = Clock(say)
     clock("loading the model")
-    loaded = source.load(folder)
+    loaded, given = load(source, given, folder)
     assert not isinstance(loaded, Path)
-    require_torch_runs(loaded, given.arrays)
     example = tuple(array[: pruning.SAMPLES] for array in given.arrays)
     try:
         module, history = pruning.prune(loaded, step, example, clock, step.keep)
@@ -68,7 +69,7 @@ def prune(
         module = _recovered(module, loaded, given, recover_step, clock)
         steps.append(_compared(module, loaded, given, "recovered"))
     score = None if metric is None else _scores(module, loaded, given, metric)
-    document = lower_to(module, source, given, runtime, scheme, out, clock)
+    document = lower_to(module, source, given, runtime, scheme, out, clock, accept_error=accept_error)
     document["prune"] = {
         "ratio": step.ratio,
         "round_to": step.round_to,

@@ -11,7 +11,8 @@ import numpy as np
 from edgeopt_agent import preprocess as operations
 from edgeopt_agent.wire import RemoteError
 
-from edgeopt import formats, onnx_model, stats
+from edgeopt import determinism, formats, onnx_model, stats
+from edgeopt.binding import Takes, bind
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError
 from edgeopt.task import Array
@@ -60,14 +61,15 @@ class Reference:
 def run(path: Path, given: Given, names: Sequence[str], steps: Sequence[Sequence[dict[str, Any]]]) -> Reference:
     """The .onnx file's answers to the samples as they are, or, where only these fit, to those after `steps`.
 
-    names: of the samples' inputs; a reference whose inputs have the same names takes them in its own order.
+    names: of the samples' inputs; a reference of several takes them by these, in its own order.
     Raises ConfigError, ModelError, MissingDependency.
     """
     if path.suffix != ".onnx":
         raise ConfigError(f"--reference {path}: an .onnx file is needed; export the source model as one")
     contents = formats.read(path)
-    wanted = [port.name for port in contents.inputs]
-    order = [names.index(name) for name in wanted] if sorted(wanted) == sorted(names) else range(len(names))
+    wanted = tuple(port.name for port in contents.inputs)
+    binding = bind(Takes(wanted, wanted), names, f"--reference {path}")
+    order = [names.index(name) for name in binding.arrays]
     raw = tuple(given.arrays[index] for index in order)
     problems, steps_done = unfit(contents, raw), False
     if problems and any(steps):
@@ -77,6 +79,7 @@ def run(path: Path, given: Given, names: Sequence[str], steps: Sequence[Sequence
     if problems:
         raise ModelError(f"--reference {path}: {problems[0]}")
     try:
+        determinism.check(path, raw)
         outputs = onnx_model.run(path, raw, lambda _done, _total: None)
     except MissingDependency as error:
         raise MissingDependency(str(error).replace("[model] onnx", "--reference")) from error

@@ -17,17 +17,23 @@ INTERVAL_S = 0.001
 
 
 def find() -> List[Sensor]:
-    found = []
+    """Raises PermissionError where there are counters and this user may read none."""
+    found, denied = [], None
     for zone in folders("class", "powercap"):
         counter = os.path.join(zone, "energy_uj")
         name = optional(os.path.join(zone, "name"))
-        if not os.path.basename(zone).startswith("intel-rapl:") or name is None or not readable(counter):
+        if not os.path.basename(zone).startswith("intel-rapl:") or name is None:
+            continue
+        if not readable(counter):
+            denied = counter if os.path.exists(counter) and not os.access(counter, os.R_OK) else denied
             continue
         wraps = os.path.join(zone, "max_energy_range_uj")
         range_j = number_of(wraps) / 1e6 if readable(wraps) else None
         parent = optional(os.path.join(os.path.dirname(os.path.realpath(zone)), "name")) if _inner(zone) else None
         rail = f"{parent}/{name}" if parent else name
         found.append(Sensor("rapl", rail, counter, _reader(counter), "energy_j", INTERVAL_S, STEP_J, range_j))
+    if denied and not found:
+        raise PermissionError(f"{denied} is root's alone: log in as root, or let root give this user the right to read")
     return found
 
 
