@@ -12,6 +12,7 @@ from board_folder import tree
 from conftest import run_cli
 
 from edgeopt.cli import tool_screens
+from edgeopt.report import breakdown
 
 if any(importlib.util.find_spec(name) is None for name in ("torch", "torch_pruning", "onnxruntime")):
     pytest.skip("needs edgeopt[torch,onnx]", allow_module_level=True)
@@ -74,6 +75,10 @@ def test_what_is_left_whole_is_told_with_its_reason(project: Path, capsys: pytes
     for words in ("second 24 → 8", "first (16): ", "third (16): ", "from source", "top1"):
         assert words in shown
     assert "first 16" not in shown
+    told = breakdown.cut_words(cut)
+    assert "second 24 → 8" in told
+    assert "first (without them" in told
+    assert "head" not in told
 
 
 @pytest.mark.parametrize(

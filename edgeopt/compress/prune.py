@@ -49,8 +49,9 @@ def prune(
     example: one preprocessed array (n, ...) per input; its first samples are run. A layer is left whole that yields an
     output, that `keep` names (by name or pattern), or without whose channels the model does not answer as the source
     does with these at 0. history holds `cuts` ([layer, whether its outputs, indices in the source]), `widths` ({layer:
-    [before, after]}), `whole` ([{"layer", "width", "why"}]), `proof` (of the cut model against the masked source),
-    `parameters` and `macs` ([before, after]; multiply-accumulates of convolutions and dense layers for one sample).
+    [before, after]}), `whole` ([{"layer", "width", "why", "is_output"}]), `proof` (of the cut model against the masked
+    source), `parameters` and `macs` ([before, after]; multiply-accumulates of convolutions and dense layers for one
+    sample).
     Raises ModelError when nothing can be pruned, and says why; ConfigError for a name in `keep` that no layer has;
     MissingDependency without torch-pruning.
     """
@@ -59,8 +60,7 @@ def prune(
     if not before:
         raise ModelError("nothing to prune: it has no convolution and no dense layer")
     outputs = output_layers(module, samples[0])
-    whole = dict.fromkeys(outputs, OUTPUT)
-    whole |= dict.fromkeys(_kept(module, keep), "it is to be kept")
+    whole = dict.fromkeys(_kept(module, keep), "it is to be kept") | dict.fromkeys(outputs, OUTPUT)
     progress(f"pruning {step.ratio:.0%} of the channels")
     groups = propose(module, samples[0], step, whole)
     progress("comparing with the source model whose cut channels are 0")
@@ -78,7 +78,10 @@ def prune(
         "parameter_cuts": [[cut.name, cut.axis, list(cut.indices)] for cut in cuts if cut.axis is not None],
         "kept": outputs,
         "widths": {name: [before[name], after] for name, after in _widths(pruned).items()},
-        "whole": [{"layer": name, "width": before[name], "why": why} for name, why in whole.items()],
+        "whole": [
+            {"layer": name, "width": before[name], "why": why, "is_output": why == OUTPUT}
+            for name, why in whole.items()
+        ],
         "proof": {**(shown or {}), "noise": len(tried) - len(samples)},
         "macs": [macs(module, samples[0]), macs(pruned, samples[0])],
         "parameters": [_parameters(module), _parameters(pruned)],
@@ -96,7 +99,7 @@ def expected_gain(module: torch.nn.Module, step: PruneStep, example: tuple[Array
 def summary(history: History) -> str:
     """What is left of the multiply-accumulates, and which layers were left whole for another reason than an output."""
     before, after = history["macs"]
-    whole = [own["layer"] for own in history["whole"] if own["why"] != OUTPUT]
+    whole = [own["layer"] for own in history["whole"] if not own["is_output"]]
     return f"pruned: {after / max(before, 1):.0%} of the multiply-accumulates left" + (
         f"; left whole: {', '.join(whole)}" if whole else ""
     )

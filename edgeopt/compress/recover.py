@@ -101,15 +101,7 @@ def recover(
                 rate = _rate((epoch * per_epoch + number) / (step.epochs * per_epoch))
                 for group in optimizer.param_groups:
                     group["lr"] = step.learning_rate * rate
-                with user_code(f"training the pruned model on a batch of {batch}"):
-                    loss = target.loss(model, rows)
-                if not loss.requires_grad:
-                    raise ModelError(NO_GRADIENT)
-                optimizer.zero_grad()
-                with user_code("training the pruned model"):
-                    loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                total += float(loss.detach())
+                total += _learn(model, target, optimizer, rows)
         if not math.isfinite(total):
             raise ModelError(f"recovery diverged in epoch {epoch + 1}: the loss is {total}; lower its learning_rate")
         _write(checkpoint, identity, epoch + 1, model, optimizer)
@@ -180,6 +172,19 @@ class Target:
         )
         hard = functional.cross_entropy(ours, self.labels[index])
         return (1 - LABEL_WEIGHT) * TEMPERATURE**2 * soft + LABEL_WEIGHT * hard
+
+
+def _learn(model: torch.nn.Module, target: Target, optimizer: Any, rows: Array) -> float:
+    """One step on the batch `rows` (batch,); its loss."""
+    with user_code(f"training the pruned model on a batch of {len(rows)}"):
+        loss = target.loss(model, rows)
+    if not loss.requires_grad:
+        raise ModelError(NO_GRADIENT)
+    optimizer.zero_grad()
+    with user_code("training the pruned model"):
+        loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return float(loss.detach())
 
 
 def _train(model: torch.nn.Module) -> None:

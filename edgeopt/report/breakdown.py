@@ -8,6 +8,8 @@ from . import placement, units
 
 NAME_LIMIT = 40
 MOST_ROWS = 60
+REASON_LIMIT = 120
+SHOWN_WHOLE = 3
 SHOWN_WIDTHS = 6
 MOST_CONFUSIONS = 10
 WIDEST_MATRIX = 20
@@ -158,7 +160,19 @@ def cut_words(compress: Any) -> str:
         if before != after
     ]
     more = f" and {len(pairs) - SHOWN_WIDTHS} more layers" if len(pairs) > SHOWN_WIDTHS else ""
-    return "; ".join(filter(None, (", ".join(said), ", ".join(pairs[:SHOWN_WIDTHS]) + more)))
+    return "; ".join(filter(None, (", ".join(said), ", ".join(pairs[:SHOWN_WIDTHS]) + more, _left_whole(compress))))
+
+
+def _left_whole(compress: dict[str, Any]) -> str:
+    """Layers that pruning could not cut, or was not to, and why; those whose width is an output's go without saying."""
+    found = compress.get("whole")
+    told = [
+        f"{units.text(own.get('layer'), NAME_LIMIT)} ({units.text(own.get('why'), REASON_LIMIT)})"
+        for own in (found if isinstance(found, list) else [])
+        if isinstance(own, dict) and not own.get("is_output")
+    ]
+    more = f" and {len(told) - SHOWN_WHOLE} more" if len(told) > SHOWN_WHOLE else ""
+    return f"left whole: {', '.join(told[:SHOWN_WHOLE])}{more}" if told else ""
 
 
 def _precision(executed: dict[str, Any], options: dict[str, Any]) -> str:
