@@ -139,8 +139,9 @@ def _require_whole(result: Mapping[str, Any], rows: Array, overhead: Array) -> N
         raise ValueError("a window ended before it began")
     if rows.ndim != 2 or rows.shape[1:] != (2,) or not bool(np.isfinite(rows[:, 0]).all()):
         raise ValueError(f"readings {list(rows.shape)} must be times and figures")
-    if result["meter"] is None and (result["sensor"] is None or bool((np.diff(rows[:, 0]) <= 0).any())):
-        raise ValueError("the readings' times do not go on")
+    going = len(rows) > 1 and bool((np.diff(rows[:, 0]) > 0).all())
+    if result["meter"] is None and (result["sensor"] is None or not going):
+        raise ValueError(f"{len(rows)} readings, whose times do not go on")
     told = [block["n"] for block in result["overhead"]]
     if sum(told) != len(overhead):
         raise ValueError(f"{len(overhead)} samples with and without the sampler, and its blocks say {sum(told)}")

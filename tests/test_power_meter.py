@@ -20,12 +20,16 @@ from boards import dense_tflite
 from conftest import run_cli
 from edgeopt_agent import power as sensors
 from report_browser import NETWORK, PAINTED, WIDTHS, Addresses, Browser, browsing, own_text
+from test_watch import QUIET, series
 
 from edgeopt import measure, power
 from edgeopt.profile import load
 from edgeopt.report import conform, power_page, schema, units
 
 HERE = Path(__file__).parent
+
+
+EXECUTED = {"threads": 1, "ops": {}, "delegate_nodes": 0, "precision": None}
 
 
 @pytest.fixture
@@ -191,7 +195,9 @@ def kept(
     sensor = {"kind": kind, "rail": "VDD_IN", "where": "x", "quantity": "power_w", "interval_s": 0.1}
     result = {
         "sensor": {**sensor, "resolution": None, "range_j": None, "period_s": 0.1},
-        **{"marks": marks, "meter": None, "products": [], "overhead": [], "failures": {}, **others},
+        **{"marks": marks, "meter": None, "products": [], "overhead": [], "overhead_samples": None, "failures": {}},
+        **{"executed": [EXECUTED], "frequency_max_hz": [None], "clocks": [], "power": None, "conditions": series()},
+        **others,
     }
     (folder / "energy.json").write_text(json.dumps(result))
     return power.Run.read(folder)
@@ -277,12 +283,10 @@ class Pauses:
         self.waited.append(seconds)
 
 
-QUIET: dict[str, Any] = dict.fromkeys(("throttle", "throttle_count", "cooling", "others"))
-QUIET["power_mode"] = {"frequency_max_hz": None}
-STEADY: dict[str, Any] = {"executed": [{}], "conditions": [QUIET, QUIET]}
+STEADY: dict[str, Any] = {"executed": [EXECUTED], "conditions": [QUIET, QUIET]}
 SLOWER = {**STEADY, "counts": (100, 94, 88)}
 HOT = {**STEADY, "conditions": [QUIET, {**QUIET, "cooling": ["cpufreq-cpu0 2"]}]}
-LOUD = {**QUIET, "others": {"cores": 0.9, "busiest": [{"name": "cc1", "pid": 7, "cores": 0.9}]}}
+LOUD = {**QUIET, "others": {"seconds": 1.0, "cores": 0.9, "busiest": [{"name": "cc1", "pid": 7, "cores": 0.9}]}}
 BESIDE = {**STEADY, "conditions": [QUIET, LOUD]}
 
 
