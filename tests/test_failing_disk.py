@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -144,6 +145,9 @@ def test_a_rollback_that_fails_says_what_is_current(tmp_path: Path) -> None:
         flashing.rollback(board)
     assert f"({ONE.id[:12]}) is current there" in str(caught.value)
     assert caught.value.kind == "no-release"
+    alone = subprocess.run([root / "bin" / "edgeopt-agent", "rollback"], capture_output=True, check=False, timeout=60)
+    assert alone.returncode == 4
+    assert json.loads(alone.stdout)["current"]["release"] == ONE.id
 
 
 # No room.

@@ -148,7 +148,7 @@ def _outcome(root: str, command: str, release: Optional[str]) -> Any:
             now = jobs.poll(root, job, offset, 5.0)
             offset = now["offset"]
             if now["state"] != "running":
-                return now
+                return now if now["state"] == "done" else dict(now, **releases.status(root, verify=False))
     if command == "confirm":  # without the board's lock: the flash that waits for it holds that
         return releases.confirm(root, release)
     return _recovered_status(root, verify=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import fnmatch
 import glob
 import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .facts import read
@@ -160,11 +160,15 @@ def _read(record: str) -> Dict[str, Any]:
         raise ValueError(f"{record} is no record of a power mode")
     for setting in settings:
         is_pair = isinstance(setting, list) and len(setting) == 2 and all(isinstance(text, str) for text in setting)
-        policy = os.path.dirname(setting[0]) if is_pair else ""  # it may be away with its processor
-        if os.path.dirname(policy) != os.path.dirname(POLICIES) or not fnmatch(policy, POLICIES):
+        if not is_pair or not _is_setting(setting[0]):
             raise ValueError(f"{record} names {str(setting)[:80]}, which is no frequency setting of this board")
     found: Dict[str, Any] = left
     return found
+
+
+def _is_setting(path: str) -> bool:
+    """Whether it is a file of a policy, be its processors there now or not."""
+    return os.path.normpath(path) == path and fnmatch.fnmatch(os.path.dirname(path), POLICIES)
 
 
 def _give_back(record: str) -> None:
