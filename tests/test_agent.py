@@ -182,7 +182,13 @@ def test_serve_facts_and_status_need_no_package(tmp_path: Path, bare_python: str
     with local_session(tmp_path, bare_python) as session:
         assert session.facts()["runtimes"]["tflite"] is None
         assert session.facts()["memory_bytes"] > 0
-        assert session.status() == {"root": str(tmp_path), "current": None, "previous": None, "recovered": None}
+        assert session.status() == {
+            "root": str(tmp_path),
+            "current": None,
+            "previous": None,
+            "recovered": None,
+            "jobs": [],
+        }
 
 
 def test_a_job_without_numpy_says_what_to_install(tmp_path: Path, bare_python: str) -> None:

@@ -35,8 +35,7 @@ def test_a_library_that_holds_pythons_lock_does_not_silence_a_stage() -> None:
 import ctypes, sys
 from edgeopt.cli import heartbeat
 from edgeopt.cli.display import Display
-heartbeat.begin("edgeopt quantize")
-with Display("a model") as display:
+with heartbeat.beating("edgeopt quantize"), Display("a model") as display:
     display.event({{"event": "stage", "what": "converting"}})
     ctypes.PyDLL(None).sleep({TAKES_S:.0f})
 """

@@ -166,7 +166,7 @@ def test_after_ctrl_c_no_finished_work_is_repeated(watch_folder: Path, tmp_path:
         for finished in STAGES[: max(0, number - 1)]:
             if finished not in ("converting to TFLite", "quantizing to int8"):
                 assert finished not in announced, (stage, announced)
-        assert "another job is running" not in announced  # the interrupted measurement was cancelled on the board
+        assert "waiting behind" not in announced  # the interrupted measurement was cancelled on the board
         assert not (tmp_path / "run").exists()
         assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".run")] == []
         seen.append(stage)

@@ -93,7 +93,11 @@ def cli() -> None:
 def main() -> None:
     """The console script: every error becomes one message and one exit code here, and only here."""
     terminal.prepare()
-    heartbeat.begin(" ".join(["edgeopt", *sys.argv[1:2]]))
+    with heartbeat.beating(" ".join(["edgeopt", *sys.argv[1:2]])):
+        _run()
+
+
+def _run() -> None:
     as_json = "--json" in sys.argv[1:]
     _show_in_any_locale()
     if as_json and not {"-h", "--help"} & set(sys.argv):

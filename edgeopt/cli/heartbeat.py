@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 QUIET_S = 8.0  # on a busy machine two more pass before it runs
 SELDOM_S = 0.5
@@ -20,14 +21,17 @@ _pipe: int | None = None
 _last = ("", 0.0)
 
 
-def begin(command: str) -> None:
-    """From here on, unless stderr is a terminal. Before any thread is started."""
+@contextlib.contextmanager
+def beating(command: str) -> Iterator[None]:
+    """Meanwhile, unless stderr is a terminal. Before any thread is started."""
     global _pipe
     if _pipe is not None or sys.stderr is None or sys.stderr.isatty():
+        yield
         return
     theirs, ours = os.pipe()
     sys.stderr.flush()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         try:
             os.close(ours)
             _watch(theirs, command)
@@ -36,6 +40,13 @@ def begin(command: str) -> None:
     os.close(theirs)
     os.set_blocking(ours, False)
     _pipe = ours
+    try:
+        yield
+    finally:
+        _pipe = None
+        os.close(ours)
+        os.kill(child, signal.SIGKILL)  # another fork of this process may hold the pipe open
+        os.waitpid(child, 0)
 
 
 def note(what: str, count: str = "", said: bool = False) -> None:
@@ -55,6 +66,7 @@ def _watch(pipe: int, command: str) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1):
         os.dup2(nowhere, standard)
+    parent = os.getppid()
     what, count, since = command, "", time.monotonic()
     quiet, rest = time.monotonic(), b""
     while True:
@@ -69,6 +81,8 @@ def _watch(pipe: int, command: str) -> None:
                     what, since = now or command, time.monotonic()
                 quiet = time.monotonic() if said else quiet
             continue
+        if os.getppid() != parent:
+            return
         quiet = time.monotonic()
         how_far = f" {count}," if count else ""
         os.write(2, f"{what}:{how_far} {quiet - since:.0f} s so far\n".encode(errors="replace"))

@@ -1,4 +1,5 @@
-"""Boards: an address and a profile. session.py speaks edgeopt_agent.wire over a transport, which carries bytes:
+"""Boards: an address and a profile. session.py speaks edgeopt_agent.wire with an agent, which launch.py starts over a
+transport, which carries bytes:
 
 local.py      this machine
 ssh.py        SSH by paramiko; ssh_hop.py is one connection of it, ssh_config.py what ~/.ssh/config says
