@@ -152,9 +152,8 @@ class SplitSection(Section):
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.groups is None and self.count is None and self.values is None:
-            yield Conflict(
-                ("values", "groups", "count"), "none of them", "one, or a count beside it", "say which samples it takes"
-            )
+            allowed = "one of the two, or both; values, where the splits are given"
+            yield Conflict(("groups", "count"), "neither", allowed, "say which samples it takes")
         if self.groups is not None and self.values is not None:
             yield Conflict(("values", "groups"), "both", "one of the two", "leave out one")
 

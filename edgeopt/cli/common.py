@@ -243,7 +243,7 @@ class Where:
         self._address = self.text, identity, known_hosts, transport or "paramiko"
         self._profile, self._root, self._python = profile, root, python
         self.may_stand_in = stand_in
-        self._stand_in: dict[str, Any] | None = None  # as provenance.checked, of the board that was opened
+        self._found: dict[str, Any] = {}  # of the board that was opened to measure: its hardware, and the stand-in
 
     def place(self, made_for: str | None = None, root: str | None = None) -> Placement:
         """edgeopt's folder and the Python there. made_for: the profile that a given bundle names; where no other one is
@@ -333,8 +333,10 @@ class Where:
         try:
             self.require_same(session.hello["board"])
             if not any_board:
-                board = {**session.hello["board"], **session.hello["hardware"]}
-                self._stand_in = provenance.checked(self.known_profile(), board, session.address, self.may_stand_in)
+                hardware = session.hello["hardware"]
+                board = {**session.hello["board"], **hardware}
+                stand_in = provenance.checked(self.known_profile(), board, session.address, self.may_stand_in)
+                self._found = {**hardware, "stand_in": stand_in}
         except BaseException:
             session.__exit__(None, None, None)
             raise
@@ -365,10 +367,9 @@ class Where:
         return {name: value for name, value in stated.items() if value is not None}
 
     def board(self, session: Session) -> dict[str, Any]:
-        """Which board a record is about: its name here, what it says of itself (the agent's identity() and
-        hardware()), and "stand_in" as of provenance.checked."""
-        hello = session.hello
-        return {"name": self.name, **hello["board"], **hello["hardware"], "stand_in": self._stand_in}
+        """Which board a record is about: {"name", "model", "serial", "machine_id"}; of what measures with the agent's
+        hardware(), and "stand_in" as of provenance.checked."""
+        return {"name": self.name, **session.hello["board"], **self._found}
 
 
 def _known(device: str) -> tuple[str | None, Entry | None]:
