@@ -21,14 +21,14 @@ MOST_ARRAYS = 10_000
 KINDS = "biufUS"  # truth values, numbers and texts
 
 
-def read(source: Path | bytes, what: str) -> dict[str, Array]:
-    """Every array of an .npz by its name; what: how a message calls the file.
+def read(source: Path | bytes, what: str, only: str | None = None) -> dict[str, Array]:
+    """Every array of an .npz by its name, or `only` one; what: how a message calls the file.
 
     Raises IntegrityError where it is no .npz of plain arrays, or more than MOST_BYTES; FileNotFoundError.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
-            return _arrays(archive)
+            return _arrays(archive, only)
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise whatever a damaged file makes them do
@@ -53,13 +53,13 @@ def require_rows(arrays: Mapping[str, Array], least: int = 1, most: int = MOST_B
         raise ValueError(f"its arrays have {counts} samples; they must be as many, {least} or more")
 
 
-def _arrays(archive: zipfile.ZipFile) -> dict[str, Array]:
+def _arrays(archive: zipfile.ZipFile, only: str | None) -> dict[str, Array]:
     entries = archive.infolist()
     total = sum(entry.file_size for entry in entries)
     if len(entries) > MOST_ARRAYS or total > MOST_BYTES:
         raise ValueError(f"{len(entries)} arrays of {total} bytes, at most {MOST_ARRAYS} and {MOST_BYTES} are read")
     found = {}
-    for entry in entries:
+    for entry in entries if only is None else [entry for entry in entries if entry.filename == f"{only}.npy"]:
         _require_plain(archive, entry)
         with archive.open(entry) as member:
             found[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)

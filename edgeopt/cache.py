@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
@@ -70,7 +71,7 @@ def default_root() -> Path:
 
 
 class Cache:
-    """`hits` and `misses` list the stages of this run, by name, in order.
+    """`hits` and `misses` list the stages of this run, by name, in order; `took_s` tells how long each miss took.
 
     `waiting` is told the name of a stage that another process is building: this one waits and then finds it.
     """
@@ -79,6 +80,7 @@ class Cache:
         self.root = root
         self.hits: list[str] = []
         self.misses: list[str] = []
+        self.took_s: dict[str, float] = {}
         self._waiting = waiting
 
     def stage(self, name: str, inputs: Mapping[str, Any], build: Build) -> Path:
@@ -135,6 +137,7 @@ class Cache:
     def _build(self, name: str, inputs: Mapping[str, Any], key: str, build: Build) -> Path:
         """Only a whole folder ever has a stage's name: its list of hashes is written last, then it is renamed."""
         self.misses.append(name)
+        began = time.monotonic()
         folder, partial = self.root / "stages" / key, _made(self.root / "partial" / key)
         scratch = partial / "output"
         shutil.rmtree(scratch, ignore_errors=True)  # a killed build left it
@@ -158,6 +161,7 @@ class Cache:
         _made(folder.parent)
         scratch.rename(folder)
         shutil.rmtree(partial)
+        self.took_s[name] = self.took_s.get(name, 0.0) + time.monotonic() - began
         return folder
 
 

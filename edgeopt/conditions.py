@@ -69,11 +69,11 @@ def background(series: Sequence[Reading]) -> list[str]:
 
 def changed(series: Sequence[Reading]) -> list[str]:
     """Settings of the board that somebody changed during the run, other than the frequency cap."""
-    names = [name for name in series[0]["power_mode"] if name != "frequency_max_hz"]
+    names = [name for name, value in series[0]["power_mode"].items() if isinstance(value, str | None)]
     return _gone(series) + [
-        f"{name.replace('_', ' ')} changed during the run: {', '.join(map(str, values))}"
+        f"{name.replace('_', ' ')} changed during the run: {', '.join(values)}"
         for name in names
-        if len(values := list(dict.fromkeys(reading["power_mode"][name] for reading in series))) > 1
+        if len(values := list(dict.fromkeys(str(reading["power_mode"].get(name)) for reading in series))) > 1
     ]
 
 

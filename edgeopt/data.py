@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import decode, formats, model, quantizable, stats
+from . import decode, formats, model, quantizable, stats, tasks
 from .cache import Cache, versions
 from .errors import ConfigError
-from .parts import join_parts, split_of
+from .parts import called_in, join_parts, split_of, tells_splits
 from .plan import Plan
 from .task import (
     CLASS_METRICS,
+    Array,
     Samples,
     TaskObject,
     check_labels,
@@ -48,6 +49,33 @@ def opened(plan: Plan, cache: Cache, say: Say) -> dict[str, Samples]:
     return splits
 
 
+def preview(plan: Plan) -> tuple[dict[str, int], list[str]]:
+    """(how many samples each split has, what is foreseen) from labels, groups and parts alone: nothing is decoded, and
+    no code of the user's is run, so that of a Python task nothing is told. Raises ConfigError."""
+    task = plan.run_file.task
+    if task.object is not None:
+        return {}, []
+    names = [name for name in (task.labels, task.groups) if name is not None]
+    if task.kind is not None:
+        items = decode.index(plan, task.kind).items
+        groups = tasks.named([str(item.group) for item in items]) if task.groups else None
+        parts = tasks.named([str(item.part) for item in items]) if plan.column else None
+        samples = Samples((np.zeros(len(items)),), None, groups, parts)
+    else:
+        samples = samples_of(_arrays(plan, names), names[:1], None, task.groups, "the data", plan.column)
+    rows = split(samples, plan.splits, plan.run_file.splits.seed)
+    return {name: len(own) for name, own in rows.items()}, foreseen(plan, samples.take(rows["final"]))
+
+
+def _arrays(plan: Plan, names: Sequence[str]) -> dict[str, Array]:
+    """The named arrays of [task] arrays, with the column of given splits. Raises ConfigError."""
+    given, column = plan.run_file.task.arrays, plan.run_file.splits.column
+    if isinstance(given, dict):
+        parts = {part: read_npz(plan.folder / path, only=called_in(part, names)) for part, path in given.items()}
+        return join_parts(parts, names)
+    return read_npz(plan.folder / str(given), only=[*names, *([column] if column else [])])
+
+
 def foreseen(plan: Plan, final: Samples) -> list[str]:
     """Why a run of this plan can only end undecided, in words, before anything is measured; nothing where it can pass.
 
@@ -69,9 +97,9 @@ def foreseen(plan: Plan, final: Samples) -> list[str]:
     if stats.verdict(0.0, interval, plan.floor_drop, n, groups)[0] == "pass":
         return []
     return [
-        f"the verdict can only be undecided or fail: with {n} samples in [splits] final a drop of "
-        f"{interval[1]:.3g} cannot be excluded though every answer is the source model's, and [ladder] floor_drop is "
-        f"{plan.floor_drop:g}; enlarge final or raise floor_drop"
+        f"the verdict will be undecided though every answer were the source model's: with {n} samples in [splits] "
+        f"final a drop of {interval[1]:.2g} cannot be excluded, but [ladder] floor_drop is {plan.floor_drop:g}; enlarge"
+        " final, or raise floor_drop"
     ]
 
 
@@ -82,17 +110,28 @@ def _given_splits(final: Samples) -> str:
     return f" (is '{name}' a given split? then [splits] column names the array, and values)" if split_of(name) else ""
 
 
+def _mixed(plan: Plan, found: Mapping[str, Array]) -> list[str]:
+    """Arrays of text that tell given splits, where the run file names none."""
+    spec = plan.run_file.splits
+    if plan.column is not None or any(section.groups for section in spec.sections().values()):
+        return []
+    texts = [name for name, array in found.items() if array.ndim == 1 and array.dtype.kind == "U"]
+    return [name for name in texts if tells_splits(np.unique(found[name]).tolist())]
+
+
 def read(plan: Plan, cache: Cache, say: Say) -> Samples:
     """All samples that [task] names, before they are split. Raises ConfigError, ModelError, MissingDependency."""
     task = plan.run_file.task
     if isinstance(task.arrays, dict):
         names = [*task.inputs, *(name for name in (task.labels, task.groups) if name is not None)]
-        parts = {part: read_npz(plan.folder / path) for part, path in task.arrays.items()}
-        joined = join_parts(parts, names)
-        return samples_of(joined, task.inputs, task.labels, task.groups, "its parts", plan.column)
+        return samples_of(_arrays(plan, names), task.inputs, task.labels, task.groups, "its parts", plan.column)
     if task.arrays is not None:
         path = plan.folder / task.arrays
-        return samples_of(read_npz(path), task.inputs, task.labels, task.groups, f"'{path}'", plan.column)
+        found = read_npz(path)
+        for name in _mixed(plan, found):
+            said = f"'{name}' in {path} holds names of splits, and the run file mixes them: name it in [splits] column"
+            say({"event": "warning", "what": said})
+        return samples_of(found, task.inputs, task.labels, task.groups, f"'{path}'", plan.column)
     if task.kind is not None:
         return decode.samples(plan, cache, task.kind, say)
     spec = str(task.object)

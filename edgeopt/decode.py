@@ -28,7 +28,7 @@ def with_classes(plan: Plan) -> Plan:
     task = plan.run_file.task
     if task.kind is None or task.classes or task.labels is None:
         return plan
-    names = tasks.class_names(_index(plan, task.kind).items)
+    names = tasks.class_names(index(plan, task.kind).items)
     run_file = plan.run_file.model_copy(update={"task": task.model_copy(update={"classes": names})})
     return dataclasses.replace(plan, run_file=run_file)
 
@@ -62,7 +62,8 @@ def golden(plan: Plan, cache: Cache, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _index(plan: Plan, kind: str) -> tasks.Data:
+def index(plan: Plan, kind: str) -> tasks.Data:
+    """Which samples there are, nothing decoded. Raises ConfigError."""
     task = plan.run_file.task
     given = getattr(task, kind)
     source: Path | dict[str, Path] = (
@@ -75,7 +76,7 @@ def _index(plan: Plan, kind: str) -> tasks.Data:
 
 
 def _decoded(plan: Plan, cache: Cache, kind: str, say: Say) -> tuple[tasks.Data, dict[str, Array]]:
-    task, data = plan.run_file.task, _index(plan, kind)
+    task, data = plan.run_file.task, index(plan, kind)
     inputs = {
         **data.key(),
         "versions": versions(tasks.load(kind).DISTRIBUTIONS),

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,7 @@ def optimize(
     stages come from the cache, so a run that was interrupted goes on where it was.
     Raises EdgeoptError.
     """
+    began = time.monotonic()
     _require_own(out)
     plans.require_packages(plan, lower.abilities())
     plan = decode.with_classes(plan)
@@ -64,10 +66,12 @@ def optimize(
         plan = onboard.settle(plan, facts, session.address)
         measure.require_runtime(facts, plan.runtime, session.address, python)
         bench = stages.open_workbench(plan, splits, cache, say, remeasure)
-        return _into(out, bench, session, facts, bundle_anyway)
+        return _into(out, bench, session, facts, bundle_anyway, began)
 
 
-def _into(out: Path, bench: Workbench, session: Session, facts: dict[str, Any], bundle_anyway: bool) -> dict[str, Any]:
+def _into(
+    out: Path, bench: Workbench, session: Session, facts: dict[str, Any], bundle_anyway: bool, began: float
+) -> dict[str, Any]:
     sources = {name: stages.reference(bench, name) for name in ("selection", "final")}
     with disk.writing(out, "--out"):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +82,11 @@ def _into(out: Path, bench: Workbench, session: Session, facts: dict[str, Any], 
         disk.require_room(scratch)
         run = Run(bench, session, facts, scratch, sources, {}, {})
         document = _climb(run, bundle_anyway)
+        document["seconds"] = {
+            "total": round(time.monotonic() - began, 3),
+            "stages": {name: round(seconds, 3) for name, seconds in bench.cache.took_s.items()},
+            "stored": list(dict.fromkeys(bench.cache.hits)),
+        }
         disk.write(scratch / "run.json", json.dumps(document, indent=1, allow_nan=False))
         html.write(document, scratch)
         _replace(scratch, out)

@@ -281,7 +281,9 @@ class RunFile(Section):
     ] = Field(description="Name of the run, of its folder in runs/ and of the bundle.")
     model: ModelSection = Field(description="The trained model.")
     task: TaskSection = Field(description="The data, and how a sample is prepared and scored.")
-    splits: SplitsSection = Field(description="Three disjoint parts of the data; no group is in two of them.")
+    splits: SplitsSection = Field(
+        description="Parts of the data that share no sample and no group; given ones: column, and values in each."
+    )
     device: DeviceSection = Field(description="The board.")
     budget: Demands = Field(
         default=Demands(),

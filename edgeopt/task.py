@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -84,8 +84,14 @@ class Split:
     values: tuple[int | str, ...] | None = None
 
 
-def read_npz(path: Path, key: str = "[task] arrays", objects: list[str] | None = None) -> dict[str, Array]:
-    """Every array of an .npz, pickles refused. objects: is given the names of arrays of objects, else they are refused.
+def read_npz(
+    path: Path,
+    key: str = "[task] arrays",
+    objects: list[str] | None = None,
+    only: Container[str] | None = None,
+) -> dict[str, Array]:
+    """Every array of an .npz, or those of `only`; pickles refused. objects: is given the names of arrays of objects,
+    else they are refused.
 
     Raises ConfigError naming key, file and array.
     """
@@ -98,6 +104,8 @@ def read_npz(path: Path, key: str = "[task] arrays", objects: list[str] | None =
             raise ConfigError(f"{what} is a single .npy array; save it with numpy.savez(path, name=array, …)")
         with archive:
             for name in archive.files:
+                if only is not None and name not in only:
+                    continue
                 try:
                     found[name] = archive[name]
                 except ValueError as error:

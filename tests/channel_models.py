@@ -85,6 +85,11 @@ def qkv(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.head((x + net.down(net.up(x + net.p(y)).relu())).mean(1))
 
 
+def classed(net: Net, x: torch.Tensor) -> torch.Tensor:
+    tokens = net.b(net.a(x)).flatten(2).transpose(1, 2)
+    return net.head(torch.cat([net.w.expand(len(x), -1, -1), tokens], 1).mean(1))
+
+
 SERIES = (6, 8)  # steps, features
 MODELS: dict[str, tuple[Any, tuple[int, ...], set[str], set[str]]] = {
     # name: (model, a sample, layers that are cut, layers left whole that yield no output)
@@ -182,6 +187,16 @@ MODELS: dict[str, tuple[Any, tuple[int, ...], set[str], set[str]]] = {
         lambda: Net(lambda net, x: {"f": [net.c(net.b(net.b(net.a(x))))], "g": net.c(net.a(x))}, a=conv(3, 16),
                     b=conv(16, 16), c=conv(16, 16)),
         (3, 8, 8), {"a.0", "b.0"}, set(),
+    ),
+    "learned positions": (
+        lambda: Net(lambda net, x: net.head(net.b(net.a(x) + net.w).mean((2, 3))), a=conv(3, 16), b=conv(16, 16),
+                    w=nn.Parameter(torch.randn(1, 16, 8, 8)), head=nn.Linear(16, 4)),
+        (3, 8, 8), {"a.0", "b.0"}, set(),
+    ),
+    "class token": (
+        lambda: Net(classed, a=conv(3, 16), b=conv(16, 16), w=nn.Parameter(torch.randn(1, 1, 16)),
+                    head=nn.Linear(16, 4)),
+        (3, 8, 8), {"a.0"}, {"b.0"},
     ),
     "assertion": (lambda: body(asserted), (3, 8, 8), {"b.0"}, {"a.0"}),
     "weight norm": (

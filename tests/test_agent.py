@@ -286,7 +286,7 @@ def test_an_artifact_that_does_not_fit_its_samples_is_named(
 
 def test_pickles_in_a_shard_are_refused(session: Session) -> None:
     shard = npz(np.array([[{"a": 1}]], dtype=object))
-    with pytest.raises(AgentFailure, match="allow_pickle=False"):
+    with pytest.raises(AgentFailure, match="says it is object"):
         session.run(bench_request([session.send(fake_model())], [session.send(shard)]))
 
 

@@ -167,6 +167,18 @@ def test_a_profile_of_another_processor_is_refused(server: LoopbackBoard, device
     assert not (devices.parent / "known_hosts" / "one").exists()
 
 
+def test_a_stand_in_is_known_as_one(server: LoopbackBoard) -> None:
+    done = add(server, "--accept-new", "--profile", OTHER_PROFILE, "--stand-in")
+    assert done.returncode == 0, done.stderr
+    assert registry.get("one").stand_in is True
+    assert registry.adding("one").endswith("--stand-in --overwrite")
+    listed = run_cli("power", "--list", "--device", "one", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert json.loads(listed.stdout)["board"]["stand_in"]["profile"] == OTHER_PROFILE
+    add(server, "--accept-new", "--overwrite", "--profile", OWN_PROFILE, "--stand-in")
+    assert registry.get("one").stand_in is None, "it is the profile's board"
+
+
 def test_add_without_a_profile_says_what_is_missing(server: LoopbackBoard) -> None:
     bare = ["--identity", server.identity, "--board-python", sys.executable, "--accept-new"]
     done = run_cli("device", "add", "one", server.address, *bare)

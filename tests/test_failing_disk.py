@@ -118,6 +118,25 @@ def test_an_outcome_that_cannot_be_written_is_told_as_that(tmp_path: Path, fail:
     assert current(root)[1] == ONE.id
 
 
+def test_a_disk_that_takes_nothing_more_in_the_middle_of_a_change(tmp_path: Path, fail: Fail) -> None:
+    """The job's log neither."""
+    root = tmp_path / "board"
+    activate(root, ONE)
+    flag = fail("write", f"{root}/", errno.ENOSPC, once=False)
+    flag.unlink()
+    (root / "hooks").mkdir()
+    (root / "hooks" / "pause").write_text(f"#!/bin/sh\ntouch {flag}\n")
+    (root / "hooks" / "pause").chmod(0o755)
+    with pytest.raises(AgentFailure, match="did not take its outcome") as caught:
+        flash(root, tmp_path)
+    assert f"({ONE.id[:12]}) is current there" in str(caught.value)
+    assert current(root) == (ONE.id, None)
+    flag.unlink()
+    (root / "hooks" / "pause").unlink()
+    made = flash(root, tmp_path)
+    assert current(root) == (made, ONE.id)
+
+
 def test_a_rollback_that_fails_says_what_is_current(tmp_path: Path) -> None:
     root = tmp_path / "board"
     activate(root, ONE)

@@ -309,7 +309,7 @@ def across(name: str, folder: Path, host: str) -> Iterator[LoopbackBoard]:
             return ["ip", "netns", "exec", name, *command]
 
         def _await_server(self) -> None:
-            until(lambda: self.log.exists() and "Server listening" in self.log.read_text(), "the server")
+            until(lambda: self.log.exists() and self.log.read_text().count("Server listening") == 2, "the server")
             key = (self.folder / "host_key.pub").read_text()
             self.known_hosts.write_text(f"[{host}]:{self.port} {key}")
             bracketed = f"[{host}]" if ":" in host else host

@@ -43,9 +43,9 @@ def test_defaults_and_what_is_given(tmp_path: Path) -> None:
     assert bare.splits["calibration"].groups == (0, 1)
     assert bare.preprocess == [[]]
     lines = "[prune]\nratios = [0.25, 0.5]\nround_to = 4\nepochs = 3\nlearning_rate = 1.0\nbatch = 7\n"
-    assert made(tmp_path, lines).prunes == (
-        (Prune(0.25, 4), Recover(3, 1.0, 7, 0)),
-        (Prune(0.5, 4), Recover(3, 1.0, 7, 0)),
+    assert made(tmp_path, lines + 'keep = ["stem", "block1.*"]\n').prunes == (
+        (Prune(0.25, 4, keep=("stem", "block1.*")), Recover(3, 1.0, 7, 0)),
+        (Prune(0.5, 4, keep=("stem", "block1.*")), Recover(3, 1.0, 7, 0)),
     )
 
 

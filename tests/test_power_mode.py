@@ -125,6 +125,22 @@ def test_when_the_guardian_is_killed_too_the_next_status_gives_it_back(board: Bo
     assert board.now() == BEFORE, errors
 
 
+def test_a_processor_that_goes_away_leaves_no_other_one_capped(board: Board) -> None:
+    """Its policy goes with it; when it is back, what was its own is given back as well."""
+    gone, away = board.tree / "cpufreq" / "policy2", board.tree / "away"
+    with board.start("bench", str(board.model), "--random", "--no-repeat", *WANTED) as bench:
+        board.wait_for(HELD)
+        gone.rename(away)
+        _, errors = bench.communicate(timeout=60)
+    assert bench.returncode == 0, errors
+    away.rename(gone)
+    assert board.now() == [BEFORE[0], HELD[1]]
+    with board.start("status") as status:
+        status.communicate(timeout=60)
+    assert board.now() == BEFORE
+    assert not (board.root / "power-mode.json").exists()
+
+
 def guardians(root: Path) -> list[int]:
     record = str(root / "power-mode.json").encode()
     found = []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from board_folder import Board
 from boards import dense_bundle, dense_tflite
+from bundle_variants import variant
 from conftest import SMALL, copy_example, run_cli, run_quick
 from edgeopt_agent import facts
 
@@ -230,6 +231,9 @@ def test_a_bundle_of_a_stand_in_says_so_wherever_it_goes(model: Path) -> None:
     assert MARK in " ".join(board.run("status").stdout.split())
     refused = board.run("flash", out, *OTHER, code=2)
     assert "--stand-in" in refused.stderr
+    other = bundles.read(out).manifest.model_dump(mode="json")["measured_on"] | {"cpu_model": "Cortex-A72"}
+    theirs = variant(out, model.parent / "theirs.edgeopt", measured_on=other | {"stand_in": None})
+    assert "its figures are of another board (Cortex-A72," in board.run("flash", theirs.path).stdout
     assert "marked: checked on a stand-in" in board.run("flash", out, *OTHER, "--stand-in").stdout
 
 

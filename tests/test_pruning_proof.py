@@ -131,6 +131,36 @@ def test_a_kept_layer_that_is_not_there_names_the_nearest() -> None:
         pruning.prune(body(lambda x: x), Prune(), (images(),), silent, ["haed"])
 
 
+def test_a_sample_that_shows_nothing_is_no_proof() -> None:
+    net = body(lambda x: x.flip(1)).eval()
+    for part in net.modules():
+        if getattr(part, "bias", None) is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.zero_()
+    _, history = pruning.prune(net, Prune(), (np.zeros((4, 3, 8, 8), np.float32),), silent)
+    assert history["widths"]["a.0"] == [16, 16]
+
+
+def test_channels_that_are_always_zero_go_first() -> None:
+    """Half of every layer is dead, so half of every layer costs nothing."""
+    make, shape, _, _ = MODELS["depthwise, excited, residual"]
+    torch.manual_seed(0)
+    source = make().eval()
+    with torch.no_grad():
+        for layer in (part for name, part in source.named_modules() if name != "head"):
+            for tensor in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+                if tensor is not None:
+                    tensor[1::2] = 0
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.zero_()
+    module, history = pruning.prune(source, Prune(), (images(shape=shape),), silent)
+    fresh = torch.from_numpy(images(16, shape))
+    assert history["macs"][1] < history["macs"][0] / 1.9
+    with torch.no_grad():
+        np.testing.assert_allclose(module(fresh), source(fresh), atol=1e-6)
+
+
 def test_widths_that_round_to_leaves_alone_are_told() -> None:
     net = Net(
         lambda net, x: net.head(net.c(net.b(net.a(x))).mean((2, 3))),

@@ -226,6 +226,14 @@ def test_readme_has_blocks_of_every_kind() -> None:
     assert {language for language, _ in blocks()} == {"sh", "toml", "python"}
 
 
+def test_every_word_to_a_screen_passes_one_function() -> None:
+    """What is foreign in it then does nothing there (edgeopt.visible)."""
+    own = {"display.py", "document.py", "completion.py", "screen.py"}
+    for path in (REPOSITORY / "edgeopt" / "cli").glob("*.py"):
+        found = re.findall(r"click\.(?:s?echo)\(|rich\.console|(?<![.\w])print\(", path.read_text())
+        assert path.name in own or not found, f"{path.name}: {found}; use display.echo, echo_message or screen"
+
+
 def test_readme_names_every_command_and_preprocess_step() -> None:
     from edgeopt_agent import preprocess
 

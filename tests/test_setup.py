@@ -118,8 +118,9 @@ class Stopped(Exception):
 
 
 class StoppedWhileItUnpacks(jobs.Context):
-    def progress(self, done: int, total: int, what: str) -> None:  # noqa: ARG002
-        raise Stopped
+    def emit(self, event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            raise Stopped
 
 
 def test_repairing_an_environment_leaves_one_at_every_moment(tmp_path: Path) -> None:

@@ -255,9 +255,7 @@ def test_a_board_that_froze_is_given_up_and_found_again(tmp_path: Path, transpor
             frozen = [server.pid, *ssh_sessions(server.pid)]
             for pid in frozen:
                 os.kill(pid, signal.SIGSTOP)
-            with pytest.raises(
-                DeviceUnreachable, match=r"gave up after 1 s.*goes on there; run the same command again"
-            ):
+            with pytest.raises(DeviceUnreachable, match=r"gave up after 1 s; run the same command again"):
                 session.facts()
             for pid in frozen:
                 os.kill(pid, signal.SIGCONT)

@@ -185,6 +185,19 @@ def test_where_edgeopt_lives_and_which_python_runs_is_not_the_bundles_to_say(tmp
     assert (known.root, known.python) == ("/mine", "python3")
 
 
+def test_a_bundle_is_not_made_with_a_library_that_the_profile_does_not_name(tmp_path: Path) -> None:
+    (tmp_path / "m.tflite").write_bytes(dense_tflite(4, 3))
+    (tmp_path / "p.json").write_text(json.dumps({"preprocess": [[]], "options": {"delegate": "/usr/lib/libx.so"}}))
+    done = run_cli(
+        *("bundle", tmp_path / "m.tflite", "--profile", "raspberry-pi-4", "--out", tmp_path / "m.edgeopt"),
+        *("--preprocess", tmp_path / "p.json"),
+    )
+    assert done.returncode == 2, done.stderr
+    for word in ("/usr/lib/libx.so", "raspberry-pi-4", "[npu]"):
+        assert word in done.stderr
+    assert not (tmp_path / "m.edgeopt").exists()
+
+
 # How much a small bundle may become.
 
 

@@ -23,7 +23,7 @@ from importlib import util
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from . import facts, releases, room, runtimes, store
-from .files import code_path, fsync_folder, read_json, remove, replace_symlink, sha256_file, write_json
+from .files import code_path, fsync_folder, note, read_json, remove, replace_symlink, sha256_file, write_json
 from .wire import RemoteError, field, is_plain_name
 
 RECORD = "environment.json"
@@ -307,4 +307,4 @@ def _drop(path: str) -> None:
     try:
         remove(path)
     except OSError as error:
-        print(f"{path} stays: {error}", file=sys.stderr)
+        note(f"{path} stays: {error}")

@@ -39,7 +39,7 @@ def parse_cpuinfo(text: str) -> Dict[str, Any]:
     cores: Dict[str, None] = {}
     implementer = "?"
     for line in text.splitlines():
-        key, value = (part.strip() for part in (line + ":").split(":")[:2])
+        key, value = line.partition(":")[0].strip(), line.partition(":")[2].strip()
         fields.setdefault(key.lower(), value)
         if key == "CPU implementer":
             implementer = value

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 from typing import Any, Optional
 
 from .wire import RemoteError
@@ -23,6 +22,8 @@ def fsync_folder(path: str) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error  # a failed fsync() does not name its folder
     finally:
         os.close(handle)
 
@@ -90,11 +91,19 @@ def remove(path: str) -> None:
         _forget(path)
 
 
+def note(text: str) -> None:
+    """A line for the job's log, or whoever looks on. The log may lie on the disk that failed: that ends nothing."""
+    try:
+        os.write(2, text.encode("utf-8", "replace") + b"\n")
+    except OSError:
+        pass
+
+
 def set_aside(path: str) -> None:
     """Give what stands at `path` another name beside it: whose it is, nobody here knows."""
     other = f"{path}.odd-{os.urandom(4).hex()}"
     os.rename(path, other)
-    print(f"{path} was not what edgeopt has there; it is {other} now", file=sys.stderr)
+    note(f"{path} was not what edgeopt has there; it is {other} now")
 
 
 def _make_way(path: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from typing import Optional
 
+from .files import note
 from .root import others_may_change
 
 NAMES = ("pause", "resume")
@@ -50,7 +50,7 @@ def run(root: str, name: str, release: str) -> Optional[str]:
     if failure is None:
         return None
     failure = f"the hook {path} {failure}"
-    print(failure, file=sys.stderr)
+    note(failure)
     return failure
 
 

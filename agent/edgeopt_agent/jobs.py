@@ -18,7 +18,7 @@ import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
 from . import logind, power_mode, room, store, turn
-from .files import append_line, code_path, read_json, remote_error, sha256_file, write_json
+from .files import append_line, code_path, note, read_json, remote_error, sha256_file, write_json
 from .turn import BoardLock, is_held
 from .wire import RemoteError, field, is_plain_name
 
@@ -61,7 +61,7 @@ class Context:
         try:
             append_line(os.path.join(self.folder, "events.jsonl"), text.encode("utf-8"))
         except OSError as error:
-            print(f"an event could not be written ({error}): {text}", file=sys.stderr)
+            note(f"an event could not be written ({error}): {text}")
 
     def progress(self, done: int, total: int, what: str) -> None:
         self.emit({"event": "progress", "done": done, "of": total, "what": what})
@@ -258,7 +258,7 @@ def _leave(root: str, folder: str, outcome: Dict[str, Any]) -> None:
             write_json(path, outcome)
             break
         except OSError as error:
-            print(f"the job's outcome could not be written ({error}): {json.dumps(outcome)[:4000]}", file=sys.stderr)
+            note(f"the job's outcome could not be written ({error}): {json.dumps(outcome)[:4000]}")
             room.give_up_reserve(root)
     if not os.path.exists(path):
         os.rename(unwritten, path)

@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .facts import read
-from .files import code_path, read_json, set_aside, write_json
+from .files import code_path, note, read_json, set_aside, write_json
 from .watch import cooling
 from .wire import RemoteError
 
@@ -147,9 +147,9 @@ def recover(root: str) -> None:
         return
     except ValueError as error:  # what it held cannot be given back, and must not stop all that is done here
         set_aside(record)
-        print(f"the power mode that a job left behind cannot be given back: {error}", file=sys.stderr)
+        note(f"the power mode that a job left behind cannot be given back: {error}")
     except RemoteError as error:  # the record stays until that one has ended
-        print(error, file=sys.stderr)
+        note(str(error))
 
 
 def _read(record: str) -> Dict[str, Any]:
@@ -175,7 +175,7 @@ def _give_back(record: str) -> None:
             try:
                 _write(path, value)
             except RemoteError as error:  # it stays in the record, for whoever may, or for when its processor is back
-                print(error, file=sys.stderr)
+                note(str(error))
                 still.insert(0, [path, value])
     if not still:
         os.unlink(record)

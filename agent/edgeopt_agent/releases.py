@@ -23,6 +23,7 @@ from .files import (
     append_line,
     code_path,
     fsync_folder,
+    note,
     read_text,
     remove,
     replace_symlink,
@@ -129,7 +130,7 @@ def recover(root: str) -> Optional[Dict[str, Any]]:
     try:
         verified(root, before["release"])
     except RemoteError as error:
-        print(f"the current release was not confirmed, but stays: {error}", file=sys.stderr)
+        note(f"the current release was not confirmed, but stays: {error}")
         return None
     return _switch(root, before["release"], NOT_CONFIRMED, before["previous_activation"])
 
@@ -210,7 +211,7 @@ def _is_whole(root: str, release: str) -> bool:
     try:
         verified(root, release)
     except RemoteError as error:
-        print(f"nothing can return to it: {error}", file=sys.stderr)
+        note(f"nothing can return to it: {error}")
         return False
     return True
 
@@ -270,7 +271,7 @@ def _switch(
     must = why != NOT_CONFIRMED
     unusable = hooks.why_unusable(root)
     if unusable:
-        print(unusable, file=sys.stderr)
+        note(unusable)
     if unusable and must:
         raise RemoteError("hook", f"{unusable}; nothing was changed")
     try:
@@ -347,7 +348,7 @@ def _log(root: str, record: Dict[str, Any]) -> None:
     try:
         append_line(os.path.join(root, "log.jsonl"), json.dumps(record, sort_keys=True).encode("utf-8"), durable=True)
     except OSError as error:
-        print(f"log.jsonl lacks activation {record['number']}: {error}", file=sys.stderr)
+        note(f"log.jsonl lacks activation {record['number']}: {error}")
 
 
 def _sweep(root: str, now: int) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from typing import Set
 
 from . import activations, store
-from .files import read_json, remove
+from .files import fsync_folder, note, read_json, remove, set_aside
 from .wire import RemoteError
 
 KEEP_PREVIOUS = 2
@@ -42,7 +41,7 @@ def make(root: str, size_bytes: int = RECORDS_BYTES, vital: bool = False) -> Non
             if has(root, size_bytes):
                 return
     except (OSError, _Unknown) as error:
-        print(f"no room was made in the store: {error}", file=sys.stderr)
+        note(f"no room was made in the store: {error}")
     if vital:
         give_up_reserve(root)
 
@@ -67,6 +66,8 @@ def keep_reserve(root: str) -> None:
     try:
         if os.path.isdir(folder) and set(os.listdir(folder)) >= {"space", *names}:
             return
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            set_aside(folder)
         if not has(root, RESERVE_BYTES + store.SPARE_BYTES):
             return
         os.makedirs(folder, exist_ok=True)
@@ -77,8 +78,10 @@ def keep_reserve(root: str) -> None:
             os.posix_fallocate(handle, 0, RESERVE_BYTES)
         finally:
             os.close(handle)
+        fsync_folder(folder)
+        fsync_folder(root)
     except OSError as error:
-        print(f"no reserve is kept for the way back: {error}", file=sys.stderr)
+        note(f"no reserve is kept for the way back: {error}")
 
 
 def tidy(root: str) -> None:
@@ -87,7 +90,7 @@ def tidy(root: str) -> None:
     try:
         store.trim(root, _used(root))
     except (OSError, _Unknown) as error:
-        print(f"the store was not trimmed: {error}", file=sys.stderr)
+        note(f"the store was not trimmed: {error}")
     if activations.current_number(root) is not None:
         keep_reserve(root)
 
@@ -105,7 +108,7 @@ def collect_garbage(root: str) -> None:
                 if name not in names:
                     remove(os.path.join(root, folder, name))
     except OSError as error:
-        print(f"what nothing uses stays until the next flash: {error}", file=sys.stderr)
+        note(f"what nothing uses stays until the next flash: {error}")
 
 
 class _Unknown(Exception):

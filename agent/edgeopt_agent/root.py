@@ -85,14 +85,14 @@ def _holds_nothing_else(root: str) -> bool:
 def _set_odd_aside(root: str) -> None:
     """Where edgeopt has been, what stands in a place of its own and is of another kind is kept under another name. On a
     disk that cannot be written it stays: status answers all the same."""
-    from .files import set_aside
-
     if sum(os.path.isdir(os.path.join(root, name)) for name in FOLDERS) < 2:
         return
     for names, is_right in ((FOLDERS, os.path.isdir), (FILES, os.path.isfile)):
         for name in names:
             path = os.path.join(root, name)
             if os.path.lexists(path) and not is_right(path):
+                from .files import set_aside  # not at every start
+
                 try:
                     set_aside(path)
                 except OSError as error:

@@ -79,8 +79,8 @@ def followed_s(folder: str) -> float:
 def is_held(path: str) -> bool:
     """Whether a process holds the lock at `path`."""
     try:
-        handle = os.open(path, os.O_RDWR)
-    except (FileNotFoundError, NotADirectoryError):
+        handle = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # another user's cannot be looked at
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -93,19 +93,24 @@ def is_held(path: str) -> bool:
 
 def present(root: str) -> List[Dict[str, Any]]:
     """The jobs that work or wait, in the order of asking: {"job", "kind", "by", "waits", "for_s": how long it works
-    (None: it waits), "followed": whether somebody asked for it lately}."""
+    (None: it waits, or does not tell), "followed": whether somebody asked for it lately}."""
     found = []
     now = time.monotonic()
-    for name in os.listdir(os.path.join(root, "jobs")):
+    try:
+        names = os.listdir(os.path.join(root, "jobs"))
+    except PermissionError:
+        return []
+    for name in names:
         folder = os.path.join(root, "jobs", name)
         if not is_held(os.path.join(folder, "alive")) or os.path.exists(os.path.join(folder, "result.json")):
             continue
         asked, process = _asked(folder), _dictionary(os.path.join(folder, "process.json"))
         began = process.get("began_s")
+        waits = began is None and not (process and "began_s" not in process)  # an older agent does not tell
         job = {"job": name, "kind": asked.get("kind") or name.partition("-")[0], "by": asked.get("by")}
         for_s = None if began is None else now - began
         lately = now - followed_s(folder) < ANSWER_S
-        found.append((number_of(folder), dict(job, waits=began is None, for_s=for_s, followed=lately)))
+        found.append((number_of(folder), dict(job, waits=waits, for_s=for_s, followed=lately)))
     return [job for _, job in sorted(found, key=lambda pair: (pair[0], pair[1]["job"]))]
 
 
@@ -180,7 +185,9 @@ class BoardLock:
     def _require_follower(self, context: Context) -> None:
         if time.monotonic() - followed_s(context.folder) > PATIENCE_S:
             raise RemoteError(
-                "cancelled", f"nobody asked for the waiting job for {PATIENCE_S:.0f} s, so it ended before it began"
+                "cancelled",
+                f"nobody asked for the waiting job for {PATIENCE_S:.0f} s, so it ended before it began; "
+                "run the same command again",
             )
 
 

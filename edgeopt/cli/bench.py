@@ -14,9 +14,11 @@ from .common import (
     boards_options,
     device_options,
     json_option,
+    metric_option,
     mode_options,
     power_mode_options,
     print_json,
+    require_labelled,
     verdict_code,
 )
 from .display import Display, echo, screen
@@ -26,10 +28,13 @@ from .queries import Queries, load, made_for, query_options
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
+    from ..device.session import Session
+    from ..task import Array
 
 
 def _options(command: Any) -> Any:
-    return mode_options(power_mode_options(query_options(placement_options(keep_options(json_option(command))))))
+    scored = metric_option("each model's score on the board is told")(json_option(command))
+    return mode_options(power_mode_options(query_options(placement_options(keep_options(scored)))))
 
 
 def placement_options(command: Any) -> Any:
@@ -136,10 +141,12 @@ def _measure(
     settings: dict[str, str],
     require_int8: float | None,
     allow_fallback: tuple[str, ...],
+    metric: str | None,
     operators: bool = False,
 ) -> dict[str, Any]:
     from .. import measure, placement, stats
 
+    require_labelled(queries.inputs, queries.labels, metric)
     subject = f"{', '.join(path.name for path in paths)} on {where.device}"
     expected_s = 60 * minutes if mode == stats.SUSTAINED else stats.MODES[mode].min_seconds * len(paths)
     asked = {"models": [str(path) for path in paths], "mode": mode, "seed": queries.seed, "no_repeat": no_repeat}
@@ -162,17 +169,33 @@ def _measure(
             ran = [placement.checked(session, one, shards, demand, operators) for one in artifacts]
             given = (session, artifacts, shards, mode, queries.seed, kept.samples, display.event, power_mode, minutes)
             measure.settled(*given, repeat=not no_repeat)
+            scores = [_score(session, one, shards, loaded.labels, metric) for one in artifacts]
             board = {**facts, **where.board(session)}
         return kept.document(
             {
                 "device": session.address,
                 "board": board,
-                "artifacts": [{**_told(own), "inputs": loaded.bound[n]} for n, own in enumerate(artifacts)],
+                "artifacts": [
+                    {**_told(own), "inputs": loaded.bound[n], "score": scores[n]} for n, own in enumerate(artifacts)
+                ],
                 "operators": [found["operators"] if found and operators else None for found in ran],
                 "budgets": _budgets(paths, where),
                 "random_inputs": queries.random,
             }
         )
+
+
+def _score(
+    session: Session, artifact: Artifact, shards: list[bytes], labels: Array | None, metric: str | None
+) -> dict[str, Any] | None:
+    """The mean score of what the board answers; None where it was not asked for."""
+    from .. import measure
+    from ..tools import scoring
+
+    if labels is None or metric is None:
+        return None
+    value = scoring.mean(measure.outputs(session, artifact, shards), labels, metric)
+    return {"metric": metric, "value": value, "n": len(labels)}
 
 
 def _told(artifact: Artifact) -> dict[str, Any]:

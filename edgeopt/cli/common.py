@@ -48,6 +48,23 @@ def shape_option(told: str) -> Callable[[Command], Command]:
     return click.option("--shape", "shapes", callback=_shapes, multiple=True, help=told)
 
 
+labels_option = click.option("--labels", help="Name of the array of labels in --inputs, which is no input.")
+
+
+def metric_option(then: str) -> Callable[[Command], Command]:
+    """--metric; then: what is known with labels and metric."""
+    told = f"How labels are compared; then {then}."
+    return click.option("--metric", type=click.Choice(["top1", "top5", "negative_mae"]), help=told)
+
+
+def require_labelled(inputs: Path | None, labels: str | None, metric: str | None) -> None:
+    """Raises ConfigError for labels without samples, and for a metric without labels."""
+    if labels is not None and inputs is None:
+        raise ConfigError(f"--labels {labels}: it names an array of --inputs, which is not given")
+    if metric is not None and labels is None:
+        raise ConfigError(f"--metric {metric}: it compares with labels; name their array with --labels")
+
+
 def mode_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--mode, --minutes and --no-repeat."""
     for option in (
@@ -225,7 +242,7 @@ class Where:
         self.text = self.entry.address if self.entry else device
         self._address = self.text, identity, known_hosts, transport or "paramiko"
         self._profile, self._root, self._python = profile, root, python
-        self._may_stand_in = stand_in
+        self.may_stand_in = stand_in
         self._stand_in: dict[str, Any] | None = None  # as provenance.checked, of the board that was opened
 
     def place(self, made_for: str | None = None, root: str | None = None) -> Placement:
@@ -317,7 +334,7 @@ class Where:
             self.require_same(session.hello["board"])
             if not any_board:
                 board = {**session.hello["board"], **session.hello["hardware"]}
-                self._stand_in = provenance.checked(self.known_profile(), board, session.address, self._may_stand_in)
+                self._stand_in = provenance.checked(self.known_profile(), board, session.address, self.may_stand_in)
         except BaseException:
             session.__exit__(None, None, None)
             raise

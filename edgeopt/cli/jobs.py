@@ -66,6 +66,13 @@ def stop(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     return {"state": state, "current": session.status(verify=False)["current"]}
 
 
+def _since(seconds: float | None) -> str:
+    if seconds is None:
+        return "begun by an older edgeopt"
+    began = datetime.datetime.now() - datetime.timedelta(seconds=seconds)
+    return f"since {began.isoformat(' ', 'seconds')} ({_long(seconds)})"
+
+
 def _long(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"

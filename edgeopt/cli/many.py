@@ -82,10 +82,14 @@ def _tell(boards: Sequence[Where], rows: Sequence[Done], as_json: bool) -> None:
     from rich import box
     from rich.table import Table
 
+    from ..report import board
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("board", "serial", "verdict", ""):
         table.add_column(title, overflow="fold")
     for where, row in zip(boards, rows, strict=False):
         serial = (row.document.get("board") or {}).get("serial")
-        table.add_row(where.device, serial or "not told", row.verdict, row.details)
+        said = board.mark(row.document.get("board") or {})
+        details = f"{row.details}; marked: measured {said}" if said else row.details
+        table.add_row(where.device, serial or "not told", row.verdict, details)
     screen().print(table)

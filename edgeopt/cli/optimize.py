@@ -89,7 +89,7 @@ def optimize(
     if options["stand_in"]:
         made = dataclasses.replace(made, stand_in=True)
     if show_plan:
-        print_json(made.to_json()) if as_json else _show_plan(made, options["device"])
+        _show_plan(made, options["device"], as_json)
         return 0
     out = out or Path("runs") / made.name
     document = _run(made, out, cache, remeasure, bundle_anyway, options)
@@ -123,6 +123,7 @@ def _run(
         options["transport"] or section.transport,
         made.stand_in,
     )
+    made = dataclasses.replace(made, stand_in=where.may_stand_in)
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:
         store = caches.Cache(cache, waiting(display))
@@ -137,10 +138,22 @@ def waiting(display: Display) -> Any:
     return lambda name: display.event({"event": "waiting", "what": f"{name}: another run is at it; waiting for it"})
 
 
-def _show_plan(made: Any, device: str | None) -> None:
+def _show_plan(made: Any, device: str | None, as_json: bool) -> None:
+    """With what a look at labels and groups tells; data that cannot be split so is said, and is an error of the run."""
+    from .. import data
+    from ..errors import ConfigError
+
+    try:
+        sizes, foreseen = data.preview(made)
+    except ConfigError as error:
+        sizes, foreseen = {}, [f"the data cannot be used so: {error}"]
+    if as_json:
+        print_json({**made.to_json(), "samples": sizes, "foreseen": foreseen})
+        return
     from ..report import terminal
 
-    terminal.render_plan(made.to_json(), device or made.run_file.device.address, screen())
+    address = device or made.run_file.device.address
+    terminal.render_plan(made.to_json(), address, screen(), sizes, foreseen)
 
 
 def _show(document: dict[str, Any], out: Path) -> None:

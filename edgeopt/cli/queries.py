@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from .common import Where, shape_option
+from .common import Where, labels_option, require_labelled, shape_option
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
@@ -52,7 +52,7 @@ def query_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="An .npz of real inputs: one array (n, ...) per input of the source model, by the input's name; others "
         "are left alone. Default: the bundle's own.",
     )
-    @click.option("--labels", help="Name of an array in --inputs that is no input.")
+    @labels_option
     @click.option("--random", is_flag=True, help="Random tensors instead of real inputs; marked so.")
     @shape_option("Shape of random tensors, for a model whose sizes are free: 1,3,48,320; once per input.")
     @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime; default: the bundle's, else 1.")
@@ -69,8 +69,7 @@ def query_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if inputs is not None and (random or shapes):
             raise ConfigError(f"--inputs and {'--random' if random else '--shape'} contradict each other; give one")
-        if labels is not None and inputs is None:
-            raise ConfigError(f"--labels {labels}: it names an array of --inputs, which is not given")
+        require_labelled(inputs, labels, None)
         return command(queries=Queries(inputs, labels, random or bool(shapes), shapes, threads, seed), **options)
 
     return wrapped

@@ -213,7 +213,17 @@ def _marks(done: dict[str, Any]) -> str:
     other = ""
     if own not in (None, made_for):
         other = f"; made for {made_for}, and the profile here is {own}: validate it here"
-    return MARKS[done["verdict"]] + _stands_in(done["measured_on"]) + other
+    return MARKS[done["verdict"]] + _stands_in(done["measured_on"]) + _elsewhere(done) + other
+
+
+def _elsewhere(done: dict[str, Any]) -> str:
+    """Where a bundle's figures are another board's than the one that it is flashed to."""
+    from ..report import board
+
+    theirs, ours = done["measured_on"], done["board"]
+    if theirs is None or all(theirs[key] in (None, ours[key]) for key in ("machine", "cpu_model")):
+        return ""
+    return f"; its figures are of another board ({board.described(theirs)}): validate it here"
 
 
 def _stands_in(measured_on: dict[str, Any] | None) -> str:
@@ -297,7 +307,10 @@ def _release(entry: dict[str, Any] | None) -> str:
     whole = {True: "whole", False: f"DAMAGED: {entry['problem']}", None: "not checked"}[entry["whole"]]
     if entry["release"] is None:
         return whole
-    at = datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds")
+    known = entry["activated_at"] is not None
+    at = (
+        datetime.datetime.fromtimestamp(entry["activated_at"]).isoformat(" ", "seconds") if known else "an unknown time"
+    )
     confirmed = "" if entry.get("confirmed", True) else ", not confirmed yet"
     title = _titled(entry["name"], entry["release"])
     judged = _accuracy(entry["verdict"]) + _stands_in(entry["measured_on"])

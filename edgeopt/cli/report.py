@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +84,34 @@ def report(
         raise ConfigError("report: name a folder that `edgeopt optimize` wrote, runs/<name>")
     document = _read(run)
     if against is not None:
-        _show_against(document, _read(against), (str(run), str(against)), out, as_json)
+        other = _read(against)
+        with _blamed({run: document, against: other}):
+            _show_against(document, other, (str(run), str(against)), out, as_json)
         return 0
     if again:
         return _recompute(document, run, out, as_json)
+    with _blamed({run: document}):
+        return _show_run(document, run, prices, as_json)
+
+
+@contextlib.contextmanager
+def _blamed(runs: dict[Path, dict[str, Any]]) -> Iterator[None]:
+    """Older versions wrote fewer keys, so run.json is read without all of them; where it could not be shown and lacks
+    some, they are named. Raises IntegrityError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        from ..report import conform
+
+        for run, document in runs.items():
+            if wrong := conform.first(document, schema(), "run.json", whole=True):
+                raise IntegrityError(
+                    f"{run / 'run.json'} cannot be shown: {wrong}; show it with the edgeopt that wrote it"
+                ) from error
+        raise
+
+
+def _show_run(document: dict[str, Any], run: Path, prices: dict[str, Any], as_json: bool) -> int:
     from ..report import html
 
     page = html.write(document, run)

@@ -22,6 +22,8 @@ class Screen(Console):
         super().print(*map(_in_one_line, objects), **how)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        if isinstance(renderable, str):
+            renderable = Text(renderable)
         if isinstance(renderable, Text):
             renderable = _shown(renderable, visible.lines)
         return super().render(renderable, options)

@@ -26,6 +26,14 @@ def show(document: dict[str, Any]) -> None:
     for title, lines in _sections(document):
         for number, line in enumerate(lines):
             echo(f"  {title if not number else '':<12} {line}")
+    if score := document["score"]:
+        metric, source, own = score["metric"], score["source"], score["artifact"]
+        words = (
+            f"{units.score(own, metric)} on these {score['n']} samples here, the source's {units.score(source, metric)}"
+        )
+        used = ["set its ranges"] if document["scheme"].startswith("int8") else []
+        used += ["trained it"] if document.get("prune", {}).get("epochs") else []
+        echo(f"  {metric:<12} {words}" + (f"; they also {' and '.join(used)}" if used else ""))
     if document["large_error"]:
         echo(_large_error(document["large_error"], document["refused"] is not None))
     if document["refused"]:
@@ -51,13 +59,14 @@ def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
     for own in cut["whole"]:
         by_reason.setdefault(own["why"], []).append(f"{own['layer']} ({own['width']})")
     proof = cut["proof"]
+    tried = f"{proof['samples']} samples" + (f", {proof['noise']} of them noise" if proof["noise"] else "")
     sections = [
         ("pruned", [left]),
         ("widths", textwrap.wrap(", ".join(widths), 100, break_on_hyphens=False)),
         ("left whole", [f"{', '.join(layers)}: {why}" for why, layers in by_reason.items()]),
         (
             "proof",
-            [f"the source with these channels at 0, on {proof['samples']} samples" + _noise(proof)],
+            [f"as the source with these channels at 0, on {tried}" + _noise(proof)],
         ),
         (
             "from source",
@@ -65,8 +74,9 @@ def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ),
     ]
     if score := cut["accuracy"]:
-        told = [f"{name} {units.score(score[name], score['metric'])}" for name in ("source", "pruned")]
-        sections.append(("score", [f"{', '.join(told)} on the {score['samples']} samples that it learned from"]))
+        source, pruned = (units.score(score[name], score["metric"]) for name in ("source", "pruned"))
+        learned = f"on the {score['samples']} samples that it learned from"
+        sections.append(("score", [f"{score['metric']}: source {source}, pruned {pruned} {learned}"]))
     return sections
 
 

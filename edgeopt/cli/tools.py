@@ -11,7 +11,17 @@ import click
 from ..errors import ConfigError
 from ..floor import FLOOR_SAYS
 from . import tool_screens
-from .common import VERDICT_CODES, about_a_board, json_option, print_json, shape_option, where_of
+from .common import (
+    VERDICT_CODES,
+    about_a_board,
+    json_option,
+    labels_option,
+    metric_option,
+    print_json,
+    require_labelled,
+    shape_option,
+    where_of,
+)
 from .display import Display
 
 if TYPE_CHECKING:
@@ -20,7 +30,6 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("tflite", "openvino", "onnxruntime")
 INT8_SCHEMES = ("int8", "int8-mixed", "int8-safe")
-METRICS = ("top1", "top5", "negative_mae")
 REQUIRED = "  [required]"
 
 to_option = click.option(
@@ -48,15 +57,9 @@ def lowering_options(note: str = "") -> Callable[..., Any]:
     """note: as for inputs_option."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            json_option,
-            accept_error_option,
-            overwrite_option,
-            out_option,
-            inputs_option(note),
-            profile_option,
-            to_option,
-        ):
+        scored = (metric_option("its score here, beside the source's, is told"), labels_option)
+        given = (*scored, inputs_option(note), profile_option, to_option)
+        for option in (json_option, accept_error_option, overwrite_option, out_option, *given):
             command = option(command)
         return command
 
@@ -120,6 +123,8 @@ def _compile(
     to: str | None,
     profile: str,
     inputs: Path | None,
+    labels: str | None,
+    metric: str | None,
     out: Path,
     overwrite: bool,
     accept_error: bool,
@@ -135,6 +140,7 @@ def _compile(
         "--scheme": scheme != "fp32",
         "--accept-error": accept_error,
     }
+    given |= {"--labels": labels is not None, "--metric": metric is not None}
     if wrong := [name for name, value in given.items() if value]:
         raise ConfigError(f"{model}: compiling a .tflite for an NPU takes no {wrong[0]}; leave it out")
     if out.suffix != ".tflite":
@@ -153,6 +159,8 @@ def _lower(
     to: str | None,
     profile: str | None,
     inputs: Path | None,
+    labels: str | None,
+    metric: str | None,
     out: Path,
     overwrite: bool,
     accept_error: bool,
@@ -161,7 +169,7 @@ def _lower(
     from ..tools import lowering
 
     source, runtime, place = _prepared(model, scheme, out, to, profile, overwrite)
-    given = _samples(source, inputs, shapes, scheme)
+    given = _samples(source, inputs, shapes, scheme, labels, metric)
     with Display(f"{model} to {runtime} {scheme}") as display:
         document = lowering.convert(
             source, given, runtime, scheme, place, Path.cwd(), display.event, accept_error=accept_error
@@ -173,8 +181,6 @@ def _lower(
 @click.command()
 @click.argument("factory")
 @lowering_options(REQUIRED)
-@click.option("--labels", help="Name of the array of labels in --inputs; a classifier learns them too.")
-@click.option("--metric", type=click.Choice(METRICS), help="Score source and pruned model against --labels.")
 @click.option(
     "--keep", multiple=True, metavar="LAYER", help="Layer to leave whole, by its name or a pattern: 'stage1.*'; repeat."
 )
@@ -220,7 +226,7 @@ def prune(
     if inputs is None:
         raise ConfigError("prune needs real samples to recover on: give --inputs FILE.npz")
     source, runtime, place = _prepared(factory, scheme, out, to, profile, overwrite)
-    given = _samples(source, inputs, (), scheme, labels)
+    given = _samples(source, inputs, (), scheme, labels, metric)
     recover = Recover(epochs, 1e-3, 64, 0) if epochs else None
     with Display(f"{factory} pruned to {runtime} {scheme}") as display:
         document = pruning.prune(
@@ -246,8 +252,8 @@ def prune(
 @overwrite_option
 @inputs_option()
 @shape_option("Shape of random samples, for a model whose sizes are free: 1,3,48,320; once per input.")
-@click.option("--labels", help="Name of the array of labels in --inputs; then validate can judge the bundle.")
-@click.option("--metric", type=click.Choice(METRICS), help="How labels are compared.")
+@labels_option
+@metric_option("validate can judge the bundle")
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
@@ -364,10 +370,16 @@ def _prepared(
 
 
 def _samples(
-    source: Source, inputs: Path | None, shapes: tuple[tuple[int, ...], ...], scheme: str, labels: str | None = None
+    source: Source,
+    inputs: Path | None,
+    shapes: tuple[tuple[int, ...], ...],
+    scheme: str,
+    labels: str | None,
+    metric: str | None,
 ) -> Given:
     from ..tools.source import read_samples
 
+    require_labelled(inputs, labels, metric)
     if scheme.startswith("int8") and inputs is None:
         raise ConfigError(f"--scheme {scheme} needs real samples for its ranges: give --inputs FILE.npz")
-    return read_samples(source, inputs, shapes, labels)
+    return read_samples(source, inputs, shapes, labels, metric)

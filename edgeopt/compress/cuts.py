@@ -106,6 +106,17 @@ def shared(module: torch.nn.Module) -> list[list[str]]:
     return [own for own in names.values() if len(own) > 1]
 
 
+def plain_state(module: torch.nn.Module) -> dict[str, Any]:
+    """Its weights and buffers as arrays; bfloat16, which numpy has not, as float32."""
+    import torch
+
+    tensors = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {
+        name: (value.float() if value.dtype is torch.bfloat16 else value).detach().cpu().numpy()
+        for name, value in tensors.items()
+    }
+
+
 def torch_pruning() -> Any:
     """The package. Raises MissingDependency."""
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeopt.errors import ModelError
+from edgeopt.model import user_code
 
 from .cuts import Cut, copied, merged, torch_pruning
 
@@ -50,7 +51,9 @@ def propose(
 
     Raises ModelError where no graph can be drawn.
     """
-    graph = _graph(module, inputs)
+    from torch import nn
+
+    graph = _graph(module, inputs, whole)
     names = {id(layer): name for name, layer in graph.model.named_modules()}
     found: list[Group] = []
     seen: set[str] = set()
@@ -74,7 +77,9 @@ def propose(
     reached = {names[id(layer)] for layer in graph.module2node if _is_layer(layer)}
     for name, _ in channel_layers(module):
         if name not in reached:
-            whole.setdefault(name, NOT_REACHED)
+            owner = name.rpartition(".")[0]
+            is_attention = isinstance(module.get_submodule(owner), nn.MultiheadAttention)
+            whole.setdefault(name, f"it is a part of the attention '{owner}'" if is_attention else NOT_REACHED)
     return found
 
 
@@ -97,7 +102,7 @@ def output_layers(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> 
         layer.register_forward_hook(lambda _l, _i, output, name=name: made_by.__setitem__(output.grad_fn, name))
         for name, layer in channel_layers(traced)
     ]
-    with torch.enable_grad():
+    with torch.enable_grad(), user_code("running the source model with gradients, which pruning follows,"):
         outputs = tree_leaves(traced(*inputs))
     for handle in handles:
         handle.remove()
@@ -141,7 +146,31 @@ class _Whole(Exception):
         return hangs_with(self.layers[0]) if self.is_first and layer != self.layers[0] else str(self)
 
 
-def _graph(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+def _graph(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], whole: dict[str, str]) -> Any:
+    """The dependency graph; without the layer that the library stumbles over, if it is one. Raises ModelError."""
+    try:
+        return _drawn(_with_vectors(_trainable(module)), inputs)
+    except Exception:  # a forward may assign to a buffer, which a parameter in its place does not allow
+        pass
+    try:
+        return _drawn(_trainable(module), inputs)
+    except Exception as error:  # of the library, or of the model under it
+        reason = error
+    for name, _ in reversed(channel_layers(module)):
+        try:
+            graph = _drawn(_trainable(module), inputs, name)
+        except Exception:
+            continue
+        whole.setdefault(name, f"torch-pruning cannot follow its channels ({words(reason)})")
+        return graph
+    raise ModelError(
+        f"torch-pruning cannot draw the graph of the model's channels ({words(reason)}), with whichever layer left "
+        "out, so none of it can be pruned; leave pruning out for this model"
+    ) from reason
+
+
+def _drawn(traced: torch.nn.Module, inputs: tuple[torch.Tensor, ...], without: str | None = None) -> Any:
+    """torch-pruning's graph. Raises whatever the library meets."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -149,21 +178,28 @@ def _graph(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
         return [leaf for leaf in tree_leaves(outputs) if torch.is_tensor(leaf) and leaf.grad_fn is not None]
 
     graph = torch_pruning().DependencyGraph()
-    try:
-        with torch.enable_grad():
-            graph.build_dependency(
-                _with_vectors(_trainable(module)),
-                example_inputs=inputs,
-                forward_fn=lambda model, given: model(*given),
-                output_transform=traceable,
-                verbose=False,
-            )
-    except Exception as error:  # of the library, or of the model under it
-        raise ModelError(
-            f"torch-pruning cannot draw the graph of the model's channels ({words(error)}), so no layer of it can be "
-            "pruned; leave the prune rung out for this model"
-        ) from error
+    with torch.enable_grad():
+        graph.build_dependency(
+            traced,
+            example_inputs=inputs,
+            forward_fn=lambda model, given: model(*given),
+            output_transform=traceable,
+            unwrapped_parameters=_maps(traced),
+            ignored_layers=[] if without is None else [traced.get_submodule(without)],
+            verbose=False,
+        )
     return graph
+
+
+def _maps(module: torch.nn.Module) -> list[tuple[torch.nn.Parameter, int]]:
+    """Parameters (1, channels, ...) of no layer, as learned positions are, with that axis; else the last is taken."""
+    return [
+        (parameter, 1)
+        for part in module.modules()
+        if not _is_layer(part)
+        for parameter in part.parameters(recurse=False)
+        if parameter.ndim >= 4 and parameter.shape[0] == 1 < parameter.shape[1]
+    ]
 
 
 def _trainable(module: torch.nn.Module) -> torch.nn.Module:
@@ -219,7 +255,7 @@ def _cuts(
         return tuple(merged([list(_recorded(graph, group, names))]))
 
     with_the_first = next(cut.indices for cut in cuts([0]) if cut.name == names[id(layer)] and cut.is_out)
-    return members, cuts(_going(all_of_it, width, len(with_the_first), step, members))
+    return members, cuts(_going(graph, all_of_it, width, len(with_the_first), step, members))
 
 
 def _bound(graph: Any, group: Any, names: dict[int, str]) -> str | None:
@@ -241,7 +277,7 @@ def _bound(graph: Any, group: Any, names: dict[int, str]) -> str | None:
     return None
 
 
-def _going(group: Any, width: int, block: int, step: PruneStep, members: tuple[str, ...]) -> list[int]:
+def _going(graph: Any, group: Any, width: int, block: int, step: PruneStep, members: tuple[str, ...]) -> list[int]:
     """Indices of the channels that go, in (0, width): the least, in every part where they come in equal parts.
 
     block: how many neighbours go together, as those do that a view spreads over the places of one channel.
@@ -249,6 +285,7 @@ def _going(group: Any, width: int, block: int, step: PruneStep, members: tuple[s
     import torch
 
     importance = torch_pruning().pruner.importance.GroupMagnitudeImportance(p=2)(group)
+    importance = torch.nan_to_num(importance) * (_made(graph, group, width) > 0)  # what is always 0 goes first
     parts = math.lcm(*(_parts(item.target.module) for item, _ in group))
     unit = math.lcm(parts * block, step.round_to)
     left = max(math.floor(width * (1 - step.ratio) + 1e-9) // unit, 1) * unit
@@ -256,10 +293,27 @@ def _going(group: Any, width: int, block: int, step: PruneStep, members: tuple[s
         because = [f"round_to = {step.round_to}", *([f"in {parts} equal parts"] if parts > 1 else [])]
         because += [f"{block} go together"] if block > 1 else []
         raise _Whole(f"no smaller multiple of {unit} ({', '.join(because)})", members, is_first=True)
-    ranked = torch.nan_to_num(importance.view(parts, -1, block).mean((0, 2))).argsort(stable=True)
+    ranked = importance.view(parts, -1, block).mean((0, 2)).argsort(stable=True)
     going = ranked[: (width - left) // parts // block]
     size = width // parts
     return [part * size + int(at) * block + own for part in range(parts) for at in going for own in range(block)]
+
+
+def _made(graph: Any, group: Any, width: int) -> torch.Tensor:
+    """(width,): the sizes of all weights and biases that make each channel."""
+    import torch
+
+    made = torch.zeros(width)
+    for number, (item, rows) in enumerate(group):
+        layer, roots = item.target.module, group[number].root_idxs
+        if not _is_layer(layer) or not graph.is_out_channel_pruning_fn(item.handler) or None in roots:
+            continue
+        weight = layer.weight.detach().transpose(0, 1) if getattr(layer, "transposed", False) else layer.weight.detach()
+        sizes = weight.flatten(1).abs().sum(1).float()
+        if layer.bias is not None:
+            sizes = sizes + layer.bias.detach().abs()
+        made.index_add_(0, torch.tensor(roots), sizes[rows])
+    return made
 
 
 def _parts(layer: Any) -> int:

@@ -79,7 +79,7 @@ def difference(source: torch.nn.Module, cuts: Sequence[Cut], samples: Inputs) ->
     Raises Unsound.
     """
     given = _answers_without(source, cuts, samples)
-    wanted = answers(masked(source, cuts), samples)
+    wanted = _answers_of("with these channels at 0 the model", masked(source, cuts), samples)
     for ours, theirs in zip(given, wanted, strict=True):
         shapes = [[answer.shape for answer in row] for row in (ours, theirs)]
         if shapes[0] != shapes[1]:
@@ -97,6 +97,28 @@ def difference(source: torch.nn.Module, cuts: Sequence[Cut], samples: Inputs) ->
         noise, signal = noise + float((off**2).sum()), signal + float((want**2).sum())
     sqnr_db = 10 * float(np.log10(signal / noise)) if noise and signal else None
     return {"samples": len(samples), "max_abs_error": worst, "sqnr_db": sqnr_db}
+
+
+def with_noise(source: torch.nn.Module, samples: Inputs) -> list[tuple[torch.Tensor, ...]]:
+    """The samples, and one of noise of their mean and spread where the source answers it in finite numbers: what is
+    the same all over a sample, or dead on it, would prove nothing."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(own: torch.Tensor) -> torch.Tensor:
+        if not own.is_floating_point():
+            return own
+        spread = float(own.float().std(correction=0)) or 1.0
+        return (torch.randn(own.shape, generator=generator) * spread + own.float().mean()).to(own.dtype)
+
+    made = tuple(noise(own) for own in samples[0])
+    try:
+        with user_code("the source model on noise"):
+            (found,) = answers(source, [made])
+    except EdgeoptError:  # it does not take every input
+        return list(samples)
+    return [*samples, made] if all(np.isfinite(own).all() for own in found) else list(samples)
 
 
 def answers(module: torch.nn.Module, samples: Inputs) -> list[list[Array]]:
@@ -119,9 +141,13 @@ def _answers_without(source: torch.nn.Module, cuts: Sequence[Cut], samples: Inpu
         raise Unsound(str(error)) from error
     except Exception as error:  # whatever the library meets there
         raise Unsound(f"torch-pruning cannot cut it ({words(error)})") from error
+    return _answers_of("with fewer channels the model", cut, samples)
+
+
+def _answers_of(what: str, module: torch.nn.Module, samples: Inputs) -> list[list[Array]]:
     try:
-        with user_code("with fewer channels the model"):
-            return answers(cut, samples)
+        with user_code(what):
+            return answers(module, samples)
     except EdgeoptError as error:
         raise Unsound(_with_mend(str(error))) from error
 

@@ -20,7 +20,7 @@ from edgeopt.config import nearest
 from edgeopt.errors import ConfigError, ModelError
 
 from . import proof
-from .cuts import CannotCut, Cut, apply, merged, torch_pruning
+from .cuts import CannotCut, Cut, apply, merged, plain_state, torch_pruning
 from .groups import PruneStep, channel_layers, output_layers, propose
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def prune(
     progress(f"pruning {step.ratio:.0%} of the channels")
     groups = propose(module, samples[0], step, whole)
     progress("comparing with the source model whose cut channels are 0")
-    groups, shown = proof.sound(module, groups, samples, whole, progress)
+    tried = proof.with_noise(module, samples)
+    groups, shown = proof.sound(module, groups, tried, whole, progress)
     if not groups:
         raise ModelError(_why_nothing(before, whole))
     cuts = merged(group.cuts for group in groups)
@@ -78,7 +79,7 @@ def prune(
         "kept": outputs,
         "widths": {name: [before[name], after] for name, after in _widths(pruned).items()},
         "whole": [{"layer": name, "width": before[name], "why": why} for name, why in whole.items()],
-        "proof": shown,
+        "proof": {**(shown or {}), "noise": len(tried) - len(samples)},
         "macs": [macs(module, samples[0]), macs(pruned, samples[0])],
         "parameters": [_parameters(module), _parameters(pruned)],
     }
@@ -104,7 +105,7 @@ def summary(history: History) -> str:
 def save(module: torch.nn.Module, history: History, folder: Path) -> None:
     """Writes history.json and state.npz (the state dict as plain arrays); the first is written last."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
+    state = plain_state(module)
     partial = folder / (STATE + ".part")
     with partial.open("wb") as file:
         np.savez(file, **state)
@@ -127,6 +128,7 @@ def restore(source: torch.nn.Module, folder: Path) -> torch.nn.Module:
         raise ModelError(f"{folder}: {_changed(str(error))}") from error
     with np.load(folder / STATE, allow_pickle=False) as arrays:
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    state |= {name: value for name, value in module.state_dict().items() if not torch.is_tensor(value)}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -19,6 +19,7 @@ import numpy as np
 from edgeopt.errors import ModelError, PlanError
 from edgeopt.model import user_code
 
+from .cuts import plain_state
 from .groups import NO_GRADIENT
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def recover(
                 rate = _rate((epoch * per_epoch + number) / (step.epochs * per_epoch))
                 for group in optimizer.param_groups:
                     group["lr"] = step.learning_rate * rate
-                with user_code(f"training the pruned model on a batch of {batch}", MEND_BATCH):
+                with user_code(f"training the pruned model on a batch of {batch}"):
                     loss = target.loss(model, rows)
                 if not loss.requires_grad:
                     raise ModelError(NO_GRADIENT)
@@ -234,9 +235,9 @@ def _rate(position: float) -> float:
 def _identity(student: torch.nn.Module, samples: Data, step: RecoverStep) -> str:
     """Hash of all that the result depends on, save the teacher, which the student stems from."""
     found = hashlib.sha256(repr((step.epochs, step.learning_rate, step.batch, step.seed)).encode())
-    for name, tensor in student.state_dict().items():
+    for name, array in plain_state(student).items():
         found.update(name.encode())
-        found.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+        found.update(np.ascontiguousarray(array).tobytes())
     for array in (*samples.inputs, *([] if samples.labels is None else [samples.labels])):
         found.update(repr((array.shape, array.dtype.str)).encode())
         found.update(np.ascontiguousarray(array).tobytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from edgeopt_agent import wire
 from ..errors import AgentFailure, DeviceUnreachable, ProtocolError
 from . import Pipe, Transport
 from .archive import agent_archive
+from .pace import Pace
 
 if TYPE_CHECKING:
     from .session import Placement
@@ -23,11 +25,11 @@ BEGIN = (
 )
 HASH = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())"
 PIECE = 4096
-# For any Python, so that one which is too old is told by the agent. A sign of life for every piece: on a slow link the
-# whole takes longer than a board may be silent. It takes no byte more than its own: the agent reads what follows.
+# For any Python, so that one which is too old is told by the agent. It takes no byte more than its own, since the agent
+# reads what follows, and says how much has come: on a slow link the whole takes longer than a board may be silent.
 BRING = f"""\
 import hashlib, os, sys
-folder, sha256, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+folder, sha256, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 path = os.path.join(folder, ".new-%d" % os.getpid())
 digest = hashlib.sha256()
 os.umask(0o22)
@@ -35,14 +37,13 @@ try:
     if not os.path.isdir(folder):
         os.makedirs(folder)
     with open(path, "wb") as file:
-        while left:
-            data = os.read(0, min({PIECE}, left))
+        while file.tell() < size:
+            data = os.read(0, min({PIECE}, size - file.tell()))
             if not data:
                 break
             file.write(data)
             digest.update(data)
-            left -= len(data)
-            os.write(1, b"+")
+            os.write(1, ("%d\\n" % file.tell()).encode())
         file.flush()
         os.fsync(file.fileno())
     if digest.hexdigest() == sha256:
@@ -54,7 +55,6 @@ except (IOError, OSError) as error:
     if os.path.exists(path):
         os.remove(path)
     sys.exit(str(error))
-os.write(1, b"\\n")
 """
 NOT_BROUGHT = 9
 BANNER_LINES = 500
@@ -126,7 +126,7 @@ class _Launch:
             if word == shell:
                 self._ran, self._said = True, b""
             elif word == no_agent:
-                self._send(archive, on_event)
+                buffer += self._send(archive, on_event)
             elif not self._ran:
                 self._said = (self._said + line + b"\n")[:400]
             else:
@@ -144,18 +144,28 @@ class _Launch:
                 "ForceCommand stands in its place"
             ) from error
 
-    def _send(self, archive: bytes, on_event: Event) -> None:
-        try:
-            self.pipe.write(archive, self._reply_s)
-        except DeviceUnreachable:
-            if self.pipe.end(1.0)[0] is None:
-                raise
-            return  # it was refused: the end of the output tells why
-        pieces = 0
-        while signs := self.pipe.read(1, self._reply_s).strip():
-            pieces += len(signs)
-            done = min(pieces * PIECE, len(archive))
-            on_event({"event": "progress", "what": "sending the agent", "done": done, "of": len(archive)})
+    def _send(self, archive: bytes, on_event: Event) -> bytes:
+        """The archive, piece by piece as the board tells of them, so that few bytes are on their way; what it says
+        afterwards."""
+        pace, sent, told = Pace(len(archive), self._reply_s), 0, b""
+        while sent < len(archive):
+            piece, began = archive[sent : sent + pace.size_bytes], time.monotonic()
+            try:
+                self.pipe.write(piece, self._reply_s)
+            except DeviceUnreachable:
+                if self.pipe.end(1.0)[0] is None:
+                    raise
+                return told  # it was refused: the end of the output tells why
+            sent += len(piece)
+            arrived = b"%d\n" % sent
+            while arrived not in told:
+                if not (data := self.pipe.read(4096, self._reply_s)):
+                    return told
+                told += data
+            told = told.partition(arrived)[2]
+            pace.took(len(piece), time.monotonic() - began)
+            on_event({"event": "progress", "what": "sending the agent", "done": sent, "of": len(archive)})
+        return told
 
     def _end(self, rest: bytes) -> Exception:
         """Why the command ended before the agent's first word."""

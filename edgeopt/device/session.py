@@ -19,6 +19,7 @@ from .archive import agent_archive
 from .journal import Journal
 from .kept_jobs import CHANGES, KeptJobs
 from .launch import Event as Event
+from .pace import LEAST_BYTES, Pace
 
 REPLY_TIMEOUT_S = 60.0
 POLL_S = 5.0
@@ -89,7 +90,7 @@ class Session:
         self._number = 0
         self._kept = KeptJobs(self)
         self._warned = False
-        self._pace = transfer.Pace(reply_s)
+        self._pace = Pace(wire.CHUNK_BYTES, reply_s)
         self.spelled = f"{self.address} --root {shlex.quote(place.root)}"  # how a command names this board
         try:
             self.hello = self._connect()
@@ -139,8 +140,7 @@ class Session:
                     again = "" if op in FOLLOWING else "; run the same command again when the board can be reached"
                     raise DeviceUnreachable(f"{error}; gave up after {self._patience_s:g} s{again}") from error
                 lost.say(str(error))
-                # it may have been too much at once
-                payload = payload[: max(transfer.LEAST_CHUNK_BYTES, len(payload) // 4)]
+                payload = payload[: max(LEAST_BYTES, len(payload) // 4)]  # it may have been too much at once
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -238,8 +238,8 @@ class Session:
             self._kept.forget(job)
             log = now.get("log", "").strip()
             raise AgentFailure(
-                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted"
-                + (f"; its log ends: {log[-400:]}" if log else "")
+                f"{self.address}: job {job} ended without a result: it was killed, or the board restarted, or its disk "
+                "takes nothing" + (f"; its log ends: {log[-400:]}" if log else "")
             )
         outcome = now["result"]
         if outcome is None:

@@ -115,8 +115,10 @@ class SshTransport:
             with _closed_after(channel, self._timeout_s):
                 channel.exec_command(f"exec /bin/sh -c {shlex.quote(command)}")
         except (paramiko.SSHException, OSError, EOFError) as error:
+            lives = self._transport is not None and self._transport.is_active()
             self.close()
-            raise DeviceUnreachable(f"{self.address}: no command can be started ({words(error)})") from error
+            why = ": does its SSH server allow sessions (MaxSessions), and commands for that user?" if lives else ""
+            raise DeviceUnreachable(f"{self.address}: no command can be started ({words(error)}){why}") from error
         return SshPipe(channel, self.address)
 
     def close(self) -> None:

@@ -10,30 +10,13 @@ from typing import Any
 from edgeopt_agent import replies, wire
 
 from ..errors import AgentFailure, IntegrityError, ProtocolError
+from .pace import Pace
 
 MOST_DAMAGED = 2  # times that a blob may arrive damaged
 MOST_STANDSTILLS = 20  # pieces after which the board has no more of a blob than before
 
-LEAST_CHUNK_BYTES = 8 << 10  # 4 s at 16 kbit/s
-CHUNK_S = 10.0  # what one may take: ssh's own signs of life wait behind it, and it gives up after 15 s without
-
 Request = Callable[..., Any]
 Event = Callable[[dict[str, Any]], None]
-
-
-class Pace:
-    """How large the next piece of a blob is, from how long the last one took.
-
-    reply_s: how long a board may be silent.
-    """
-
-    def __init__(self, reply_s: float) -> None:
-        self._longest_s = min(CHUNK_S, reply_s / 4)
-        self.chunk_bytes = LEAST_CHUNK_BYTES
-
-    def note(self, sent_bytes: int, took_s: float) -> None:
-        fits = int(sent_bytes / max(took_s, 1e-3) * self._longest_s)
-        self.chunk_bytes = min(max(fits, LEAST_CHUNK_BYTES), wire.CHUNK_BYTES)
 
 
 def send(request: Request, data: bytes, what: str, address: str, on_event: Event, pace: Pace) -> str:
@@ -48,11 +31,11 @@ def send(request: Request, data: bytes, what: str, address: str, on_event: Event
         if offset > len(data) or standstills > MOST_STANDSTILLS:
             raise ProtocolError(f"{address} says it has {offset} of {len(data)} bytes of {what}")
         on_event({"event": "progress", "what": f"sending {what}", "done": offset, "of": len(data)})
-        chunk = data[offset : offset + pace.chunk_bytes]
+        chunk = data[offset : offset + pace.size_bytes]
         began = time.monotonic()
         try:
             held = request("blob.put", chunk, sha256=sha256, size_bytes=len(data), offset=offset)
-            pace.note(held["have"] - offset, time.monotonic() - began)
+            pace.took(held["have"] - offset, time.monotonic() - began)
         except AgentFailure as error:
             damaged += error.kind == "integrity"
             if error.kind != "integrity" or damaged > MOST_DAMAGED:

@@ -99,13 +99,25 @@ def make(
     lowering = importlib.import_module(f"{__name__}.{runtime}")
     try:
         with quantizable.source_for(scheme, source) as ready:
+            stages = [] if ready is source else [_prepared(ready, source, example)]
             made: Lowered = lowering.lower(ready, scheme, example, calibration, folder, progress)
+            made.notes["parity"] = [*stages, *made.notes["parity"]]
     except LoweringFault as error:
         ways = other_ways(runtime, scheme, "onnx" if isinstance(source, Path) else "torch")
         if error.of_conversion:
             ways |= {"schemes": [], "float": []}
         raise ModelError(f"{error}; the model is not at fault: {ways_in_words(ways)}") from error
     return made
+
+
+def _prepared(ready: Any, source: Any, example: tuple[Any, ...]) -> dict[str, Any]:
+    """The parity of a file that was rewritten so that it can be quantized with the one that was given; float16 in it
+    became float32. Raises ModelError."""
+    from edgeopt import parity
+
+    samples = tuple(array[: parity.SAMPLES] for array in example)
+    found, reference = (parity.source_outputs(own, samples) for own in (ready, source))
+    return parity.compare(found, reference, "rewriting for the quantizer", parity.FP16_TOLERANCE)
 
 
 class Progress(Protocol):

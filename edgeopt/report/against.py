@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import provenance
-from . import units
-from .terminal import COLOURS, NAME_LIMIT, chosen_trial, part, row
+from . import board, units
+from .terminal import COLOURS, NAME_LIMIT, chosen_trial, name_width, part, row
 
 CAUTION = (
     "No verdict compares these two runs: each measured its own baseline, at another time and perhaps on another board. "
@@ -75,9 +74,9 @@ def _head(run: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _board(run: dict[str, Any]) -> dict[str, Any]:
-    board = part(run, "board")
-    runtimes = {f"runtimes.{name}": found for name, found in part(board, "runtimes").items() if found}
-    return {key: board.get(key) for key in OF_THE_BOARD} | {"measured": provenance.mark(board)} | runtimes
+    told = part(run, "board")
+    runtimes = {f"runtimes.{name}": found for name, found in part(told, "runtimes").items() if found}
+    return {key: told.get(key) for key in OF_THE_BOARD} | {"measured": board.mark(told)} | runtimes
 
 
 def _plan(run: dict[str, Any]) -> dict[str, Any]:
@@ -182,10 +181,21 @@ def render(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]
     console.print(Text(found["caution"], "yellow"))
     for title in ("board", "plan"):
         _print_changed(title, found[title], console)
+    marks = stand_ins(first, second)
+    for said in marks:
+        console.print(Text(f"marked: measured {said}", "yellow"))
     console.print(_candidate_table(first, second))
     for line in _marks(first, second):
         console.print(Text(line, "yellow"))
     console.print(_final_table(first, second))
+    for said in marks:
+        console.print(Text(f"marked: measured {said}", "yellow"))
+
+
+def stand_ins(*runs: dict[str, Any]) -> list[str]:
+    """ "on a stand-in (…) for …: run 1", of each run that was measured on another board than its profile's."""
+    marks = [board.mark(part(run, "board")) for run in runs]
+    return [f"{said}: run {number}" for number, said in enumerate(marks, start=1) if said]
 
 
 def _print_changed(title: str, changed: list[dict[str, Any]], console: Console) -> None:
@@ -211,7 +221,8 @@ def changed_words(line: dict[str, Any]) -> tuple[str, str, str]:
 
 def _candidate_table(first: dict[str, Any], second: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("candidate", overflow="fold")
+    names = [units.text(name, NAME_LIMIT) for name in trials_by_name(first, second)]
+    table.add_column("candidate", overflow="fold", min_width=name_width("candidate", names))
     table.add_column("run")
     table.add_column("verdict", no_wrap=True)
     for name in ("× own fp32", "size", "score", "drop"):

@@ -58,6 +58,7 @@ def view(first: dict[str, Any], second: dict[str, Any], names: tuple[str, str]) 
         "mark": MARK,
         "name": " and ".join(dict.fromkeys(units.text(run.get("name") or "run", 60) for run in runs)),
         "caution": found["caution"],
+        "stand_ins": against.stand_ins(first, second),
         "heads": [_head(run, head) for run, head in zip(runs, found["runs"], strict=True)],
         "changed": {what: [against.changed_words(line) for line in found[what]] for what in ("board", "plan")},
         "metrics": [units.text(metric, 40) for metric in metrics],

@@ -8,6 +8,7 @@ from . import placement, units
 
 NAME_LIMIT = 40
 MOST_ROWS = 60
+SHOWN_WIDTHS = 6
 MOST_CONFUSIONS = 10
 WIDEST_MATRIX = 20
 
@@ -115,6 +116,7 @@ def detail(trial: dict[str, Any]) -> dict[str, Any]:
         "threads": units.count(threads) if threads else "not told",
         "clock": f", clock at most {units.quantity(cap, 'hz')}" if cap else "",
         "precision": _precision(executed, artifact.get("options") or {}),
+        "cut": cut_words(notes.get("compress")),
         "macs": _macs(executed.get("macs"), notes.get("int8_mac_share")),
         "parity": [_stage(stage) for stage in parity or [] if isinstance(stage, dict)],
         "places": placement.places(executed),
@@ -135,7 +137,28 @@ def detail_words(trial: dict[str, Any]) -> str:
     parity = "; ".join(f"{stage['stage']} {stage['short']}" for stage in said["parity"])
     places = f"on {said['places']}" if said["places"] != "not told" else ""
     ran = ", ".join(filter(None, (threads, precision, macs, places)))
-    return "; ".join(filter(None, (ran, said["npu"], f"against the source: {parity}" if parity else "")))
+    return "; ".join(filter(None, (said["cut"], ran, said["npu"], f"against the source: {parity}" if parity else "")))
+
+
+def cut_words(compress: Any) -> str:
+    """What pruning removed: "1,234,000 of 4,650,000 parameters and 120 of 390 million MACs left; conv1 32 → 16, …"."""
+    if not isinstance(compress, dict):
+        return ""
+    said = []
+    for key, what in (("parameters", "parameters"), ("macs", "MACs of the source")):
+        pair = compress.get(key)
+        if isinstance(pair, list) and len(pair) == 2 and all(map(units.known, pair)) and pair[0]:
+            said.append(
+                f"{units.count(pair[1])} of {units.count(pair[0])} {what} left ({units.share(pair[1] / pair[0])})"
+            )
+    widths = compress.get("widths")
+    pairs = [
+        f"{units.text(name, NAME_LIMIT)} {before} → {after}"
+        for name, (before, after) in (widths if isinstance(widths, dict) else {}).items()
+        if before != after
+    ]
+    more = f" and {len(pairs) - SHOWN_WIDTHS} more layers" if len(pairs) > SHOWN_WIDTHS else ""
+    return "; ".join(filter(None, (", ".join(said), ", ".join(pairs[:SHOWN_WIDTHS]) + more)))
 
 
 def _precision(executed: dict[str, Any], options: dict[str, Any]) -> str:

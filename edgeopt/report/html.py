@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ import numpy as np
 from edgeopt import arrays, disk
 from edgeopt.cost import Prices, per_1000_runs
 from edgeopt.errors import IntegrityError
-from edgeopt.report import accounts, board, breakdown, units
+from edgeopt.report import accounts, board, breakdown, timing, units
 from edgeopt.report.terminal import (
     NAME_LIMIT,
     STATES,
@@ -25,6 +26,7 @@ from edgeopt.report.terminal import (
     chosen_trial,
     demands,
     has_energy,
+    near,
     part,
     row,
 )
@@ -37,6 +39,8 @@ ENERGY = {
     "power at work": ("work_w", "w"),
     "power when idle": ("idle_w", "w"),
 }
+SHOWN_SHARE = 0.99  # of the inferences are within the plot's right edge
+LOG_FROM = 4.0  # times between its ends, from which the axis is logarithmic
 PERCENTILES = (
     ("p50_s", "p50"),
     ("p90_s", "p90"),
@@ -59,6 +63,15 @@ def render(run: dict[str, Any], run_dir: Path) -> str:
 
 def page(template: str, shown: dict[str, Any]) -> str:
     """A page on base.html.j2, as text. shown: what the template names, and `charts`, the data of its plots."""
+    here = resources.files("edgeopt.report")
+    chart = (here / "vendor" / "chart.umd.min.js").read_text(encoding="utf-8").partition("//# sourceMappingURL")[0]
+    style = (here / "page.css").read_text(encoding="utf-8")
+    found: str = _templates().get_template(template).render(shown, chart=chart, style=style)
+    return found
+
+
+@functools.cache
+def _templates() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -70,10 +83,7 @@ def page(template: str, shown: dict[str, Any]) -> str:
     )
     environment.filters["csp_hash"] = _csp_hash
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=True)
-    here = resources.files("edgeopt.report")
-    chart = (here / "vendor" / "chart.umd.min.js").read_text(encoding="utf-8").partition("//# sourceMappingURL")[0]
-    style = (here / "page.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(shown, chart=chart, style=style)
+    return environment
 
 
 def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -84,6 +94,13 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     pareto = _pareto(trials, plan, metric, chosen)
     curves = _curves(trials, plan, run_dir, chosen)
     latency = [_latency_row(trial) for trial in trials]
+    given = [
+        (name, place)
+        for place, (_, name) in enumerate(PERCENTILES)
+        if any(not line["figures"][place].startswith(("invalid", units.NOT_MEASURED)) for line in latency)
+    ]
+    for line in latency:
+        line["figures"] = [line["figures"][place] for _, place in given]
     apart = [*BESIDE.values(), *ENERGY]
     beside = [name for name in apart if any(line["beside"][name] != units.NOT_MEASURED for line in latency)]
     return {
@@ -108,7 +125,10 @@ def view(run: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "latency": latency,
         "beside": beside,
         "unmeasured": [name for name in (*BESIDE.values(), "energy") if name not in beside],
-        "percentiles": [name for _, name in PERCENTILES],
+        "percentiles": [name for name, _ in given],
+        "timing": timing.rows(run),
+        "took": timing.line(run),
+        "near": near(run, metric),
         "final": _final(run, metric),
         "board": _pairs(board.pairs(part(run, "board"))),
         "conditions": [_conditions(trial) for trial in trials],
@@ -225,7 +245,10 @@ def _edges(points: list[dict[str, Any]], lines: list[dict[str, Any]], floor: flo
     right = max([1.0, *xs])
     # A budget far beyond every point would squeeze them all into one corner.
     right = max([right, *(line["x"] for line in lines if line["x"] < 1.6 * right)])
-    ys = [y for p in points for y in (p["y"], *(p["y_interval"] or ()))] + ([] if floor is None else [floor])
+    ys = [p["y"] for p in points] + ([] if floor is None else [floor])
+    reach = max(ys, default=0.0) - min(ys, default=0.0)  # a whisker of few groups may leave the plot, not flatten it
+    ends = [end for p in points for end in p["y_interval"] or () if abs(end - p["y"]) <= max(reach, 1e-9)]
+    ys += ends
     return {"x_axis": {"min": 0, "max": math.ceil(right * 11.5) / 10}, "y_axis": padded(ys)}
 
 
@@ -249,7 +272,9 @@ def _curves(
             missing.append(name)
         else:
             found[name] = np.quantile(seconds, shares)
-    edge = max((float(np.interp(0.995, shares, quantiles)) for quantiles in found.values()), default=1.0)
+    ends = [np.interp((0.005, SHOWN_SHARE), shares, quantiles) for quantiles in found.values()]
+    edge = max((float(last) for _, last in ends), default=1.0)
+    first = min((float(low) for low, _ in ends), default=0.0)
     factor, unit = units.scale(edge, "s")
     budgets = {k: v for k, v in part(plan, "budgets").items() if k in ("latency_p50_s", "latency_p95_s")}
     limits = [(key, value) for key, value in budgets.items() if units.known(value)]
@@ -269,6 +294,8 @@ def _curves(
         "x_title": f"Latency of one inference ({unit})",
         "y_title": "Share of inferences at least as fast (%)",
         "x_max": right,
+        # so that a slow artifact does not press the others into one line
+        "x_min": 0.9 * first / factor if 0 < first < edge / LOG_FROM else None,
     }
 
 
@@ -279,7 +306,7 @@ def _samples(trial: dict[str, Any], run_dir: Path) -> np.ndarray[Any, np.dtype[n
     if not given or not path.is_relative_to(run_dir.resolve()) or not path.is_file():
         return None
     try:
-        seconds = np.asarray(arrays.read(path, str(path))["seconds"], dtype=np.float64).ravel()
+        seconds = np.asarray(arrays.read(path, str(path), "seconds")["seconds"], dtype=np.float64).ravel()
     except (OSError, ValueError, KeyError, IntegrityError):
         return None
     return seconds if len(seconds) and np.isfinite(seconds).all() else None

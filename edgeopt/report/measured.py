@@ -38,6 +38,10 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
             render_operators(result, console, document["board"])
     for line in inputs_of(document["results"]):
         console.print(Text(line))
+    for result in document["results"]:
+        if score := result.get("score"):
+            own = units.score(score["value"], score["metric"])
+            console.print(Text(f"{score['metric']} of {units.text(result['name'], 40)}: {own}, n={score['n']}"))
     if _all_rapid(document["results"]):
         console.print(Text("p95 and p99 need --mode quick or normal", "dim"))
     for result in document["results"]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import accounts, board, breakdown, units
+from edgeopt.report import accounts, board, breakdown, timing, units
 
 NAME_LIMIT = 40
 WIDE = 130
@@ -22,6 +22,7 @@ COLUMNS = {
 SHOWN = 2  # worst classes, groups, confusions on one screen
 SHOWN_IN_FULL = 20
 SHORT = 24
+LONGEST_NAME = 22  # on a narrow screen
 STATES = {"pass": "met", "fail": "missed", "undecided": "undecided"}
 COLOURS = {
     **{"pass": "green", "fail": "red", "undecided": "yellow"},
@@ -92,14 +93,18 @@ def render(
         _tables(final, str(final.get("metric") or metric), console, own)
     bundle, at = part(run, "bundle").get("file"), "" if run_dir is None else f"{run_dir}/"
     console.print()
+    if took := timing.line(run):
+        console.print(Text(f"time    {took}"), soft_wrap=True)
     console.print(Text(f"report  {at}report.html"), soft_wrap=True)
     if said := board.mark(own):
         console.print(Text(f"marked  what both hold was measured {said}", "yellow"), soft_wrap=True)
     console.print(Text("bundle  " + (f"{at}{units.text(bundle)}" if bundle else "none was made")), soft_wrap=True)
 
 
-def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
-    """What is fixed before work starts, on one screen. plan: `Plan.to_json`."""
+def render_plan(
+    plan: dict[str, Any], address: str, console: Console, sizes: dict[str, int], foreseen: Sequence[str]
+) -> None:
+    """What is fixed before work starts, on one screen. plan: `Plan.to_json`; sizes and foreseen: of data.preview."""
     run_file, profile = part(plan, "run_file"), part(plan, "profile")
     task, ladder = part(run_file, "task"), part(run_file, "ladder")
     metric = str(plan["metric"])
@@ -114,8 +119,10 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
         "model": str(part(run_file, "model").get("torch") or part(run_file, "model").get("onnx")),
         "data": f"{_source(task)}, inputs {', '.join(task['inputs'])}, scored by {metric}",
         "splits": "; ".join(splits),
-        "profile": f"{profile['id']} ({profile['name']}); what is at {address} must be one"
-        + (", or is marked as a stand-in" if plan.get("stand_in") else ""),
+        **({"samples": ", ".join(f"{name} {units.count(n)}" for name, n in sizes.items())} if sizes else {}),
+        "profile": f"{profile['id']} ({profile['name']}), "
+        + ("or a stand-in that is marked" if plan.get("stand_in") else "and nothing else"),
+        "board": f"what is at {address}",
         "budgets": "; ".join(budgets) or "none",
         "improves": units.label(plan["objective"]),
         "floor": f"a drop of at most {units.drop(plan['floor_drop'], metric)} below the source model",
@@ -124,7 +131,11 @@ def render_plan(plan: dict[str, Any], address: str, console: Console) -> None:
         "measures": f"mode {plan['mode']}, seed {plan['seed']}{_energy_words(plan)}",
     }
     console.print(_grid([(Text(name, "bold"), Text(units.text(line, 600))) for name, line in lines.items()]))
-    console.print(Text("Nothing has been checked but the run file and the profile: neither data, model nor board."))
+    for words in foreseen:
+        console.print(Text(f"note: {units.text(words, 600)}", "yellow"))
+    looked = ", and the data's labels, groups and files" if sizes else ""
+    rest = "neither model nor board" if sizes else "neither data, model nor board"
+    console.print(Text(f"Nothing has been checked but the run file and the profile{looked}: {rest}."))
 
 
 def _energy_words(plan: dict[str, Any]) -> str:
@@ -262,9 +273,16 @@ def part(given: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def name_width(title: str, names: Sequence[str]) -> int:
+    """Of a column of names, so that no name of usual length and no title is broken within a word."""
+    return max(len(title), min(LONGEST_NAME, max(map(len, names), default=0)))
+
+
 def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=wide)
-    table.add_column("artifact", overflow="fold")
+    table.add_column(
+        "artifact", overflow="fold", min_width=name_width("artifact", [f"  {one['name']}" for one in rows])
+    )
     table.add_column("verdict", no_wrap=True)
     metered = any(said["power"] != units.NOT_MEASURED for said in rows)
     has_beside = any(said["beside"] for said in rows)  # two jobs measure fp32 twice: both figures are of one

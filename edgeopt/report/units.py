@@ -167,6 +167,16 @@ def drop_interval(interval: Any, metric: str) -> str:
     return f"95 % interval{said.replace('(', '').replace(')', '')}" if said else "no interval"
 
 
+def duration(seconds: float) -> str:
+    """How long something took: "0.4 s", "35 s", "12 min 3 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{number(seconds, 1 if seconds < 10 else 0)} s"
+
+
 def share(value: float | None) -> str:
     """A fraction of one in percent."""
     return NOT_MEASURED if not known(value) else f"{number(100 * value, 1)} %"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from .. import config, formats, lower, plan, runfile
+from .. import config, formats, lower, parts, plan, runfile
 from .. import profile as profiles
 from ..errors import ConfigError, EdgeoptError
 from . import arrays, files
@@ -80,7 +81,7 @@ def draft(folder: Path, wanted: Wanted) -> Draft:
     if source == "onnx":
         ports = formats.read((folder / model["onnx"]).resolve()).inputs
     seen = _look(folder, wanted, ports)
-    splits, notes = seen.splits()
+    splits, notes = seen.splits(trains=source == "torch")
     values: dict[str, Any] = {
         "name": _name(folder),
         **{f"model.{key}": value for key, value in model.items()},
@@ -102,8 +103,13 @@ def draft(folder: Path, wanted: Wanted) -> Draft:
     ]
     misfits = [said for one in seen.inputs if (said := misfit(one, source))]
     floor = "[ladder] floor_drop is in the score's unit" if not seen.is_classes else ""
+    elsewhere = (
+        "[device] address is this machine, and the profile is of another: name the board's address, or set stand_in"
+        if wanted.device == "local" and board.cpu.architecture not in (profiles.ANY, platform.machine())
+        else ""
+    )
     text = text_of(values, preprocess, runfile.RunFile, board)
-    return Draft(text, (*seen.check, *notes, *misfits, *guesses, *filter(None, (floor,))), values)
+    return Draft(text, (*seen.check, *notes, *misfits, *guesses, *filter(None, (floor, elsewhere))), values)
 
 
 def _look(folder: Path, wanted: Wanted, ports: Any) -> Seen:
@@ -113,9 +119,14 @@ def _look(folder: Path, wanted: Wanted, ports: Any) -> Seen:
         raise ConfigError(
             f"--data {wanted.data}: nothing there, neither here nor in {folder}; name an .npz, CSV or folder"
         )
+    given = _parts(path)
+    names = {part: relative(one, folder) for part, one in given.items()}
+    if given and all(one.suffix == ".npz" for one in given.values()):
+        held = arrays.held_parts(given, names)
+        return _noted(given, arrays.look(held, ports, wanted.inputs, wanted.labels, wanted.groups))
     shown = relative(path, folder)
     if path.suffix == ".npz":
-        return arrays.look(path, shown, ports, wanted.inputs, wanted.labels, wanted.groups)
+        return arrays.look(arrays.held(path, shown), ports, wanted.inputs, wanted.labels, wanted.groups)
     if path.is_file() and path.suffix != ".csv":
         raise ConfigError(
             f"--data {path}: found a {path.suffix or 'file without suffix'}; allowed: an .npz, a .csv, or a folder "
@@ -123,7 +134,32 @@ def _look(folder: Path, wanted: Wanted, ports: Any) -> Seen:
         )
     if wanted.inputs:
         raise ConfigError(f"--inputs: names arrays of an .npz; {path} is none")
+    if given:
+        return _noted(given, files.look(given, names, folder, ports, wanted.labels, wanted.groups))
     return files.look(path, shown, folder, ports, wanted.labels, wanted.groups)
+
+
+def _parts(path: Path) -> dict[str, Path]:
+    """The files or folders of given splits: those in a folder, or those beside a file that is called after one.
+
+    {} where the data is one: a folder of classes has none that are called train, val and test with classes in them.
+    """
+    beside = path if path.is_dir() else path.parent
+    suffix = None if path.is_dir() else path.suffix
+    for kind in (".npz", ".csv", "") if suffix is None else (suffix,):
+        there = [one for one in sorted(beside.iterdir()) if one.is_file() == bool(kind) and one.suffix == kind]
+        there = there if kind else [one for one in sorted(beside.iterdir()) if one.is_dir() and files.suffixes(one)]
+        by_name = {one.stem if kind else one.name: one for one in there if not one.name.startswith(".")}
+        for names in (*parts.grouped(by_name).values(), parts.paired(by_name)):
+            if names and (suffix is None or path.stem in names.values()):
+                return {part: by_name[name] for part, name in names.items()}
+    return {}
+
+
+def _noted(paths: Mapping[str, Path], seen: Seen) -> Seen:
+    """With the files that were taken, which nobody may have named."""
+    told = ", ".join(f"{part}: {path.name}" for part, path in paths.items())
+    return dataclasses.replace(seen, check=(f"the splits are given: {told}", *seen.check))
 
 
 def write(folder: Path, made: Draft) -> Path:

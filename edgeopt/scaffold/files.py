@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import wave
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from .. import tasks
 from ..errors import ConfigError
 from ..formats import Port
+from ..parts import MOST_VALUES, PART, tells_splits
 from ..tasks.items import Item
 from .seen import GROUPS, LABELS, Input, Seen, role
 
@@ -68,42 +70,67 @@ def _kind_by_suffix(found: Sequence[str], where: str) -> str:
 
 
 def look(
-    path: Path,
-    shown: str,
+    path: Path | Mapping[str, Path],
+    shown: str | Mapping[str, str],
     folder: Path,
     ports: Sequence[Port] | None,
     labels: str | None,
     groups: str | None,
 ) -> Seen:
-    """shown: the path as the run file names it; folder: the run file's. Raises ConfigError; Unclear."""
-    kind, columns = kind_of(path)
-    where = f"--data {path}"
+    """path: or one for each part. shown: as the run file names it; folder: its own. Raises ConfigError; Unclear."""
+    paths = path if isinstance(path, Mapping) else {"": path}
+    kind, columns = kind_of(next(iter(paths.values())))
+    where = f"--data {', '.join(map(str, paths.values()))}"
+    column, notes = None, []
     if columns:
         content = "text" if kind == "text" else "file"
-        others = [name for name in columns if name != content]
+        column = None if isinstance(path, Mapping) else _column(path, [name for name in columns if name != content])
+        if column is not None and groups == column:
+            groups = None
+            notes.append(f"'{column}' holds names of splits, no groups: it is [splits] column")
+        others = [name for name in columns if name not in (content, column)]
         groups = role("--groups", groups, [name for name in others if name != labels], GROUPS, where, alone=False)
         labels = role("--labels", labels, [name for name in others if name != groups], LABELS, where, alone=True)
         if labels is None:
             raise ConfigError(f"{where}: found the columns {', '.join(columns)}; a column of labels is needed; add one")
     else:
         labels = labels or "label"
-    items = _items(kind, path, labels, groups)
+    items = _items(kind, path, labels, groups, column)
     values, check = _prepared(kind, items, folder, ports)
     names = _names(kind, ports)
     truth = np.array([str(item.label) for item in items])
     members = tasks.group_names(items) if groups else None
+    given = PART if isinstance(path, Mapping) else column
+    parts = tasks.named([str(item.part) for item in items]) if given else None
     classes, more = _classes(truth)
     table = {"kind": tasks.load(kind).Prepare, "values": values, "examples": _examples(kind)}
     inputs = _inputs(kind, names, values, ports)
     task = {kind: shown, "prepare": table, **({"classes": classes} if classes else {})}
-    return Seen(task, inputs, len(items), labels, truth, groups, members, (*check, *more))
+    return Seen(task, inputs, len(items), labels, truth, groups, members, (*notes, *check, *more), given, parts)
 
 
-def _items(kind: str, path: Path, labels: str, groups: str | None) -> list[Item]:
-    try:
-        return tasks.load(kind).read(path, labels, groups)
-    except ConfigError as error:
-        raise ConfigError(f"--data {path}: {error}") from error
+def _column(path: Path, names: Sequence[str]) -> str | None:
+    """The column whose values are names of splits."""
+    values: dict[str, set[str]] = {name: set() for name in names}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file):
+            for name, own in values.items():
+                if len(own) <= MOST_VALUES:
+                    own.add(str(row.get(name) or "").strip())
+    return next((name for name, own in values.items() if tells_splits(own)), None)
+
+
+def _items(
+    kind: str, path: Path | Mapping[str, Path], labels: str, groups: str | None, column: str | None
+) -> list[Item]:
+    found: list[Item] = []
+    for part, one in path.items() if isinstance(path, Mapping) else [(None, path)]:
+        try:
+            own = tasks.load(kind).read(one, labels, groups, column)
+        except ConfigError as error:
+            raise ConfigError(f"--data {one}: {error}") from error
+        found += own if part is None else [dataclasses.replace(item, part=part) for item in own]
+    return found
 
 
 def _names(kind: str, ports: Sequence[Port] | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from ..config import nearest
 from ..errors import ConfigError
 from ..formats import Port
+from ..parts import PART, split_of
 from ..task import SPLITS, Array, Samples, Split, split
 
 LABELS = re.compile(r"(.*[_-])?(y|labels?|targets?|class(es)?|category|truth|answers?)(_id|_index)?", re.IGNORECASE)
@@ -23,6 +24,8 @@ FEW_GROUPS = 30  # up to so many are listed, split by split
 LEAST_SAMPLES = 12
 SHARES = {"calibration": 0.4, "selection": 0.2, "final": 0.4}
 COUNTS = {"calibration": (0.2, 300), "selection": (0.3, 1000), "final": (0.5, 5000)}
+RANGES = 500  # samples of calibration that ranges take: as [splits] ranges
+MOST_TRAINED = 20_000
 MARGIN = 0.8  # of the samples: whole groups overshoot a count
 
 
@@ -48,7 +51,8 @@ class Input:
 class Seen:
     """task: keys of [task] as they will be written, but inputs, labels and groups. labels, groups: (n, …), (n,).
 
-    unit: of a label that is a number, its standard deviation. check: what its author must look at.
+    unit: of a label that is a number, its standard deviation. check: what its author must look at. column, parts: of
+    splits that are given, (n,); column is PART where each has a file or folder of its own.
     """
 
     task: Mapping[str, Any]
@@ -59,6 +63,8 @@ class Seen:
     groups_name: str | None
     groups: Array | None
     check: tuple[str, ...] = ()
+    column: str | None = None
+    parts: Array | None = None
 
     @property
     def is_classes(self) -> bool:
@@ -67,36 +73,78 @@ class Seen:
     def keys(self) -> dict[str, Any]:
         """Of [task]."""
         found = {**self.task, "inputs": [one.name for one in self.inputs], "labels": self.labels_name}
-        if self.groups_name is not None and self._group_count() >= len(SPLITS):
+        if self.groups_name is not None and self._keeps_groups():
             found["groups"] = self.groups_name
         return {**found, "metric": "top1" if self.is_classes else "negative_mae"}
+
+    def _keeps_groups(self) -> bool:
+        """Whether the groups can be kept apart: in given splits, none may be in two, and final needs several."""
+        if self.groups is None or self.parts is None:
+            return self._group_count() >= len(SPLITS)
+        pairs = {(str(group), str(part)) for group, part in zip(self.groups, self.parts, strict=True)}
+        last = sum(1 for _, part in pairs if split_of(part) == "final")
+        return last > 1 and len(pairs) == len({group for group, _ in pairs})
 
     def floor_drop(self) -> float:
         """One point of a share; of numbers, 1 % of their spread."""
         spread = 0.0 if self.is_classes else float(np.std(self.labels.astype(np.float64)))
         return 0.01 if self.is_classes or not spread else float(f"{0.01 * spread:.2g}")
 
-    def splits(self) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """([splits] by name, what to check). Raises ConfigError where there are too few samples."""
+    def splits(self, trains: bool = False) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """([splits] by key, what to check). trains: the model can be trained.
+
+        Raises ConfigError where there are too few samples."""
         if self.n < LEAST_SAMPLES:
             raise ConfigError(
                 f"--data: found {self.n} samples; at least {LEAST_SAMPLES} are needed for three splits, and hundreds "
                 "for a verdict"
             )
+        if self.parts is not None:
+            return self._given(trains)
         count = self._group_count()
         notes: tuple[str, ...] = ()
         if self.groups is not None and count < len(SPLITS):
             notes = (f"'{self.groups_name}' has {count} groups, too few for three splits, so it is left out",)
         if self.groups is not None and len(SPLITS) <= count <= FEW_GROUPS:
-            return self._by_group(), notes
+            return self._by_group(trains), notes
         groups = self.groups if count > FEW_GROUPS else None
-        return self._by_count(groups), notes
+        return self._by_count(groups, trains), notes
+
+    def _given(self, trains: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Splits of the parts that are called after them; what is missing is drawn of another that is there."""
+        assert self.parts is not None
+        names, sizes = np.unique(self.parts, return_counts=True)
+        rows = dict(zip(names.tolist(), sizes.tolist(), strict=True))
+        own: dict[str, list[Any]] = {}
+        for name in rows:
+            own.setdefault(split_of(name) or "", []).append(name)
+        notes = [f"rows of {', '.join(map(repr, own['']))} are in no split"] if "" in own else []
+        if self.groups_name is not None and not self._keeps_groups():
+            notes.append(f"'{self.groups_name}' is left out: the given splits share its groups, or final has only one")
+        if "final" not in own:
+            own["final"] = own.pop("selection" if "selection" in own else "calibration")
+            notes.append(f"no part is called test, so {', '.join(map(repr, own['final']))} is the final split")
+        pool = next(own[name] for name in ("train", "selection", "calibration", "final") if name in own)
+        total = sum(rows[name] for name in pool)
+        found: dict[str, Any] = {"column": self.column} if self.column not in (None, PART) else {}
+        if trains and "train" in own:
+            found["train"] = {"values": own["train"]}
+        for name in SPLITS:
+            share, most = COUNTS[name]
+            drawn = {"values": pool, "count": max(1, min(int(share * total), most))}
+            found[name] = {"values": own[name]} if name in own else drawn
+            if name not in own:
+                notes.append(f"[splits] {name} is drawn from {', '.join(map(repr, pool))}: no part is called after it")
+        if trains and "calibration" not in own and "train" not in own:
+            found["calibration"]["count"] = max(1, min(int(0.5 * total), MOST_TRAINED))
+        return found, tuple(notes)
 
     def _group_count(self) -> int:
         return 0 if self.groups is None else len(np.unique(self.groups))
 
-    def _by_group(self) -> dict[str, Any]:
-        """Whole groups in their order, about 40, 20 and 40 % of the samples; each split has at least one."""
+    def _by_group(self, trains: bool) -> dict[str, Any]:
+        """Whole groups in their order, about 40, 20 and 40 % of the samples; each split has at least one. Where the
+        first has more than ranges need, most of it becomes train."""
         assert self.groups is not None
         names, sizes = np.unique(self.groups, return_counts=True)
         ends, before = [], 0
@@ -106,14 +154,23 @@ class Seen:
             before = min(max(nearest_end, before + 1), len(names) - (len(SPLITS) - 1 - place))
             ends.append(before)
         parts = np.split(names, ends)
-        return {name: {"groups": part.tolist()} for name, part in zip(SPLITS, parts, strict=True)}
+        found = {name: {"groups": part.tolist()} for name, part in zip(SPLITS, parts, strict=True)}
+        reached = np.cumsum(sizes[: len(parts[0])])
+        enough = max(int(np.searchsorted(reached, RANGES)) + 1, -(-len(parts[0]) // 3))
+        if not trains or reached[-1] < 2 * RANGES or enough >= len(parts[0]):
+            return found
+        first = found.pop("calibration")["groups"]
+        return {"train": {"groups": first[enough:]}, "calibration": {"groups": first[:enough]}, **found}
 
-    def _by_count(self, groups: Array | None) -> dict[str, Any]:
-        """Counts in proportion, as many as whole groups leave room for."""
+    def _by_count(self, groups: Array | None, trains: bool) -> dict[str, Any]:
+        """Counts in proportion, as many as whole groups leave room for; train has what they leave, if that is much."""
         room = 1.0 if groups is None else MARGIN
         samples = Samples((np.zeros(self.n),), None, groups)
         for _ in range(8):
             counts = {name: max(1, int(min(room * share * self.n, most))) for name, (share, most) in COUNTS.items()}
+            left = min(int(room * self.n) - sum(counts.values()), MOST_TRAINED)
+            if trains and left >= RANGES:
+                counts = {"train": left, **counts}
             try:
                 split(samples, {name: Split(None, count) for name, count in counts.items()}, 0)
             except ConfigError:

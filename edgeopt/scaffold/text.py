@@ -19,11 +19,12 @@ HEAD = """\
 # `edgeopt optimize --explain` tells every key; paths are relative to this file.
 """
 WIDTH = 40  # where a comment begins, if the value leaves room
-INLINE = ("splits.calibration", "splits.selection", "splits.final")
+INLINE = ("splits.train", "splits.calibration", "splits.selection", "splits.final")
 # Of an optional key without a default that means something: what it may look like.
 EXAMPLES: dict[str, Any] = {
     "model.arguments": {"width": 1.0},
     "task.labels": "label",
+    "splits.train": {"count": 2000},
     "task.groups": "subject",
     "task.classes": ["first", "second"],
     "device.root": "/var/lib/edgeopt",
@@ -44,7 +45,7 @@ EXAMPLES: dict[str, Any] = {
     "energy.window_s": 10.0,
 }
 # One of several that exclude one another: only the chosen one is shown.
-EXCLUSIVE = {"model": ("torch", "onnx"), "task": ("arrays", "object", "images", "audio", "text")}
+EXCLUSIVE = {"splits": ("column",), "model": ("torch", "onnx"), "task": ("arrays", "object", "images", "audio", "text")}
 INSTEAD = re.compile(r"^Instead of \w+: ")  # the other is not shown
 UNTRAINABLE = "model.onnx"  # no arguments, no pruning
 
@@ -86,7 +87,7 @@ def _after(table: str, preprocess: Mapping[str, Any], values: Mapping[str, Any])
 def _hidden(full: str, section: str, name: str, values: Mapping[str, Any]) -> bool:
     if name in EXCLUSIVE.get(section, ()) and full not in values:
         return True
-    return UNTRAINABLE in values and (full in ("model.arguments", "prune") or section == "prune")
+    return UNTRAINABLE in values and (full in ("model.arguments", "prune", "splits.train") or section == "prune")
 
 
 def _line(key: config.Key, name: str, values: Mapping[str, Any], demand: Any, board: DeviceProfile) -> str:

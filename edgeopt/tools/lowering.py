@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import disk, fidelity, formats, lower, model, parity, quantizable
+from edgeopt.artifact import Artifact
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError, PlanError
 from edgeopt.lower import Lowered
 from edgeopt.plan import Ability
 from edgeopt.profile import DeviceProfile
 
+from . import scoring
 from .feeding import describe
 from .source import Given, Source, load, named_nodes, require_torch_runs
 
@@ -224,6 +226,10 @@ def _place(paths: Sequence[Path], out: Path) -> list[Path]:
 def _document(
     source: Source, given: Given, runtime: str, scheme: str, made: Lowered, files: Sequence[Path], clock: Clock
 ) -> dict[str, Any]:
+    steps = [[dict(step) for step in own] for own in made.adapters]
+    if given.metric is not None:
+        clock(f"scoring with {given.metric}")
+    score = scoring.here(Artifact.of_files(files, runtime, 1, steps, made.options), given) if files else None
     seconds = clock.seconds()
     notes = dict(made.notes)
     shown = ("parity", "ops", "int8_mac_share", "transposes_and_pads", "float_ops", "in_float")
@@ -244,7 +250,8 @@ def _document(
         "source_inputs": [str(port) for port in source.contents.inputs] if source.contents else None,
         "source_outputs": list(given.outputs),
         "binding": given.entry(),
-        "preprocess": [[dict(step) for step in steps] for steps in made.adapters],
+        "preprocess": steps,
+        "score": score,
         "options": made.options,
         "samples": {"n": len(given), "random": given.is_random},
         "large_error": large_error(notes.get("parity") or [], runtime, scheme, source.kind),

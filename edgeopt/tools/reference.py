@@ -11,7 +11,7 @@ import numpy as np
 from edgeopt_agent import preprocess as operations
 from edgeopt_agent.wire import RemoteError
 
-from edgeopt import formats, onnx_model, stats
+from edgeopt import determinism, formats, onnx_model, stats
 from edgeopt.binding import Takes, bind
 from edgeopt.cache import sha256_file
 from edgeopt.errors import ConfigError, MissingDependency, ModelError
@@ -79,6 +79,7 @@ def run(path: Path, given: Given, names: Sequence[str], steps: Sequence[Sequence
     if problems:
         raise ModelError(f"--reference {path}: {problems[0]}")
     try:
+        determinism.check(path, raw)
         outputs = onnx_model.run(path, raw, lambda _done, _total: None)
     except MissingDependency as error:
         raise MissingDependency(str(error).replace("[model] onnx", "--reference")) from error

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt import determinism, formats, model, parity, signature
+from edgeopt import determinism, formats, model, onnx_model, parity, signature
 from edgeopt.binding import Binding, Takes, bind
 from edgeopt.errors import ConfigError, MissingDependency, ModelError
-from edgeopt.task import Array, read_npz
+from edgeopt.task import Array, check_labels, check_outputs, read_npz
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,7 @@ class Given:
 
     Of a torch factory's inputs nothing is known before it is called: until then there is every array of the file that
     could be one. binding: which array is which input; outputs: what the source calls its outputs, where it does.
+    metric: how answers are compared with the labels; reference: the source's, if they are to be.
     """
 
     arrays: tuple[Array, ...]
@@ -64,6 +65,8 @@ class Given:
     binding: Binding | None = None
     outputs: tuple[str, ...] = ()
     what: str = "--inputs"
+    metric: str | None = None
+    reference: tuple[Array, ...] = ()
     objects: tuple[str, ...] = ()  # arrays of the file that are not even read
 
     def __len__(self) -> int:
@@ -76,6 +79,15 @@ class Given:
         require_rows(chosen, self.labels, self.what)
         binding = dataclasses.replace(binding, left=(*binding.left, *self.objects))
         return dataclasses.replace(self, arrays=tuple(chosen.values()), names=binding.arrays, binding=binding)
+
+    def answered(self, run: Callable[[tuple[Array, ...]], tuple[Array, ...]]) -> Given:
+        """With the source's answers, where they are to be compared with labels. Raises ConfigError for wrong labels."""
+        if self.metric is None:
+            return self
+        reference = run(self.arrays)
+        check_labels(self.labels, self.metric, None)
+        check_outputs(reference, self.labels, self.metric, 0)
+        return dataclasses.replace(self, reference=reference)
 
     def entry(self) -> dict[str, Any]:
         """Which array each input takes, JSON-able; nothing of random samples."""
@@ -98,10 +110,17 @@ def open_source(text: str) -> Source:
     return Source(text, None)
 
 
-def read_samples(source: Source, inputs: Path | None, shapes: Sequence[tuple[int, ...]], labels: str | None) -> Given:
+def read_samples(
+    source: Source,
+    inputs: Path | None,
+    shapes: Sequence[tuple[int, ...]],
+    labels: str | None,
+    metric: str | None = None,
+) -> Given:
     """Samples from --inputs, random ones of --shape, or of the .onnx file's own shapes.
 
-    Raises ConfigError; ModelError where the model's shapes are free or do not fit.
+    metric: how answers are to be compared with the labels. Raises ConfigError; ModelError where the model's shapes are
+    free or do not fit.
     """
     if inputs is not None and shapes:
         raise ConfigError("--inputs and --shape contradict each other; give one")
@@ -114,7 +133,7 @@ def read_samples(source: Source, inputs: Path | None, shapes: Sequence[tuple[int
     if source.contents is not None:
         for problem in unfit(source.contents, given.arrays):
             raise ModelError(f"{source.named}: {problem}")
-    return given
+    return dataclasses.replace(given, metric=metric)
 
 
 def read_inputs(path: Path, labels: str | None, names: Sequence[str]) -> Given:
@@ -162,12 +181,13 @@ def load(source: Source, given: Given, folder: Path) -> tuple[torch.nn.Module | 
     try:
         if isinstance(loaded, Path):
             determinism.check(loaded, given.arrays)
-            return loaded, given
+            return loaded, given.answered(lambda arrays: onnx_model.run(loaded, arrays, model.untold))
         given = _bound_to(loaded, given)
         assert given.binding is not None
         module = signature.by_position(loaded, given.binding.inputs)
         determinism.check(module, given.arrays)
-        return module, dataclasses.replace(given, outputs=model.output_names(module, given.arrays))
+        given = dataclasses.replace(given, outputs=model.output_names(module, given.arrays))
+        return module, given.answered(lambda arrays: model.run_torch(module, arrays))
     except ModelError as error:
         raise ModelError(str(error).replace(model.MEND_INPUTS, MEND_TORCH)) from error
 
@@ -175,6 +195,8 @@ def load(source: Source, given: Given, folder: Path) -> tuple[torch.nn.Module | 
 def _bound_to(module: torch.nn.Module, given: Given) -> Given:
     """The samples in the order of the inputs that a torch module names."""
     takes = signature.takes(module)
+    if given.is_random and takes.rest == "keywords":
+        raise ConfigError("--shape: the model takes its inputs by name; give samples with --inputs, which has names")
     if given.is_random:
         names = [f"--shape {number}" for number in range(len(given.arrays))]
         return dataclasses.replace(given, binding=bind(takes, names, "--shape", is_ordered=True))
