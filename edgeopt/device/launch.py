@@ -33,6 +33,7 @@ folder, sha256, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 path = os.path.join(folder, ".new-%d" % os.getpid())
 digest = hashlib.sha256()
 os.umask(0o22)
+os.write(1, b"0\\n")
 try:
     if not os.path.isdir(folder):
         os.makedirs(folder)
@@ -48,6 +49,7 @@ try:
         os.fsync(file.fileno())
     if digest.hexdigest() == sha256:
         os.rename(path, os.path.join(folder, sha256 + ".pyz"))
+        os.write(1, b"whole\\n")
     else:
         os.remove(path)
         sys.exit("it arrived damaged")
@@ -56,7 +58,6 @@ except (IOError, OSError) as error:
         os.remove(path)
     sys.exit(str(error))
 """
-NOT_BROUGHT = 9
 BANNER_LINES = 500
 BANNER_BYTES = 4 << 20
 END_S = 5.0
@@ -92,7 +93,7 @@ def _command(place: Placement, sha256: str, size: int, shell: str, no_agent: str
         f'if [ -f {archive} ] && set -- $(sha256sum < {archive} 2>/dev/null || {python} -c "{HASH}" {archive}) && '
         f'[ "$1" = {sha256} ]; then :; '
         # where its Python is missing, nothing is left on the board
-        f"elif command -v {python} >/dev/null; then echo {no_agent}; {bring} || exit {NOT_BROUGHT}; "
+        f"elif command -v {python} >/dev/null; then echo {no_agent}; {bring} || exit; "
         f"else exec {python}; fi; "
         f"exec {python} -S -c '{BEGIN}' {archive} serve --root {root}"
     )
@@ -105,6 +106,7 @@ class _Launch:
         self.pipe = pipe
         self._address, self._place, self._reply_s = address, place, reply_s
         self._ran = False  # a shell there
+        self._brings = False  # its Python takes the agent
         self._said = b""
 
     def hear(self, shell: bytes, no_agent: bytes, archive: bytes, on_event: Event) -> bytes:
@@ -147,8 +149,9 @@ class _Launch:
     def _send(self, archive: bytes, on_event: Event) -> bytes:
         """The archive, piece by piece as the board tells of them, so that few bytes are on their way; what it says
         afterwards."""
-        pace, sent, told = Pace(len(archive), self._reply_s), 0, b""
-        while sent < len(archive):
+        pace, sent = Pace(len(archive), self._reply_s), 0
+        told, self._brings = self._told(b"", b"0\n")
+        while self._brings and sent < len(archive):
             piece, began = archive[sent : sent + pace.size_bytes], time.monotonic()
             try:
                 self.pipe.write(piece, self._reply_s)
@@ -157,15 +160,22 @@ class _Launch:
                     raise
                 return told  # it was refused: the end of the output tells why
             sent += len(piece)
-            arrived = b"%d\n" % sent
-            while arrived not in told:
-                if not (data := self.pipe.read(4096, self._reply_s)):
-                    return told
-                told += data
-            told = told.partition(arrived)[2]
+            told, arrived = self._told(told, b"%d\n" % sent)
+            if not arrived:
+                return told
             pace.took(len(piece), time.monotonic() - began)
             on_event({"event": "progress", "what": "sending the agent", "done": sent, "of": len(archive)})
+        told, arrived = self._told(told, b"whole\n")
+        self._brings = self._brings and not arrived
         return told
+
+    def _told(self, told: bytes, word: bytes) -> tuple[bytes, bool]:
+        """(what came after a word of BRING, whether it came)."""
+        while word not in told:
+            if not (data := self.pipe.read(4096, self._reply_s)):
+                return told, False
+            told += data
+        return told.partition(word)[2], True
 
     def _end(self, rest: bytes) -> Exception:
         """Why the command ended before the agent's first word."""
@@ -181,7 +191,7 @@ class _Launch:
                 "another user in the address",
                 kind="no-shell",
             )
-        if code == NOT_BROUGHT:
+        if self._brings:
             return AgentFailure(
                 f"{self._address}: the agent cannot be put into '{self._place.root}/agent': {words}; free space "
                 "there, make it writable for this user, or give another --root",
