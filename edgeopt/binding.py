@@ -18,12 +18,14 @@ class Takes:
     """What a model is called with.
 
     names: its inputs in its order; required: those of them that it cannot do without. rest: how it takes what it does
-    not name: not at all, any number by position (*args), or any number by name (**kwargs, or one dictionary).
+    not name: not at all, any number by position (*args), or any number by name (**kwargs, or one dictionary). hint:
+    what else its author could say of it.
     """
 
     names: tuple[str, ...]
     required: tuple[str, ...]
     rest: Literal["nothing", "positions", "keywords"] = "nothing"
+    hint: str = ""
 
     def __str__(self) -> str:
         told = [name if name in self.required else f"{name} (optional)" for name in self.names]
@@ -74,6 +76,7 @@ def bind(takes: Takes, given: Sequence[str], what: str, is_ordered: bool = False
             f"{what}: {len(given)} arrays ({', '.join(given)}), none of which is named like an input, and the model "
             f"takes {_count(least, most)}: {takes}; give the arrays the names of the inputs"
             + ("" if is_ordered else ", and name the array of labels with --labels, if there is one")
+            + takes.hint
         )
     if len(given) > 1 and not (is_ordered or are_numbered(given)):
         raise ConfigError(

@@ -34,7 +34,11 @@ def takes(module: torch.nn.Module) -> Takes:
     names = tuple(parameter.name for parameter in named)
     if inspect.Parameter.VAR_POSITIONAL in variadic:
         return Takes(names, required, "positions")
-    return Takes(names, required, "keywords" if variadic and not named else "nothing")
+    is_bare = len(named) == 1 and named[0].annotation is inspect.Parameter.empty
+    hint = (
+        f"; if '{names[0]}' is a dictionary, say so in forward: {names[0]}: dict[str, torch.Tensor]" if is_bare else ""
+    )
+    return Takes(names, required, "keywords" if variadic and not named else "nothing", hint)
 
 
 def by_position(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:

@@ -155,6 +155,15 @@ def test_arrays_of_objects_and_of_other_lengths_are_left_alone(tmp_path: Path) -
         loaded(Plain(), tmp_path, image=pictures()["image"], depth=pictures()["depth"][:5])
 
 
+def test_a_dictionary_that_is_not_said_to_be_one(tmp_path: Path) -> None:
+    class Bare(nn.Module):
+        def forward(self, batch):  # type: ignore[no-untyped-def]
+            return batch["image"] - batch["depth"]
+
+    with pytest.raises(ConfigError, match=r"say so in forward: batch: dict\[str, torch.Tensor\]"):
+        loaded(Bare(), tmp_path, **pictures())
+
+
 RUN_FILE = """
 name = "two"
 [model]
