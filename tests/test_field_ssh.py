@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -81,8 +82,7 @@ def test_a_server_without_sessions_is_told(tmp_path: Path) -> None:
 )
 def test_a_shell_that_runs_no_commands_is_the_cause_that_is_named(shell: str, said: str, transport: str) -> None:
     if shell == "appliance":
-        folder = Path("/tmp") / f"appliance-{uuid.uuid4().hex[:8]}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix="appliance-"))  # where every account may enter
         path = folder / "shell"
         path.write_text('#!/bin/sh\necho "Unknown command: $2"\nexit 1\n')
         for one in (folder, path):
