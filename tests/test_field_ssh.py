@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,10 +62,13 @@ def test_one_session_at_a_time_is_enough(tmp_path: Path, transport: str) -> None
         for number in range(2):
             with opened(server, transport, tmp_path / f"root-{number}") as session:
                 assert session.status()["current"] is None
-                os.kill(session.hello["pid"], 19)  # stopped: its session does not end by itself
-                session._drop()
-                assert session.status()["current"] is None
-                os.kill(session.hello["pid"], 9)
+                hung = session.hello["pid"]
+                os.kill(hung, signal.SIGSTOP)  # its session does not end by itself
+                try:
+                    session._drop()
+                    assert session.status()["current"] is None
+                finally:
+                    os.kill(hung, signal.SIGKILL)
 
 
 def test_a_server_without_sessions_is_told(tmp_path: Path) -> None:
