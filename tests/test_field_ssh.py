@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -60,10 +62,13 @@ def test_one_session_at_a_time_is_enough(tmp_path: Path, transport: str) -> None
         for number in range(2):
             with opened(server, transport, tmp_path / f"root-{number}") as session:
                 assert session.status()["current"] is None
-                os.kill(session.hello["pid"], 19)  # stopped: its session does not end by itself
-                session._drop()
-                assert session.status()["current"] is None
-                os.kill(session.hello["pid"], 9)
+                hung = session.hello["pid"]
+                os.kill(hung, signal.SIGSTOP)  # its session does not end by itself
+                try:
+                    session._drop()
+                    assert session.status()["current"] is None
+                finally:
+                    os.kill(hung, signal.SIGKILL)
 
 
 def test_a_server_without_sessions_is_told(tmp_path: Path) -> None:
@@ -81,8 +86,7 @@ def test_a_server_without_sessions_is_told(tmp_path: Path) -> None:
 )
 def test_a_shell_that_runs_no_commands_is_the_cause_that_is_named(shell: str, said: str, transport: str) -> None:
     if shell == "appliance":
-        folder = Path("/tmp") / f"appliance-{uuid.uuid4().hex[:8]}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(prefix="appliance-"))  # where every account may enter
         path = folder / "shell"
         path.write_text('#!/bin/sh\necho "Unknown command: $2"\nexit 1\n')
         for one in (folder, path):
