@@ -126,7 +126,7 @@ def test_what_does_nothing_on_a_board_is_not_sent(path: Path) -> None:
         assert not isinstance(node, ast.FunctionDef) or (node.returns is None and ast.get_docstring(node) in ("", None))
         assert not isinstance(node, ast.arg) or node.annotation is None
         if isinstance(node, ast.ImportFrom) and node.module == "typing":
-            assert [alias.name for alias in node.names] == ["NamedTuple"]
+            assert {alias.name for alias in node.names} <= {"NamedTuple", "Any", "Callable"}  # what is more than a word
 
 
 def test_names_that_are_still_needed_are_still_imported() -> None:
@@ -277,7 +277,7 @@ def test_a_slow_model_ends_at_the_cap_and_is_marked(session: Session) -> None:
             r"step 0 \(expand\) does not fit float32 \[1, 4\]",
         ),
         ({"runtime": "nonsense"}, samples(), "unknown runtime 'nonsense'; this agent has: .*tflite"),
-        ({"runtime": "../fake"}, samples(), "unknown runtime"),
+        ({"runtime": "../fake"}, samples(), "must be a plain name"),
         ({"runtime": "tflite"}, samples(), "tflite cannot load the model"),
     ],
 )

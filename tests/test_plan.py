@@ -179,7 +179,10 @@ def test_show_plan_prints_all_that_is_settled_and_does_nothing(tmp_path: Path) -
     done = run_cli("optimize", tmp_path, "--show-plan", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
+    look = {name: shown.pop(name) for name in ("samples", "foreseen")}
     assert shown == json.loads(json.dumps(chosen.to_json()))
+    assert look["samples"] == {}
+    assert "data.npz" in look["foreseen"][0]  # which is not there
     assert (shown["objective"], shown["budgets"]) == ("size_bytes", {"size_bytes": 50_000})
     assert shown["profile"]["id"] == "bench"
     assert holds(shown["run_file"], tomllib.loads((tmp_path / "edgeopt.toml").read_text()))

@@ -1,6 +1,6 @@
 """What a value may be, said once: a schema is a function that raises Mismatch for a value that it does not take.
 
-Schemas are put together from the functions here; messages.py holds those of the contract. Keys that a record does not
+Schemas are put together from the functions here; requests.py and replies.py hold those of the contract. Keys that a record does not
 name are let through, since versions differ; wrong types, numbers that cannot be and unsafe names are not.
 """
 
