@@ -470,7 +470,7 @@ NET_CASES = [
         "Linear(4, 3)",
         "Linear(5, 3)",
         6,
-        ["running the source model on samples 0 to 3, (4, 4) float32", "[5, 3]", "net.py, line 11"],
+        ["running the source model on samples 0 to 3, (4, 4) float32", "4x4 and 5x3", "net.py, line 11"],
     ),
     (
         "Linear(4, 3)",
