@@ -1,7 +1,8 @@
 """What a value may be, said once: a schema is a function that raises Mismatch for a value that it does not take.
 
-Schemas are put together from the functions here; requests.py and replies.py hold those of the contract. Keys that a record does not
-name are let through, since versions differ; wrong types, numbers that cannot be and unsafe names are not.
+Schemas are put together from the functions here; requests.py and replies.py hold those of the contract. Keys that a
+record does not name are let through, since versions differ; wrong types, numbers that cannot be and unsafe names are
+not.
 """
 
 from __future__ import annotations
