@@ -177,7 +177,7 @@ def _is_whole(folder: Path) -> bool:
 def _unchanged(record: Path) -> str | None:
     """The stage of a record all of whose dependencies are as they were; None otherwise."""
     try:
-        known = json.loads(record.read_text())
+        known = json.loads(record.read_text(encoding="utf-8"))
         same = (
             all(_hash_or_none(Path(path)) == digest for path, digest in known["files"].items())
             and all(listing(folder) == names for folder, names in known["folders"].items())

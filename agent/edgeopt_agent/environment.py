@@ -237,7 +237,7 @@ def _make_virtual(folder: str, record: Dict[str, Any]) -> None:
     os.mkdir(os.path.join(folder, "bin"))
     for name in ("python3", "python"):
         os.symlink(record["executable"], os.path.join(folder, "bin", name))
-    with open(os.path.join(folder, "pyvenv.cfg"), "w") as file:
+    with open(os.path.join(folder, "pyvenv.cfg"), "w", encoding="utf-8") as file:
         file.write(f"home = {os.path.dirname(record['executable'])}\n")
         file.write(f"include-system-site-packages = {str(record['system_packages']).lower()}\n")
         file.write(f"version = {record['python']}\n")

@@ -26,7 +26,7 @@ def status() -> Dict[str, int]:
 def reset_peak() -> None:
     """Forget the peak that importing left, so that the next peak is the model's; a kernel without it keeps the old."""
     try:
-        with open("/proc/self/clear_refs", "w") as file:
+        with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
             file.write("5")
     except OSError as error:
         print(f"the peak counter cannot be reset ({error}); the peak may include the import", file=sys.stderr)

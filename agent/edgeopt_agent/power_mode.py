@@ -246,7 +246,7 @@ def _is_off(path: str) -> bool:
 
 def _write(path: str, value: str) -> None:
     try:
-        with open(path, "w") as file:
+        with open(path, "w", encoding="utf-8") as file:
             file.write(value)
     except OSError as error:
         mend = "log in as root" if error.errno in (errno.EACCES, errno.EPERM) else "set it on the board"

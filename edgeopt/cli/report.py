@@ -198,7 +198,7 @@ def _recompute(document: dict[str, Any] | None, run: Path, out: Path | None, as_
 
 
 def _version(path: Path) -> Any:
-    return json.loads(path.read_text()).get("edgeopt")
+    return json.loads(path.read_text(encoding="utf-8")).get("edgeopt")
 
 
 def _show_recomputed(found: dict[str, Any], name: str, edgeopt: Any) -> None:

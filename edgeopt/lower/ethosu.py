@@ -186,7 +186,7 @@ def _require_placed(model: Path, configuration: str, placement: dict[str, Any], 
 
 
 def _estimate(summary: Path) -> dict[str, Figure]:
-    with summary.open(newline="") as file:
+    with summary.open(encoding="utf-8", newline="") as file:
         row = next(csv.DictReader(file))
     return {
         name: Figure(float(row[column]) * factor, None, 1, how="simulated")

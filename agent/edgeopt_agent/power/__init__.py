@@ -142,7 +142,7 @@ def text_of(path: str) -> str:
     """Raises OSError."""
     if _reading is not None:  # whoever waits for us may want to know for what
         os.write(_reading, path.encode("utf-8", "replace") + b"\n")
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         return file.read().strip()
 
 

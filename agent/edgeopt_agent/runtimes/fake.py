@@ -29,7 +29,7 @@ class Session:
     """
 
     def __init__(self, path: str, threads: int, batch: int) -> None:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             self._model = json.load(file)
         self._threads = threads
         self._ballast = b"x" * self._model.get("allocate_bytes", 0)

@@ -144,7 +144,7 @@ class Session:
             session = self._open(os.path.join(folder, "profile"), plain)
             for _ in range(runs + 1):
                 session.run(None, self._feeds)
-            with open(session.end_profiling()) as file:
+            with open(session.end_profiling(), encoding="utf-8") as file:
                 events = json.load(file)
         queries: List[List[Dict[str, Any]]] = []
         own: List[Dict[str, Any]] = []
