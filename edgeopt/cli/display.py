@@ -56,7 +56,9 @@ class Durations:
         self._subject = subject
         self._known: dict[str, float] = {}
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # absent or damaged: nothing is known
-            self._known = {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
+            self._known = {
+                str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()
+            }
         self._changed = False
 
     def last(self, what: str) -> float | None:

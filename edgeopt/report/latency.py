@@ -14,7 +14,7 @@ from edgeopt.report import units
 from edgeopt.report.terminal import NAME_LIMIT, part
 
 CURVE_POINTS = 161
-BESIDE = {"pre_s": "pre-processing", "post_s": "post-processing", "copy_s": "copies"}
+BESIDE = {"pre_s": "preparing", "post_s": "fetching", "copy_s": "copies"}
 ENERGY = {
     "energy": ("gross_j", "j"),
     "energy above idle": ("net_j", "j"),

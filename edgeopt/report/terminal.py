@@ -74,6 +74,8 @@ def render(
     console.print(board.marked(_ladder(rows, wide, full), own))
     if not wide:
         console.print(_grid([(Text(said["name"], "bold"), _reason(said, full)) for said in rows]))
+    for mark, names in _marks(rows).items():
+        console.print(Text(f"marked: {', '.join(names)}: {mark}", "yellow"))
     console.print(Text(f"stopped: {units.text(run.get('stop') or 'not said', 600)}", style="dim"))
     for note in run.get("notes") or []:
         console.print(Text(f"note: {units.text(note, 600)}", style="yellow"))
@@ -306,10 +308,17 @@ def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
     return table
 
 
+def _marks(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Each mark once, with the artifacts whose figures bear it."""
+    found: dict[str, list[str]] = {}
+    for said in rows:
+        for mark in said["marks"]:
+            found.setdefault(mark, []).append(said["name"])
+    return found
+
+
 def _reason(said: dict[str, Any], full: bool) -> Text:
-    reason = Text(said["reason"])
-    reason.append("".join(f"; marked: {mark}" for mark in said["marks"]), "yellow")
-    return reason.append(f"\n{said['detail']}" if full and said["detail"] else "", "dim")
+    return Text(said["reason"]).append(f"\n{said['detail']}" if full and said["detail"] else "", "dim")
 
 
 def _short(figure: str) -> str:
