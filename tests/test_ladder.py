@@ -98,6 +98,42 @@ def test_pruning_builds_on_fp32_when_int8_was_rejected(tmp_path: Path) -> None:
     assert "1.400 times" in trials[1].reason
 
 
+def test_slower_schemes_are_left_out_where_int8_was_no_gain(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, rungs=("fp32", "int8"), schemes=SCHEMES)
+    trials, why = climb(made, [{"ratio": 1, "step": 1}, {"ratio": 1.3, "step": 1.3, "agreement": 0.9, "drop": 0.005}])
+    assert [t.recipe.name for t in trials] == ["fp32", "int8"]
+    assert why == "no rung is left to try"
+
+
+def test_a_loss_names_the_operators_that_left_the_accelerator(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, rungs=("fp32", "int8"))
+    places = [
+        {"XNNPACK": {"CONV_2D": 20}, "CPU": {"CUMSUM": 1}},
+        {"XNNPACK": {"CONV_2D": 20}, "CPU": {"HARD_SWISH": 14}},
+    ]
+
+    def run(recipe: Recipe, before: Sequence[Trial]) -> Trial:
+        found = trial(recipe, ratio=6.6 if before else 1, step=6.6 if before else 1)
+        return dataclasses.replace(found, record={"executed": {"places": places[len(before)]}})
+
+    trials, _ = ladder.climb(made, run, lambda _trials: None)
+    assert trials[1].verdict == "rejected"
+    assert "14 HARD_SWISH" in trials[1].reason
+    assert "outside XNNPACK" in trials[1].reason
+    assert "CUMSUM" not in trials[1].reason
+
+
+def test_the_nearest_misses_the_least(tmp_path: Path) -> None:
+    made = make_plan(tmp_path, rungs=("fp32", "int8"), budgets={"latency_p50_s": 1e-4})
+    trials, _ = climb(made, [{"ratio": 1, "step": 1}, {"ratio": 0.5, "step": 0.5, "drop": 0.012, "score": 0.89}])
+    assert ladder.choose(made, trials) is None
+    near = ladder.nearest(made, trials)
+    assert near is trials[1]
+    first, second = ladder.misses(made, near)
+    assert (first.what, first.over) == ("latency_p50_s", pytest.approx(5))
+    assert (second.what, second.value, second.allowed) == ("floor_drop", 0.012, 0.01)
+
+
 def test_no_further_pruning_after_a_rejected_one(tmp_path: Path) -> None:
     found = [
         {"ratio": 1, "step": 1},

@@ -204,10 +204,24 @@ def test_no_candidate_fits(watch_folder: Path, tmp_path: Path) -> None:
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["chosen"] is None
     assert run["verdict"] == "fail"
-    assert "int8: size_bytes" in run["sentence"]
-    assert "over the budget of 1000" in run["sentence"]
+    near = run["nearest"]
+    assert (near["name"], near["final"]) == ("int8", None)
+    (miss,) = near["misses"]
+    assert (miss["what"], miss["allowed"]) == ("size_bytes", 1000)
+    assert miss["over"] == pytest.approx(miss["value"] / 1000)
+    assert "int8" in run["sentence"]
+    assert "1.00 kB is allowed" in run["sentence"]
     assert not list((tmp_path / "run").glob("*.edgeopt"))
     assert "No candidate fits" in done.stdout
+    assert "nearest" in done.stdout
+    assert set(run["seconds"]["stages"]) & {"lowered to int8", "measured fp32, int8"}
+    anyway = optimize(watch_folder, tmp_path, "--profile", profile, "--bundle-anyway")
+    assert anyway.returncode == 10
+    again = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert again["nearest"]["final"]["n"] == 300
+    packed = bundles.read(tmp_path / "run" / again["bundle"]["file"])
+    assert packed.manifest.verdict == "fail"
+    assert again["chosen"] is None
 
 
 def test_a_folder_that_is_not_a_run_is_never_replaced(watch_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_browser import NETWORK, PAINTED, WIDTHS, Addresses, Browser, browsing, own_text
 
-from edgeopt.report import html, terminal, units
+from edgeopt.report import html, terminal, timing, units
 from edgeopt.stats import Figure
 
 
@@ -154,6 +154,35 @@ def test_page_draws_only_samples_of_its_own_run(tmp_path: Path) -> None:
     curves = html.view(run, folder)["curves"]
     assert [one["name"] for one in curves["series"]] == ["prune50-int8"]
     assert curves["missing"] == ["fp32", "int8", "prune30-int8"]
+
+
+def test_where_the_time_went_and_what_shortens_it() -> None:
+    stages = {"pruned": 480.0, "measured fp32, int8": 61.0, "lowered to int8": 3.0}
+    run = report_data.run() | {"seconds": {"total": 600.0, "stages": stages, "stored": ["task"]}}
+    shown = " ".join(report_data.screen(run).split())
+    assert "10 min 0 s in all; longest: pruned 8 min 0 s (shorter with fewer [prune] epochs or ratios)" in shown
+    assert "lowered" not in timing.line(run)
+    assert [name for name, _, _ in timing.rows(run)] == list(stages)
+    assert timing.line(report_data.run()) == ""
+
+
+def test_where_nothing_fits_the_nearest_is_told() -> None:
+    misses = [
+        {"what": "latency_p50_s", "value": 0.012, "allowed": 0.01, "over": 1.2},
+        {"what": "floor_drop", "value": 0.03, "allowed": 0.02, "over": 1.5},
+    ]
+    run = report_data.run() | {"nearest": {"name": "int8", "misses": misses, "final": None}, "chosen": None}
+    shown = " ".join(report_data.screen(run).split())
+    assert "nearest int8: median latency 12.0 ms where 10.0 ms is allowed, 1.20 times as much" in shown
+    assert "drop 3.0 points where 2.0 points is allowed" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "of", "said"),
+    [(6.71e-9, -0.4, "none"), (0.0, -0.4, "none"), (0.0123, -0.4, "0.0123"), (6.71e-9, None, "671")],
+)
+def test_a_drop_in_the_rounding_of_a_score_is_none(value: float, of: float | None, said: str) -> None:
+    assert said in units.drop(value, "negative_mae", of=of).replace("0.0000000", "")
 
 
 def test_page_leaves_invalid_ratios_out_of_the_plot(tmp_path: Path) -> None:
