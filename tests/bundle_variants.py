@@ -24,8 +24,9 @@ def variant(
     changed; a dict changes the keys in it."""
     opened = bundles.read(source)
     manifest = opened.manifest.model_dump(mode="json")
-    shards = opened.manifest.evaluation.shards if opened.manifest.evaluation else []
-    blobs = {entry.sha256: opened.blob(entry) for entry in [*opened.manifest.files.values(), *shards]}
+    own = opened.manifest.evaluation
+    others = [*own.shards, *([own.golden] if own.golden else [])] if own else []
+    blobs = {entry.sha256: opened.blob(entry) for entry in [*opened.manifest.files.values(), *others]}
     for name, data in (files or {}).items():
         manifest["files"][name] = add(blobs, data)
     if evaluation_shard is not None:

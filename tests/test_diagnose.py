@@ -273,8 +273,8 @@ def pictures(shared_tmp: Path) -> Path:
 def _write_bundle(folder: Path, golden: bytes) -> None:
     model = conv_onnx(folder / "net.onnx", shape=(1, 3, SIZE, SIZE)).read_bytes()
     with np.load(io.BytesIO(golden)) as archive:
-        samples = Samples((archive["input0"],), None, None)
-    shards = validate.pack_shards(samples, [np.ones((len(samples), 8, 1, 1), np.float32)])
+        samples = Samples((archive["input0"],), np.zeros(len(archive["input0"]), np.int64), None)
+    shards = validate.pack_shards(samples, [np.ones((len(samples), 8), np.float32)])
     health = measure.shard(samples)
     blobs = {sha256_bytes(data): data for data in (model, health, golden, *shards)}
 
