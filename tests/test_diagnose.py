@@ -421,7 +421,7 @@ def test_what_is_not_explained_is_neither_right_nor_a_fault(
 
 def test_a_health_file_that_cannot_be_read_is_named(pictures: Path, tmp_path: Path) -> None:
     opened = variant(pictures, tmp_path / "bad.edgeopt", {"health.npz": b"no archive"})
-    with pytest.raises(IntegrityError, match=r"bad\.edgeopt: health\.npz cannot be read"):
+    with pytest.raises(IntegrityError, match=r"bad\.edgeopt: health\.npz: not arrays of samples"):
         prepared.health_samples(opened, 4)
 
 
