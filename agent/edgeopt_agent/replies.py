@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Dict, Optional
 
-from .requests import CLOCK, HERTZ, LATEST_S, MOST_HZ, MOST_SIZE, NAME, SHA256, SIZE, VERSION, WORD
+from .requests import CLOCK, HERTZ, LATEST_S, MEASURED_ON, MOST_HZ, MOST_SIZE, NAME, SHA256, SIZE, VERSION, WORD
 from .schema import Schema, check, flag, items, matching, maybe, number, one_of, record, seconds, table, text, whole
 
 MOST_FILE_BYTES = 1 << 30  # of a job's file: the host keeps it in memory
@@ -87,7 +87,7 @@ RELEASE = record(
         "verdict": maybe(WORD),
         "whole": maybe(flag),
         "problem": maybe(text()),
-        "measured_on": maybe(record({})),
+        "measured_on": maybe(MEASURED_ON),
     },
     {"confirmed": flag},
 )

@@ -180,6 +180,16 @@ REQUESTS: Dict[str, Schema] = {
 
 LIMIT = maybe(number(0))
 FILE = record({"sha256": SHA256, "size_bytes": SIZE})
+SAID = maybe(text(1000))
+DIFFERENCE = record({"what": text(1000), "profile": text(1000), "board": text(1000)})
+MEASURED_ON = record(  # what is told of the board of a release's figures
+    {},
+    {
+        **{name: SAID for name in ("model", "machine", "userland", "cpu_model", "system")},
+        **{name: maybe(whole()) for name in ("cores", "cores_allowed", "memory_bytes")},
+        "stand_in": maybe(record({"profile": text(1000), "name": text(1000), "differences": items(DIFFERENCE)})),
+    },
+)
 _MANIFEST = record(
     {
         "name": NAME,
@@ -199,7 +209,7 @@ _MANIFEST = record(
         ),
         "policy": record({}, {"confirm_within_s": maybe(seconds())}),
     },
-    {"verdict": WORD},
+    {"verdict": WORD, "measured_on": maybe(MEASURED_ON)},
 )
 
 
