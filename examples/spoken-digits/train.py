@@ -19,7 +19,8 @@ from digit_model import DigitNet
 from torch import nn
 from torch.nn import functional
 
-from edgeopt import lower, plan, stages
+from edgeopt import data as run_data
+from edgeopt import lower, plan
 from edgeopt.cache import Cache, default_root
 from edgeopt.errors import EdgeoptError
 from edgeopt.task import Samples
@@ -106,7 +107,7 @@ def data() -> dict[str, tuple[torch.Tensor, torch.Tensor, Samples]]:
     """Per split: spectra (n, 1, 64, 40), digits (n,), and the raw samples."""
     made = plan.load(FOLDER, lower.abilities())
     found = {}
-    for name, samples in stages.open_data(made, Cache(default_root()), lambda _: None).items():
+    for name, samples in run_data.opened(made, Cache(default_root()), lambda _: None).items():
         (spectrum,) = samples.prepared(made.preprocess)
         found[name] = torch.from_numpy(spectrum), torch.from_numpy(samples.labels), samples
     return found
