@@ -606,7 +606,9 @@ def test_bench_inputs(bundle_file: Path, tmp_path: Path) -> None:
     inputs = tmp_path / "x.npz"
     refused(tmp_path, 2, [f"--inputs = '{inputs}'", "no such file"], *given, "--inputs", inputs)
     np.savez(inputs, a=np.zeros((3, 2)), b=np.zeros((2, 2)))
-    refused(tmp_path, 2, [f"--inputs {inputs}", "the same number of samples"], *given, "--inputs", inputs)
+    refused(tmp_path, 2, [f"--inputs {inputs}", "2 arrays (a, b)", "--labels"], *given, "--inputs", inputs)
+    labelled = [*given, "--inputs", inputs, "--labels", "b"]
+    refused(tmp_path, 2, [f"--inputs {inputs}", "the same number of samples"], *labelled)
 
 
 @pytest.mark.parametrize(
