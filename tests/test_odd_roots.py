@@ -231,7 +231,7 @@ def test_another_user_is_told_whose_the_root_is(root: Path) -> None:
     from edgeopt_agent.files import code_path
 
     for path in (root, *root.parents):
-        if path.stat().st_uid == 0 and path.name.startswith(("board", "test_", "pytest-")):
+        if path.stat().st_uid == 0 and path.name.startswith(("board", "test_", "pytest-", "popen-")):
             path.chmod(0o755)
     code = "import sys; sys.path.insert(0, sys.argv[1]); from edgeopt_agent.main import main; main(sys.argv[2:])"
     asked = [("status", {"verify": True}), ("job.start", {"job": "x", "request": {"kind": "rollback"}})]

@@ -23,11 +23,15 @@ def prepare(root: str) -> None:
     os.umask(UMASK)
     _require_own(root)
     _set_odd_aside(root)
-    if all(os.path.isdir(os.path.join(root, name)) for name in FOLDERS):
+    if _has_folders(root):
         return
     _check(root)
     for name in FOLDERS:
         os.makedirs(os.path.join(root, name), exist_ok=True)
+
+
+def _has_folders(root: str) -> bool:
+    return all(os.path.isdir(os.path.join(root, name)) for name in FOLDERS)
 
 
 def others_may_change(found: os.stat_result) -> bool:
@@ -58,6 +62,8 @@ def _require_own(root: str) -> None:
         if path == root and found.st_uid == os.geteuid() and _holds_nothing_else(root):  # such is a new tmpfs
             os.chmod(root, stat.S_IMODE(found.st_mode) & ~UMASK)
             continue
+        if found.st_uid == os.geteuid() and not _has_folders(root):
+            _check(root)  # a file system that keeps no modes lacks more than that
         raise RemoteError(
             "unsupported-root",
             f"every user of the board may write into '{path}' (mode {stat.S_IMODE(found.st_mode):o}), and what lies "
