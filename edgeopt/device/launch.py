@@ -49,6 +49,10 @@ try:
         os.fsync(file.fileno())
     if digest.hexdigest() == sha256:
         os.rename(path, os.path.join(folder, sha256 + ".pyz"))
+        for place in (folder, os.path.dirname(folder)):
+            handle = os.open(place, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
         os.write(1, b"whole\\n")
     else:
         os.remove(path)
@@ -128,7 +132,7 @@ class _Launch:
             if word == shell:
                 self._ran, self._said = True, b""
             elif word == no_agent:
-                buffer += self._send(archive, on_event)
+                buffer = self._send(buffer, archive, on_event)
             elif not self._ran:
                 self._said = (self._said + line + b"\n")[:400]
             else:
@@ -146,11 +150,11 @@ class _Launch:
                 "ForceCommand stands in its place"
             ) from error
 
-    def _send(self, archive: bytes, on_event: Event) -> bytes:
+    def _send(self, told: bytes, archive: bytes, on_event: Event) -> bytes:
         """The archive, piece by piece as the board tells of them, so that few bytes are on their way; what it says
-        afterwards."""
+        afterwards. told: what it said already, which may hold the first word."""
         pace, sent = Pace(len(archive), self._reply_s), 0
-        told, self._brings = self._told(b"", b"0\n")
+        told, self._brings = self._told(told, b"0\n")
         while self._brings and sent < len(archive):
             piece, began = archive[sent : sent + pace.size_bytes], time.monotonic()
             try:
