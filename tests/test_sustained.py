@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from edgeopt.report import measured, sustained_page
 
 WITH_TREE = 'mount --bind "$1" /sys/devices/system/cpu && shift && exec "$@"'
 Done = subprocess.CompletedProcess[str]
-HOG = "import os, time; os.sched_setaffinity(0, {0}); end = time.time() + 120\nwhile time.time() < end: pass"
+HOG = "import os, time; os.sched_setaffinity(0, {0}); end = time.time() + 180\nwhile time.time() < end: pass"
 PROFILE = """
 schema = 1
 name = "a test board"
@@ -149,13 +150,17 @@ def slowed_half_way(tmp_path: Path, options: list[str], cpus: list[set[int]], ho
     cpufreq(tree, 1_500_000)
     command = [str(EDGEOPT), *options, "--root", str(root), "--json"]
     in_tree = ["unshare", "--mount", "sh", "-c", WITH_TREE, "sh", str(tree), *command]
-    busy = []
+    busy = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in range(hogs)]
+    time.sleep(1.0)
+    for hog in busy:  # started and held, so that the change comes at once
+        hog.send_signal(signal.SIGSTOP)
     with subprocess.Popen(in_tree, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
         try:
             wait_for_round(root, 6)
-            cpufreq(tree, 600_000)
+            for hog in busy:
+                hog.send_signal(signal.SIGCONT)
             confine(root, cpus)
-            busy = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in range(hogs)]
+            cpufreq(tree, 600_000)
             out, errors = bench.communicate(timeout=300)
         finally:
             for hog in busy:
@@ -174,7 +179,7 @@ def own_tree() -> None:
 @pytest.mark.usefixtures("own_tree")
 def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: Path) -> None:
     model, profile = tmp_path / "model.tflite", tmp_path / "board.toml"
-    model.write_bytes(dense_tflite(4096, 4096))
+    model.write_bytes(dense_tflite(8192, 8192))  # longer than a turn of the scheduler on any machine
     options = ["bench", str(model), "--random"]
     quick = json.loads(cli(*options, "--json", "--root", tmp_path / "quick").stdout)["results"][0]["latency"]
     profile.write_text(PROFILE.format(budget=2 * quick["p50_s"]["value"]))
@@ -221,7 +226,7 @@ def wait_for_round(root: Path, number: int) -> None:
         said = "".join(file.read_text() for file in (root / "jobs").glob("*/events.jsonl"))
         if f'"done": {number}, "of": 12' in said and "measuring latency" in said:
             return
-        time.sleep(0.05)
+        time.sleep(0.005)
     pytest.fail("the bench did not come so far")
 
 
