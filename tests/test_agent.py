@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -391,6 +392,18 @@ def test_a_worker_killed_because_memory_ran_out_says_so(root: Path, small_memory
             session.run(bench_request([session.send(fake_model(allocate_bytes=300 << 20))], [shard]))
         assert caught.value.kind == "runtime"
         session.run(bench_request([session.send(fake_model(allocate_bytes=1 << 20))], [shard]))
+
+
+def test_where_memory_runs_out_the_model_goes_first(session: Session, root: Path) -> None:
+    thread, _ = in_background(session, long_bench(session))
+    job = until(lambda: progress_of(root), "the middle of the job")
+    (worker,) = workers_of(job)
+    own = [
+        Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
+        for pid in (worker, json.loads((job / "process.json").read_text())["pid"])
+    ]
+    assert own == ["1000", Path("/proc/self/oom_score_adj").read_text().strip()]
+    thread.join(60)
 
 
 def test_a_model_that_would_not_fit_is_refused_before_it_is_tried(root: Path, small_memory: str) -> None:

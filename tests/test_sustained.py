@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import signal
 import subprocess
-import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,6 @@ from edgeopt.report import measured, sustained_page
 
 WITH_TREE = 'mount --bind "$1" /sys/devices/system/cpu && shift && exec "$@"'
 Done = subprocess.CompletedProcess[str]
-HOG = "import os, time; os.sched_setaffinity(0, {0}); end = time.time() + 180\nwhile time.time() < end: pass"
 PROFILE = """
 schema = 1
 name = "a test board"
@@ -143,30 +144,41 @@ def cpufreq(tree: Path, khz: int) -> None:
             (folder / name).write_text(f"{value}\n")
 
 
-def slowed_half_way(tmp_path: Path, options: list[str], cpus: list[set[int]], hogs: int = 5) -> Done:
-    """The command on a board whose clock falls after half of the rounds. The worker of each
-    model may use the CPUs of `cpus` only from then on, as when firmware takes cores away, and the first one is busy."""
+def slowed_half_way(tmp_path: Path, options: list[str], models: int) -> Done:
+    """The command on a board whose clock falls after half of the rounds. The first of its models then works a fifth of
+    the time, in turns shorter than a query, as where firmware modulates the clock of a hot core."""
     tree, root = tmp_path / "cpu", tmp_path / "root"
     cpufreq(tree, 1_500_000)
     command = [str(EDGEOPT), *options, "--root", str(root), "--json"]
     in_tree = ["unshare", "--mount", "sh", "-c", WITH_TREE, "sh", str(tree), *command]
-    busy = [subprocess.Popen([sys.executable, "-c", HOG], start_new_session=True) for _ in range(hogs)]
-    time.sleep(1.0)
-    for hog in busy:  # started and held, so that the change comes at once
-        hog.send_signal(signal.SIGSTOP)
     with subprocess.Popen(in_tree, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
-        try:
-            wait_for_round(root, 6)
-            for hog in busy:
-                hog.send_signal(signal.SIGCONT)
-            confine(root, cpus)
+        wait_for_round(root, 6)
+        with modulated(workers(root, models)[0]):
             cpufreq(tree, 600_000)
             out, errors = bench.communicate(timeout=300)
-        finally:
-            for hog in busy:
-                hog.kill()
-                hog.wait()
     return Done(command, bench.returncode, out, errors)
+
+
+@contextlib.contextmanager
+def modulated(pid: int, on_s: float = 0.001, off_s: float = 0.004) -> Iterator[None]:
+    """A process that is stopped and goes on, again and again, for as long as it lives."""
+    ended = threading.Event()
+
+    def turns() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while not ended.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(off_s)
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(on_s)
+
+    thread = threading.Thread(target=turns)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.fixture
@@ -184,7 +196,7 @@ def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: P
     quick = json.loads(cli(*options, "--json", "--root", tmp_path / "quick").stdout)["results"][0]["latency"]
     profile.write_text(PROFILE.format(budget=2 * quick["p50_s"]["value"]))
     long = ["--mode", "sustained", "--minutes", "0.4", "--profile", str(profile)]
-    done = slowed_half_way(tmp_path, [*options, *long], [{0}])
+    done = slowed_half_way(tmp_path, [*options, *long], 1)
     assert done.returncode == 10, done.stderr
     document = json.loads(done.stdout)
     (result,) = document["results"]
@@ -198,15 +210,14 @@ def test_a_board_that_slows_down_half_way_fails_at_the_end(cli: Run, tmp_path: P
 
 @pytest.mark.alone
 @pytest.mark.usefixtures("own_tree")
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one model keeps a CPU, the other loses its own")
 def test_the_model_that_was_quicker_at_the_start_loses_at_the_end(tmp_path: Path) -> None:
-    """The first model has two thirds of the other's work, and loses most of its CPU half-way. Six rounds an end: one of
-    them that comes too late for the change widens the interval, so the medians are asked for."""
+    """The first model has two thirds of the other's work, and loses most of its time half-way. Six rounds an end: one
+    of them that comes too late for the change widens the interval, so the medians are asked for."""
     small, large = tmp_path / "small.tflite", tmp_path / "large.tflite"
     small.write_bytes(dense_tflite(4096, 4096))
     large.write_bytes(dense_tflite(4096, 6144))
     options = ["compare", str(small), str(large), "--random", "--mode", "sustained", "--minutes", "0.6"]
-    done = slowed_half_way(tmp_path, options, [{0}, {1}])
+    done = slowed_half_way(tmp_path, options, 2)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     start, end = document["ratio_start"], document["ratio_end"]  # the large one's latency over the small one's
@@ -230,17 +241,15 @@ def wait_for_round(root: Path, number: int) -> None:
     pytest.fail("the bench did not come so far")
 
 
-def confine(root: Path, allowed: list[set[int]]) -> None:
-    """The workers of the job, in the order of its artifacts, may use no other CPUs from now on."""
+def workers(root: Path, models: int) -> list[int]:
+    """The workers of the job, in the order of its artifacts."""
     jobs = sorted((root / "jobs").glob("*/process.json"), key=lambda file: file.stat().st_mtime)
     session = json.loads(jobs[-1].read_text())["pid"]
-    workers = []
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.joinpath("stat").exists():
             fields = entry.joinpath("stat").read_text().rsplit(")", 1)[1].split()
             if int(fields[3]) == session and "edgeopt_agent.runner" in entry.joinpath("cmdline").read_text():
-                workers.append((int(fields[19]), int(entry.name), entry))  # when it was started
-    assert len(workers) == len(allowed), workers
-    for (*_, entry), cpus in zip(sorted(workers), allowed, strict=True):
-        for task in entry.joinpath("task").iterdir():
-            os.sched_setaffinity(int(task.name), cpus)
+                found.append((int(fields[19]), int(entry.name)))  # when it was started
+    assert len(found) == models, found
+    return [pid for _, pid in sorted(found)]

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,25 @@ def test_a_job_that_nobody_follows_leaves_its_turn_to_others_and_ends(held: Path
     assert context.said == ["another job is running on this board", "its turn has come"]
     with turn.BoardLock(str(held)) as free:
         assert free
+
+
+def test_who_gives_up_waiting_is_told_once(held: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine so busy that the next alarm comes before the first one is handled."""
+    slow = [0.03]
+
+    def setitimer(which: int, seconds: float, interval: float = 0.0) -> None:
+        if slow and not seconds:
+            time.sleep(slow.pop())
+        signal.setitimer(which, seconds, interval)
+
+    busy_signal = types.SimpleNamespace(**{**vars(signal), "setitimer": setitimer})
+    for name, value in (("LOOK_S", 0.01), ("PATIENCE_S", 0.2), ("signal", busy_signal)):
+        monkeypatch.setattr(turn, name, value)
+    with busy(held), pytest.raises(RemoteError, match="nobody asked for the waiting job"):  # noqa: SIM117
+        with turn.BoardLock(str(held), Waiting(held, followed=True)):  # type: ignore[arg-type]
+            pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert not slow
 
 
 def test_a_follower_that_is_back_finds_its_job_waiting(held: Path) -> None:

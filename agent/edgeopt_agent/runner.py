@@ -327,9 +327,19 @@ def die_with(parent: int) -> None:
         sys.exit(1)
 
 
+def be_first_to_die() -> None:
+    """Where memory runs out, the kernel ends this process, and neither its job nor what the board is for."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass  # a kernel without it, or a /proc that takes nothing: then the kernel chooses
+
+
 def serve(parent: int) -> None:
     """Answer until stdin ends."""
     die_with(parent)
+    be_first_to_die()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     beat, runner = Beat(replies), None  # type: Beat, Optional[Runner]

@@ -136,6 +136,16 @@ class BoardLock:
     def __enter__(self) -> bool:
         self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            return self._take()
+        except BaseException:
+            os.close(self._handle)
+            raise
+
+    def __exit__(self, *_: Any) -> None:
+        os.close(self._handle)
+
+    def _take(self) -> bool:
+        try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if self._context is None:
@@ -145,9 +155,6 @@ class BoardLock:
             process = os.path.join(self._context.folder, "process.json")
             write_json(process, {"pid": os.getpid(), "began_s": time.monotonic()})
         return True
-
-    def __exit__(self, *_: Any) -> None:
-        os.close(self._handle)
 
     def _wait(self, context: Context) -> None:
         self._look(context)
@@ -193,8 +200,17 @@ class BoardLock:
 
 @contextmanager
 def _every(seconds: float, look: Callable[[], None]) -> Iterator[None]:
-    """Call `look` every so often while the block waits for the kernel; what it raises ends the wait."""
-    before = signal.signal(signal.SIGALRM, lambda *_: look())
+    """Call `look` every so often while the block waits for the kernel; what it raises ends the wait, once: a second
+    alarm would meet whoever handles the first."""
+
+    def alarm(*_: Any) -> None:
+        try:
+            look()
+        except BaseException:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            raise
+
+    before = signal.signal(signal.SIGALRM, alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
         yield
