@@ -253,7 +253,7 @@ class EnergySection(Section):
 
 class PruneSection(Section):
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False, min_length=1)] = Field(
-        default=(0.3,), description="Shares of channels to remove, mildest first; one that drops too far is the last."
+        default=(0.3, 0.5, 0.7), description="Shares of channels to remove, mildest first, until one drops too far."
     )
     round_to: Count = Field(default=8, description="Widths become multiples of this: kernels work in such lanes.")
     keep: Annotated[tuple[Text, ...], Field(strict=False)] = Field(

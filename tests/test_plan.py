@@ -42,6 +42,7 @@ def test_defaults_and_what_is_given(tmp_path: Path) -> None:
     assert (bare.mode, bare.threads, bare.seed, bare.floor_drop, bare.min_gain) == ("quick", 1, 0, 0.02, 0.05)
     assert bare.splits["calibration"].groups == (0, 1)
     assert bare.preprocess == [[]]
+    assert [prune.ratio for prune, _ in bare.prunes] == [0.3, 0.5, 0.7]
     lines = "[prune]\nratios = [0.25, 0.5]\nround_to = 4\nepochs = 3\nlearning_rate = 1.0\nbatch = 7\n"
     assert made(tmp_path, lines + 'keep = ["stem", "block1.*"]\n').prunes == (
         (Prune(0.25, 4, keep=("stem", "block1.*")), Recover(3, 1.0, 7, 0)),

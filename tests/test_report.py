@@ -162,6 +162,11 @@ def test_where_the_time_went_and_what_shortens_it() -> None:
     shown = " ".join(report_data.screen(run).split())
     assert "10 min 0 s in all; longest: pruned 8 min 0 s (shorter with fewer [prune] epochs or ratios)" in shown
     assert "lowered" not in timing.line(run)
+    alike = {"measured a": 300.0, "pruned b": 200.0, "measured c": 100.0}
+    assert timing.line({"seconds": {"total": 600.0, "stages": alike}}).endswith(
+        "measured a 5 min 0 s, pruned b 3 min 20 s (shorter with fewer [prune] epochs or ratios), "
+        "measured c 1 min 40 s (shorter with [ladder] mode quick or rapid, fewer rungs)"
+    )
     assert [name for name, _, _ in timing.rows(run)] == list(stages)
     assert timing.line(report_data.run()) == ""
 

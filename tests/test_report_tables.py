@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edgeopt import slices
-from edgeopt.report import breakdown, conform, html, measured, schema, units
+from edgeopt.report import breakdown, conform, html, measured, schema, terminal, units
+from edgeopt.report.rows import Rows
 
 SCORED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=200)
 
@@ -144,6 +145,45 @@ def test_validate_and_bench_say_it_too() -> None:
     shown = re.sub(r"\s+", " ", console.file.getvalue())  # type: ignore[attr-defined]
     for said in ("class, worst rotator cuff raise: 73.0 %", "group, worst", "mistaken", "MACs 99.9 % int8, 0.1 %"):
         assert said in shown, said
+
+
+# narrow screens
+
+
+CELL = st.lists(st.text("abc19µ.", min_size=1, max_size=9), min_size=1, max_size=3).map(" ".join)
+
+
+@given(st.lists(st.tuples(CELL, CELL, CELL, CELL), min_size=1, max_size=5), st.integers(24, 140))
+def test_no_screen_is_too_narrow_for_a_table(cells: list[tuple[str, ...]], width: int) -> None:
+    """A name and a figure stay in one piece, a word too, and everything is there in its order."""
+    table = Rows(title="a title")
+    for title, justify in (("name", "left"), ("p50 beside", "right"), ("× fp32", "right"), ("reason", "left")):
+        table.add_column(title, justify="right" if justify == "right" else "left")
+    for row in cells:
+        table.add_row(*row)
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    for _, *figures, reason in cells:
+        for figure in figures:
+            if len(f"p50 beside {figure}") < width - 4:
+                assert any(figure in line for line in lines), (figure, lines)
+        for word in reason.split():
+            assert any(word in line.split() for line in lines), (word, lines)
+
+
+@pytest.mark.parametrize("width", [40, 60, 70, 80, 100, 140])
+def test_a_run_on_a_narrow_screen(width: int) -> None:
+    run = report_data.run()
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    terminal.render(run, console, full=True)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    for trial in run["trials"]:
+        said = terminal.row(trial, False, "top1")
+        for figure in (said["name"], said["size"], said["drop"].partition(" (")[0]):
+            assert any(figure in line for line in lines), (figure, lines)
 
 
 # run.json

@@ -117,12 +117,11 @@ def list_(as_json: bool) -> int:
     elif not known:
         echo(f"no board is known yet ({registry.file()}); see `edgeopt device add --help`")
     else:
-        from rich import box
-        from rich.table import Table
+        from ..report.rows import Rows
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Rows()
         for title in ("name", "address", "profile", "serial", "model"):
-            table.add_column(title, overflow="fold")
+            table.add_column(title)
         for name, entry in known.items():
             table.add_row(name, entry.address, entry.profile or "none", entry.serial or "not told", entry.model or "")
         screen().print(table)

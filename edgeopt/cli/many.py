@@ -79,14 +79,12 @@ def _tell(boards: Sequence[Where], rows: Sequence[Done], as_json: bool) -> None:
         ]
         print_json({"devices": entries, "exit_code": worst([row.code for row in rows])})
         return
-    from rich import box
-    from rich.table import Table
-
     from ..report import board
+    from ..report.rows import Rows
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Rows()
     for title in ("board", "serial", "verdict", ""):
-        table.add_column(title, overflow="fold")
+        table.add_column(title)
     for where, row in zip(boards, rows, strict=False):
         serial = (row.document.get("board") or {}).get("serial")
         said = board.mark(row.document.get("board") or {})

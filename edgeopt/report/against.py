@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from . import board, units
-from .terminal import COLOURS, NAME_LIMIT, chosen_trial, name_width, part, row
+from .rows import Rows
+from .terminal import COLOURS, NAME_LIMIT, chosen_trial, part, row
 
 CAUTION = (
     "No verdict compares these two runs: each measured its own baseline, at another time and perhaps on another board. "
@@ -202,9 +201,9 @@ def _print_changed(title: str, changed: list[dict[str, Any]], console: Console) 
     if not changed:
         console.print(Text(f"\nthe {title} is the same"))
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Rows()
     for head in (f"other in the {title}", "run 1", "run 2"):
-        table.add_column(head, overflow="fold")
+        table.add_column(head)
     for line in changed:
         table.add_row(*map(Text, changed_words(line)))
     console.print(table)
@@ -219,10 +218,9 @@ def changed_words(line: dict[str, Any]) -> tuple[str, str, str]:
     return units.text(line["key"], 60), first, second
 
 
-def _candidate_table(first: dict[str, Any], second: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    names = [units.text(name, NAME_LIMIT) for name in trials_by_name(first, second)]
-    table.add_column("candidate", overflow="fold", min_width=name_width("candidate", names))
+def _candidate_table(first: dict[str, Any], second: dict[str, Any]) -> Rows:
+    table = Rows()
+    table.add_column("candidate", no_wrap=True)
     table.add_column("run")
     table.add_column("verdict", no_wrap=True)
     for name in ("× own fp32", "size", "score", "drop"):
@@ -261,10 +259,10 @@ def _cells(title: str, number: int, trial: dict[str, Any] | None, run: dict[str,
     return [Text(title), Text(str(number)), verdict, *map(Text, figures), Text(same)]
 
 
-def _final_table(first: dict[str, Any], second: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _final_table(first: dict[str, Any], second: dict[str, Any]) -> Rows:
+    table = Rows()
     for head in ("final", "score on the board", "source model", "drop", "n", "verdict"):
-        table.add_column(head, overflow="fold")
+        table.add_column(head)
     for number, run in enumerate((first, second), start=1):
         final = part(run, "final")
         metric = str(final.get("metric") or "score")

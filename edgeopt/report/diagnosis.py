@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from . import board, units
+from .rows import Rows
 
 SIGNS = {"good": ("good", "green"), "fault": ("FAULT", "bold red"), "not compared": ("not compared", "yellow")}
 ROWS = 8
@@ -49,7 +49,7 @@ def _layers(document: dict[str, Any], console: Console) -> None:
     shown += [row for row in lossy if row not in shown][: max(0, ROWS - len(shown))]
     if not shown:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Rows()
     table.add_column("layer", no_wrap=True)
     for title in ("board", "int8", "lost here", "at ends"):
         table.add_column(title, justify="right", no_wrap=True)

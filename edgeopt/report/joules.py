@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from . import board, units
+from .rows import Rows
 from .terminal import COLOURS
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -24,7 +23,7 @@ def render(document: dict[str, Any], console: Console) -> None:
     console.print(Text(source(document), "" if sensor["how"] == "measured" else "yellow"))
     if told := aligned(document):
         console.print(Text(told, "yellow" if document["alignment"]["problem"] else ""))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Rows()
     table.add_column("")
     for result in document["results"]:
         table.add_column(units.text(result["name"], NAME_LIMIT), justify="right")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from . import accounts, board, breakdown, curves, placement, units
+from .rows import Rows
 from .terminal import COLOURS, worst
 
 PERCENTILES = ("p50_s", "p90_s", "p95_s", "p99_s")
@@ -24,7 +24,7 @@ def render_bench(document: dict[str, Any], console: Console) -> None:
     board.head(document, console)
     if mode := _power_mode(document.get("power_mode") or {}):
         console.print(Text(f"power mode: {mode}"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Rows()
     table.add_column("")
     for result in document["results"]:
         table.add_column(units.text(result["name"], 40), justify="right")
@@ -84,7 +84,7 @@ def inputs_of(results: list[dict[str, Any]]) -> list[str]:
 def render_operators(result: dict[str, Any], console: Console, measured_on: dict[str, Any]) -> None:
     """A row an operator, in the order in which they ran; times are of a run of their own."""
     rows, note = placement.table(result["operators"], result["conversions"])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"operators of {units.text(result['name'], 40)}")
+    table = Rows(title=f"operators of {units.text(result['name'], 40)}")
     for title, justify in (("operator", "left"), ("on", "left"), ("in", "left"), ("MACs", "right"), ("time", "right")):
         table.add_column(title, justify="right" if justify == "right" else "left")
     for cells in rows:

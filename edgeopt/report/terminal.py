@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from edgeopt.report import accounts, board, breakdown, timing, units
+from edgeopt.report.rows import Rows
 
 NAME_LIMIT = 40
 WIDE = 130
@@ -22,7 +22,6 @@ COLUMNS = {
 SHOWN = 2  # worst classes, groups, confusions on one screen
 SHOWN_IN_FULL = 20
 SHORT = 24
-LONGEST_NAME = 22  # on a narrow screen
 STATES = {"pass": "met", "fail": "missed", "undecided": "undecided"}
 COLOURS = {
     **{"pass": "green", "fail": "red", "undecided": "yellow"},
@@ -275,16 +274,9 @@ def part(given: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def name_width(title: str, names: Sequence[str]) -> int:
-    """Of a column of names, so that no name of usual length and no title is broken within a word."""
-    return max(len(title), min(LONGEST_NAME, max(map(len, names), default=0)))
-
-
-def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=wide)
-    table.add_column(
-        "artifact", overflow="fold", min_width=name_width("artifact", [f"  {one['name']}" for one in rows])
-    )
+def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Rows:
+    table = Rows()
+    table.add_column("artifact", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     metered = any(said["power"] != units.NOT_MEASURED for said in rows)
     has_beside = any(said["beside"] for said in rows)  # two jobs measure fp32 twice: both figures are of one
@@ -299,7 +291,7 @@ def _ladder(rows: list[dict[str, Any]], wide: bool, full: bool) -> Table:
     for key in keys:
         table.add_column(COLUMNS[key], justify="right")
     if wide:
-        table.add_column("reason", ratio=1)
+        table.add_column("reason")
     for said in rows:
         titled = Text(("▸ " if said["chosen"] else "  ") + said["name"], style="bold" if said["chosen"] else "")
         cells = [_short(said[key]) for key in keys]
@@ -380,9 +372,9 @@ def _print_table(
 ) -> None:
     if not cells:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Rows()
     for number, name in enumerate(titles):
-        table.add_column(name, overflow="fold", justify="left" if number == 0 else "right")
+        table.add_column(name, justify="left" if number == 0 else "right")
     for row in cells:
         table.add_row(*map(Text, row))
     console.print(board.marked(table, own))

@@ -22,15 +22,19 @@ SHORTER = {
 
 
 def line(run: dict[str, Any]) -> str:
-    """As "12 min in all; longest: pruned 8 min (fewer [prune] epochs or ratios shorten it)"; empty where nothing is
-    told."""
+    """As "12 min in all; longest: pruned 8 min (shorter with fewer [prune] epochs or ratios)", each mend once; empty
+    where nothing is told."""
     found = _seconds(run)
     total = found.get("total")
     if not units.known(total):
         return ""
     stages = {str(name): seconds for name, seconds in found["stages"].items() if units.known(seconds)}
     longest = sorted(stages.items(), key=lambda item: -item[1])[:SHOWN]
-    said = [_stage(name, seconds) for name, seconds in longest if seconds >= WORTH_SAYING * total]
+    told = [(name, seconds) for name, seconds in longest if seconds >= WORTH_SAYING * total]
+    said = [
+        _stage(name, seconds, _shorter(name) not in map(_shorter, dict(told[n + 1 :])))
+        for n, (name, seconds) in enumerate(told)
+    ]
     stored = len(found.get("stored") or [])
     kept = f"; {units.count(stored)} steps were there from earlier runs" if stored else ""
     return f"{units.duration(total)} in all{'; longest: ' if said else ''}{', '.join(said)}{kept}"
@@ -52,8 +56,8 @@ def _seconds(run: dict[str, Any]) -> dict[str, Any]:
     return {**found, "stages": stages if isinstance(stages, dict) else {}}
 
 
-def _stage(name: str, seconds: float) -> str:
-    shorter = _shorter(name)
+def _stage(name: str, seconds: float, mended: bool) -> str:
+    shorter = _shorter(name) if mended else ""
     return f"{units.text(name, 60)} {units.duration(seconds)}" + (f" (shorter with {shorter})" if shorter else "")
 
 

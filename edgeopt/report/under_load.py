@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from . import board, units
+from .rows import Rows
 
 NAMED = 10  # slow inputs
 
@@ -18,7 +17,7 @@ def render(document: dict[str, Any], console: Console) -> None:
     """Throughput by streams and batches, latency by arrival rate, the slowest inputs, and the marks."""
     board.head(document, console)
     console.print(Text(f"{units.text(document['name'], 60)}, {units.count(document['threads'])} threads a stream"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Rows()
     for title in ("streams", "batch", "a second", "p50", "p90", "p99"):
         table.add_column(title, justify="right")
     together = document["streams"] + document["batches"]
@@ -31,7 +30,7 @@ def render(document: dict[str, Any], console: Console) -> None:
     for row in together:
         if row["invalid"]:
             console.print(Text(f"{row['batch']} samples a query: {units.text(row['invalid'])}", "yellow"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Rows()
     for title in ("arriving", "busy", "p50", "p90", "p99", "of it waiting"):
         table.add_column(title, justify="right")
     for row in document["arrivals"]:
