@@ -41,9 +41,13 @@ floor_drop = 0.2
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A convolutional classifier as a file with external data, and samples that it labels itself."""
     if importlib.util.find_spec("onnx") is None:
         pytest.skip("needs edgeopt[onnx]")
+    return write(tmp_path / "project")
+
+
+def write(folder: Path) -> Path:
+    """A convolutional classifier as a file with external data, and samples that it labels itself, in a new folder."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     rng = np.random.default_rng(0)
@@ -63,7 +67,6 @@ def project(tmp_path: Path) -> Path:
     ]
     graph = helper.make_graph(nodes, "small", ports[:1], ports[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    folder = tmp_path / "project"
     folder.mkdir()
     save(model, folder / "small.onnx", save_as_external_data=True, location="small.data", size_threshold=0)
     x = rng.normal(size=(200, 3, 16, 16)).astype(np.float32)

@@ -23,7 +23,10 @@ VOCABULARY = 'tokenizer = "vocab.txt"\nlength = 7\nlowercase = true'
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
+    return write(tmp_path / "project")
+
+
+def write(folder: Path) -> Path:
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     (folder / "texts.csv").write_text(
@@ -178,9 +181,8 @@ def load():
 """
 
 
-@pytest.mark.parametrize("runtime", ["tflite", "openvino", "onnxruntime"])
-def test_a_text_model_goes_through_the_ladder(project: Path, runtime: str) -> None:
-    pytest.importorskip("torch")
+def write_ladder(project: Path, runtime: str) -> None:
+    """A model and enough texts to optimize it, in a project of this file."""
     (project / "net.py").write_text(NET)
     lines = [
         f"{a} {b} my card {c},{'where' if a == 'where' else 'lost'}"
@@ -194,6 +196,12 @@ def test_a_text_model_goes_through_the_ladder(project: Path, runtime: str) -> No
     text = (project / "edgeopt.toml").read_text()
     text = text.replace('rungs = ["fp32"]', f'rungs = ["fp32", "int8"]\nruntime = "{runtime}"')
     (project / "edgeopt.toml").write_text(text.replace("floor_drop = 0.02", "floor_drop = 0.9"))
+
+
+@pytest.mark.parametrize("runtime", ["tflite", "openvino", "onnxruntime"])
+def test_a_text_model_goes_through_the_ladder(project: Path, runtime: str) -> None:
+    pytest.importorskip("torch")
+    write_ladder(project, runtime)
     where = ["--root", project / "board", "--cache", project / "cache", "--out", project / "run"]
     done = run_quick("optimize", project, *where, "--allow-undecided", "--json")
     assert done.returncode == 0, done.stderr
