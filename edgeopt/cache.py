@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,14 @@ class Cache:
     """`hits` and `misses` list the stages of this run, by name, in order; `took_s` tells how long each miss took.
 
     `waiting` is told the name of a stage that another process is building: this one waits and then finds it.
+    written: folders that a run writes to; what user code may have seen of them does not count as used.
     """
 
-    def __init__(self, root: Path, waiting: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, root: Path, waiting: Callable[[str], None] = lambda _: None, written: Sequence[Path] = ()
+    ) -> None:
         self.root = root
+        self._written = [path.absolute() for path in (root, *written)]
         self.hits: list[str] = []
         self.misses: list[str] = []
         self.took_s: dict[str, float] = {}
@@ -104,7 +108,7 @@ class Cache:
         key = key_of({"traced": name, "inputs": inputs})
         record = self.root / "traced" / f"{key}.json"
         with self._lock(name, key):
-            known = _unchanged(record)
+            known = _unchanged(record, self._written)
             found = self._found(name, known) if known else None
             if found is not None:
                 return found
@@ -113,8 +117,9 @@ class Cache:
             def traced_build(folder: Path) -> None:
                 with Trace() as trace:
                     build(folder)
-                used["files"] = {str(path): _hash_or_none(path) for path in sorted(trace.files(self.root))}
-                used["folders"] = {folder: listing(folder) for folder in sorted(trace.folders)}
+                seen = trace.files(self.root, self._written)
+                used["files"] = {str(path): _hash_or_none(path) for path in sorted(seen)}
+                used["folders"] = {folder: listing(folder, self._written) for folder in sorted(trace.folders)}
                 used["packages"] = versions(trace.packages())
 
             folder = self._build(name, inputs, key, traced_build)
@@ -174,13 +179,13 @@ def _is_whole(folder: Path) -> bool:
     return all(_hash_or_none(folder / name) == digest for name, digest in files.items())
 
 
-def _unchanged(record: Path) -> str | None:
+def _unchanged(record: Path, written: Sequence[Path]) -> str | None:
     """The stage of a record all of whose dependencies are as they were; None otherwise."""
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
         same = (
             all(_hash_or_none(Path(path)) == digest for path, digest in known["files"].items())
-            and all(listing(folder) == names for folder, names in known["folders"].items())
+            and all(listing(folder, written) == names for folder, names in known["folders"].items())
             and versions(known["packages"]) == known["packages"]
         )
         return str(known["stage"]) if same else None

@@ -12,7 +12,7 @@ import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 # What a package may carry that decides a result beside its version; beside the user's modules, what native code reads.
 DATA_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".bin", ".h5", ".csv", ".parquet", ".wav", ".onnx")
 CACHE_FOLDERS = ("stages", "traced", "partial", "locks")
+IMPORTS = ("<frozen importlib", metadata.__file__)
 SKIPPED_FOLDERS = ("runs", "node_modules", "__pycache__")
 
 
@@ -54,19 +55,19 @@ class Trace:
             return
         name = os.path.abspath(os.fsdecode(path))
         if event != "open":
-            # The import system lists every folder on its path; what it finds there is known from the modules.
-            if not sys._getframe(1).f_code.co_filename.startswith("<frozen importlib"):
+            # The import system lists every folder on its path; what it finds there is known from modules and packages.
+            if not sys._getframe(1).f_code.co_filename.startswith(IMPORTS):
                 active.folders.add(name)
         elif not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             active._opened.add(name)
 
-    def files(self, ours: Path) -> set[Path]:
+    def files(self, cache: Path, written: Sequence[Path]) -> set[Path]:
         """Files that decide what the code returned, absent ones too: not the interpreter's, not code of installed
-        packages, not edgeopt's own, nothing below `ours` (the cache)."""
+        packages, not edgeopt's own, nothing below `cache`, and of the weights beside modules none below `written`."""
         modules = {Path(file) for file in _loaded_files()}
-        kept = {path for path in modules | set(map(Path, self._opened)) if _is_users(path, ours)}
+        kept = {path for path in modules | set(map(Path, self._opened)) if _is_users(path, cache)}
         beside = {path.parent for path in modules & kept}
-        return kept | {path for folder in beside for path in _weights(folder) if _is_users(path, ours)}
+        return kept | {path for folder in beside for path in _weights(folder, written) if _is_users(path, cache)}
 
     def packages(self) -> list[str]:
         """Distributions of the modules that are loaded now."""
@@ -80,12 +81,14 @@ def _owners() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
-def listing(folder: str) -> list[str] | None:
-    """The names in a folder; None where there is none."""
+def listing(folder: str, written: Sequence[Path]) -> list[str] | None:
+    """The names in a folder, but for those of `written` and of folders that are never looked into; None where there is
+    none."""
     try:
-        return sorted(os.listdir(folder))
+        names = os.listdir(folder)
     except OSError:
         return None
+    return sorted(name for name in names if name not in SKIPPED_FOLDERS and Path(folder, name) not in written)
 
 
 def _loaded_files() -> Iterator[str]:
@@ -95,16 +98,20 @@ def _loaded_files() -> Iterator[str]:
             yield file
 
 
-def _is_users(path: Path, ours: Path) -> bool:
+def _is_users(path: Path, cache: Path) -> bool:
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     own = [Path(str(resources.files(name))) for name in ("edgeopt", "edgeopt_agent", "edgeopt_profiles")]
-    never = [*map(Path, ("/proc", "/sys", "/dev", "/etc")), *own, *(ours.resolve() / name for name in CACHE_FOLDERS)]
+    never = [*map(Path, ("/proc", "/sys", "/dev", "/etc")), *own, *(cache.resolve() / name for name in CACHE_FOLDERS)]
     if path.suffix == ".pyc" or path.is_dir() or any(path.is_relative_to(folder) for folder in never):
         return False
     return path.suffix in DATA_SUFFIXES or not any(path.is_relative_to(folder) for folder in installed)
 
 
-def _weights(folder: Path) -> Iterator[Path]:
+def _weights(folder: Path, written: Sequence[Path]) -> Iterator[Path]:
     for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if name not in SKIPPED_FOLDERS and not name.startswith(".") and Path(where, name) not in written
+        ]
         yield from (Path(where) / name for name in names if Path(name).suffix in DATA_SUFFIXES)

@@ -227,6 +227,32 @@ def made(root: Path, project: Path) -> tuple[str, bool]:
     return text, bool(cache.misses)
 
 
+def test_what_a_run_writes_beside_the_code_does_not_count_as_used(tmp_path: Path, project: Path) -> None:
+    """Its own outputs, the board's folder, and folders that only the search for packages listed."""
+    (project / "traced_net.py").write_text(
+        "import os, importlib.metadata\ndef load():\n    importlib.metadata.version('numpy')\n"
+        "    return ' '.join(sorted(os.listdir(os.path.dirname(__file__))))\n"
+    )
+    written = [project / "out", project / "board"]
+
+    def made() -> str:
+        cache = Cache(tmp_path / "cache", written=written)
+        sys.modules.pop("traced_net", None)
+
+        def build(folder: Path) -> None:
+            (folder / "made").write_text(model.call_factory("traced_net:load", project, {}, "key"))
+
+        return (cache.traced("source", {"folder": str(project)}, build) / "made").read_text()
+
+    seen = made()
+    for folder in (*written, project / "runs" / "one"):
+        folder.mkdir(parents=True)
+        (folder / "samples.npz").write_bytes(b"1")
+    assert made() == seen
+    (project / "weights.npz").write_bytes(b"1")
+    assert "weights.npz" in made()
+
+
 def test_a_traced_result_is_found_without_importing(tmp_path: Path, project: Path) -> None:
     assert made(tmp_path, project) == ("one", True)
     for name in [name for name in sys.modules if name.startswith("traced_")]:

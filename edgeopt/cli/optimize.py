@@ -126,7 +126,8 @@ def _run(
     made = dataclasses.replace(made, stand_in=where.may_stand_in)
     cache = cache or caches.default_root()
     with Display(f"{made.name} on {address}", cache) as display:
-        store = caches.Cache(cache, waiting(display))
+        here = [Path(where.place().root).expanduser()] if address == "local" else []
+        store = caches.Cache(cache, waiting(display), [out, *here])
         document = job.optimize(
             made, lambda: where.open(display), store, out.resolve(), display.event, remeasure, bundle_anyway
         )

@@ -73,15 +73,16 @@ def seconds(*command: object, codes: tuple[int, ...] = (0,)) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("kinds", nargs="*", default=KINDS, choices=KINDS)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; default: all")
     parser.add_argument("--turns", type=int, default=3)
     chosen = parser.parse_args()
     missed = []
-    for kind in chosen.kinds:
+    for kind in chosen.kinds or KINDS:
         folder = made(kind, chosen.data)
         run_file = folder / "edgeopt.toml"
         text = run_file.read_text(encoding="utf-8")
-        run_file.write_text(re.sub(r"^\[ladder\]$", '[ladder]\nmode = "rapid"', text, flags=re.MULTILINE))
+        text = re.sub(r'^mode = ".*\n', "", text, flags=re.MULTILINE)
+        run_file.write_text(text.replace("[ladder]\n", '[ladder]\nmode = "rapid"\n'), encoding="utf-8")
         where = ["--root", folder / "board", "--cache", folder / "cache", "--out", folder / "run", "--allow-undecided"]
         command = ["optimize", folder, *where]
         first = seconds(*command, codes=(0, 10))
