@@ -22,8 +22,9 @@ LOST_DB = -200.0  # of an answer where the reference is all zero
 ZERO = 1e-6  # such an answer that is no greater is zero too, to a float's rounding
 
 # A group spans values up to 32 times its smallest channel's, as one step of int8 is then a tenth of that channel, and
-# ends at a gap of 8 times, as channels of one kind differ by less from the next.
-SPAN, GAP = 32.0, 8.0
+# ends at a gap of 8 times, as channels of one kind differ by less from the next. Without a gap it ends at 128 times:
+# int8 has two steps for such a channel beside the largest one.
+SPAN, GAP, FAR = 32.0, 8.0, 128.0
 LEAST_VALUES = 8  # of a channel: fewer may all be near zero by chance
 NEVER_SEEN = 1e-6  # of the largest: what a float's rounding leaves of zero
 MOST_RANGES, TOLD_RANGES = 16, 4  # of channels: in figures, in words
@@ -87,7 +88,8 @@ def _along(size: Array, axis: int) -> tuple[Group, ...]:
         return ()
     parts = [[seen[0]]]
     for before, channel in itertools.pairwise(seen):
-        if largest[channel] * SPAN < largest[parts[-1][0]] and largest[channel] * GAP <= largest[before]:
+        smaller, gap = largest[parts[-1][0]] / largest[channel], largest[before] / largest[channel]
+        if smaller > FAR or (smaller > SPAN and gap >= GAP):
             parts.append([])
         parts[-1].append(channel)
     parts[-1] += sorted(set(range(len(largest))) - set(seen))

@@ -209,12 +209,32 @@ MODELS: dict[str, tuple[Any, tuple[int, ...], set[str], set[str]]] = {
                     head=nn.Linear(16, 4)),
         (3, 8, 8), {"b.0"}, {"a.0"},
     ),
+    "differences": (
+        lambda: body(lambda x: functional.pad(x[:, 1:] - x[:, :-1], (0, 0, 0, 0, 0, 1))), (3, 8, 8), {"b.0"}, {"a.0"}
+    ),
+    "second order": (
+        lambda: Net(lambda net, x: net.head(gram(net.b(net.a(x)).flatten(2)).flatten(1)), a=conv(3, 16), b=conv(16, 8),
+                    head=nn.Linear(64, 4)),
+        (3, 8, 8), {"a.0"}, {"b.0"},
+    ),
+    "the number of a channel": (
+        lambda: Net(numbered, a=conv(3, 16), b=conv(16, 16), head=nn.Linear(16, 4)), (3, 8, 8), {"a.0"}, {"b.0"}
+    ),
     "volumes": (
         lambda: Net(lambda net, x: net.head(net.b(net.a(x[:, None]).relu()).relu().mean((2, 3, 4))),
                     head=nn.Linear(16, 4), a=nn.Conv3d(1, 16, 3), b=nn.Conv3d(16, 16, 1)),
         (3, 8, 8), {"a", "b"}, set(),
     ),
 }  # fmt: skip
+
+
+def gram(x: torch.Tensor) -> torch.Tensor:
+    return x @ x.transpose(1, 2)
+
+
+def numbered(net: Net, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = net.b(net.a(x)).mean((2, 3))
+    return net.head(features), features.argmax(1)
 
 
 def asserted(x: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,8 @@ def test_channels_of_one_size_are_one_group(seed: int) -> None:
 def test_sizes_that_fall_step_by_step_part_where_they_are_lost() -> None:
     values = RNG.normal(size=(64, 4)) * [1000, 100, 10, 1]
     assert [group.channels for group in fidelity.groups(values)] == [(0, 1), (2, 3)]
+    chain = RNG.uniform(0, 1, (64, 7)) * [640, 160, 40, 10, 2.5, 0.6, 0.15]  # no gap anywhere
+    assert [group.channels for group in fidelity.groups(chain)] == [(0, 1, 2, 3), (4, 5, 6)]
     assert fidelity.groups(values[:4]) == ()  # too few to tell a small channel from chance
 
 

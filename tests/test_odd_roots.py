@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from edgeopt_agent import operations, releases
+from conftest import run_cli
+from edgeopt_agent import operations, releases, replies
 from edgeopt_agent.root import prepare
 from fake_releases import Release, activate, current, release
 
@@ -127,6 +128,7 @@ def test_status_answers_and_a_flash_mends_it(root: Path, name: str, make: Callab
     assert (found["current"]["whole"] is False) == (is_touched and not name.endswith(".part"))
     if is_touched:
         assert "flash again" in found["current"]["problem"] or "manifest" in found["current"]["problem"]
+    assert replies.reply_problem("status", 1, {"id": 1, "ok": True, "result": json.loads(json.dumps(found))}) is None
     assert activate(root, THREE)["activation"]["release"] == THREE.id
     assert current(root)[0] == THREE.id
     after, _ = operations.do(str(root), "status", {"verify": True}, b"")
@@ -141,6 +143,14 @@ def test_the_way_back_leads_to_what_is_whole(root: Path, damage: str) -> None:
         a_folder(root / damage)
     activate(root, THREE)
     assert current(root) == (THREE.id, TWO.id if damage == "current" else ONE.id)
+
+
+@pytest.mark.parametrize("make", [a_folder, a_file(b"x"), a_link("releases")], ids=["folder", "file", "link"])
+def test_the_command_tells_a_current_that_is_none(root: Path, make: Callable[[Path], None]) -> None:
+    make(root / "current")
+    done = run_cli("status", "--root", root)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "flash again" in done.stdout + done.stderr
 
 
 def test_the_odd_thing_is_kept_under_another_name(root: Path) -> None:

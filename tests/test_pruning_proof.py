@@ -108,6 +108,9 @@ def test_a_pruned_model_is_the_source_with_the_cut_channels_at_zero(kind: str, t
         ("transformer", "a", r"'t\.(norm\d' \(LayerNorm\)|self_attn' \(MultiheadAttention\))"),
         ("one tensor in two layers", "c", "'b.weight' and 'c.weight' are one tensor"),
         ("weight norm", "a", "weight_norm"),
+        ("differences", "a.0", "meet themselves at other places"),
+        ("second order", "b.0", "meet themselves at other places"),
+        ("the number of a channel", "b.0", "number of a channel"),
         ("no gradient below", "a.0", "no gradient"),
     ],
 )

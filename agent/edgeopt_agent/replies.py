@@ -82,7 +82,6 @@ ACTIVATION = record(RECORD)
 RELEASE = record(
     {
         **{name: maybe(schema) for name, schema in RECORD.items()},
-        "number": whole(),
         "name": maybe(text(200)),
         "verdict": maybe(WORD),
         "whole": maybe(flag),

@@ -70,7 +70,7 @@ def _pruned(cut: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ),
         (
             "from source",
-            [f"{own['stage']}: off by {own['max_abs_error']:.3g} at most" + _noise(own) for own in cut["parity"]],
+            [line for own in cut["parity"] for line in _parity(own, is_last=False)],
         ),
     ]
     if score := cut["accuracy"]:

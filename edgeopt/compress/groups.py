@@ -27,6 +27,11 @@ NO_GRADIENT = (
 NOT_REACHED = "no gradient reaches it: it is not called in eval mode, or under torch.no_grad() only"
 
 
+# A walk that never ends visits each dependency more often than this, or takes one channel for more than this many and
+# than any layer has.
+VISITS, WIDE = 20, 4096
+
+
 class PruneStep(Protocol):
     """ratio: share of each layer's channels to remove, in (0, 1); round_to: widths become multiples of it."""
 
@@ -68,6 +73,9 @@ def propose(
             members = reason.layers or (name,)
             for member in members:
                 whole.setdefault(member, reason.of(member))
+        except _Endless as reason:
+            members = (name,)
+            whole[name] = f"its channels cannot be followed: {reason}"
         except Exception as error:  # whatever the library meets there; the other layers are not concerned
             members = (name,)
             whole[name] = f"torch-pruning cannot follow its channels ({words(error)})"
@@ -132,6 +140,10 @@ def words(error: BaseException) -> str:
 
 def hangs_with(name: str) -> str:
     return f"hangs together with '{name}', which is left whole"
+
+
+class _Endless(Exception):
+    """Why torch-pruning never ends at a layer."""
 
 
 class _Whole(Exception):
@@ -237,7 +249,7 @@ def _cuts(
     """(layers of the group of this one, what goes). Raises _Whole."""
     pruner = graph.get_pruner_of_module(layer)
     width = pruner.get_out_channels(layer)
-    all_of_it = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
+    all_of_it = _hanging(graph, layer, pruner, list(range(width)))
     members = tuple(
         dict.fromkeys(
             names[id(item.target.module)]
@@ -251,11 +263,31 @@ def _cuts(
         raise _Whole(bound, members)
 
     def cuts(rows: list[int]) -> tuple[Cut, ...]:
-        group = graph.get_pruning_group(layer, pruner.prune_out_channels, rows)
+        group = _hanging(graph, layer, pruner, rows)
         return tuple(merged([list(_recorded(graph, group, names))]))
 
     with_the_first = next(cut.indices for cut in cuts([0]) if cut.name == names[id(layer)] and cut.is_out)
     return members, cuts(_going(graph, all_of_it, width, len(with_the_first), step, members))
+
+
+def _hanging(graph: Any, layer: Any, pruner: Any, rows: list[int]) -> Any:
+    """torch-pruning's group of these channels of a layer. The library walks on for ever where channels meet themselves
+    at other places (`y[:, 1:] - y[:, :-1]`, a Gram matrix), so its walk is given an end. Raises _Endless."""
+    library = torch_pruning().dependency.graph
+    most = VISITS * sum(len(node.dependencies) for node in graph.module2node.values())
+    widest = max(WIDE, *(max(one.weight.shape[:2]) for one in graph.module2node if _is_layer(one)))
+
+    class Bounded(library.Group):  # type: ignore[misc, name-defined]
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            if len(self) >= most or len(idxs) > widest:
+                raise _Endless("they meet themselves at other places")
+            super().add_dep(dep, idxs)
+
+    own, library.Group = library.Group, Bounded
+    try:
+        return graph.get_pruning_group(layer, pruner.prune_out_channels, rows)
+    finally:
+        library.Group = own
 
 
 def _bound(graph: Any, group: Any, names: dict[int, str]) -> str | None:

@@ -25,9 +25,16 @@ Inputs = Sequence["tuple[torch.Tensor, ...]"]  # of single samples, each input (
 
 # Of how much the answers vary from sample to sample, and of their largest: float32 in another order makes no more.
 OF_VARIATION, OF_LARGEST = 1e-4, 5e-6
+UNEQUAL = 0.01  # of whole numbers, which are decided by a rounding where two are nearly equal
 OTHERWISE = (
     "without them the model answers otherwise than the source does with them at 0: channels are moved (a shuffle, a "
     "flatten from channel-last), averaged, or pass through something that is not 0 at 0"
+)
+
+
+RENUMBERED = (
+    "without them the model tells other whole numbers than the source does with them at 0: one of its outputs is the "
+    "number of a channel (argmax, topk), and others have that number then"
 )
 
 
@@ -87,7 +94,8 @@ def difference(source: torch.nn.Module, cuts: Sequence[Cut], samples: Inputs) ->
             raise Unsound(f"with fewer channels the outputs' shapes are {found} in place of {wished}")
     noise = signal = worst = 0.0
     for our_column, their_column in zip(zip(*given, strict=True), zip(*wanted, strict=True), strict=True):
-        if their_column[0].dtype.kind != "f":  # decided from others, and by a rounding where two are nearly equal
+        if their_column[0].dtype.kind != "f":
+            _require_equal(_joined(our_column), _joined(their_column))
             continue
         want, off = _joined(their_column), _joined(our_column) - _joined(their_column)
         largest = float(np.abs(off).max(initial=0.0))
@@ -157,6 +165,11 @@ def _joined(column: Sequence[Array]) -> Array:
     if len({answer.shape for answer in column}) == 1:
         return np.stack(column).astype(np.float64)
     return np.concatenate([answer.reshape(-1) for answer in column]).astype(np.float64)[None]
+
+
+def _require_equal(found: Array, wanted: Array) -> None:
+    if np.count_nonzero(found != wanted) > UNEQUAL * found.size:
+        raise Unsound(RENUMBERED)
 
 
 def _allowed(want: Array) -> float:
