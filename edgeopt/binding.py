@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from .config import nearest
 from .errors import ConfigError
 
+ALIKE = 0.75  # of difflib's ratio: names with a letter too many, or two in the wrong order
 NUMBERED = re.compile(r"[A-Za-z_]*_?(\d+)")  # numpy.savez(path, a, b) calls its arrays arr_0 and arr_1
 
 
@@ -68,6 +70,12 @@ def bind(takes: Takes, given: Sequence[str], what: str, is_ordered: bool = False
     if known:
         if missing or (is_ordered and strange):
             raise ConfigError(_contradiction(takes, given, missing, strange, what))
+        for name in takes.names:
+            if name not in given and (close := difflib.get_close_matches(name, strange, n=1, cutoff=ALIKE)):
+                raise ConfigError(
+                    f"{what}: no array is named like the model's optional input '{name}', and '{close[0]}' nearly is: "
+                    "rename that array, to this name if it is meant and to another one if it is not"
+                )
         return Binding(tuple(known), tuple(known), tuple(strange), "name")
     most = len(given) if takes.rest == "positions" else len(takes.names)
     least = max(len(takes.required), 1)

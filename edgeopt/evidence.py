@@ -189,8 +189,8 @@ def _by_class(scored: Scored, classes: Sequence[str]) -> dict[str, Any]:
 
 def _errors(own: Array, reference: Array) -> Array:
     """(n, 4), as Scored.errors of one output."""
-    expected = reference.reshape(len(reference), -1).astype(np.float64)
-    difference = own.astype(np.float64).reshape(expected.shape) - expected
+    rows = len(reference), -1
+    difference, expected = fidelity.difference_of(own.reshape(rows), reference.reshape(rows))
     columns = (np.abs(difference).max(axis=1), np.abs(difference).sum(axis=1))
     return np.stack([*columns, (difference**2).sum(axis=1), (expected**2).sum(axis=1)], axis=1)
 

@@ -27,6 +27,7 @@ ZERO = 1e-6  # such an answer that is no greater is zero too, to a float's round
 SPAN, GAP, FAR = 32.0, 8.0, 128.0
 LEAST_VALUES = 8  # of a channel: fewer may all be near zero by chance
 NEVER_SEEN = 1e-6  # of the largest: what a float's rounding leaves of zero
+MASK, MASK_GULF = 9e3, 1e3  # the least of a mask's constants, and how far it is above all answers
 MOST_RANGES, TOLD_RANGES = 16, 4  # of channels: in figures, in words
 
 Figures = dict[str, Any]
@@ -114,9 +115,23 @@ def errors(found: Sequence[Array], reference: Sequence[Array]) -> list[Figures]:
     return told
 
 
-def _error(ours: Array, theirs: Array) -> Figures:
+def difference_of(ours: Array, theirs: Array) -> tuple[Array, Array]:
+    """(ours less theirs, theirs) as float64. Both are 0 where a mask hides what is answered: -1e9 in place of a logit
+    is orders above every answer, and is right as soon as it is out of their reach."""
     true = theirs.astype(np.float64)
-    difference = np.abs(ours.astype(np.float64) - true)
+    difference = ours.astype(np.float64) - true
+    size = np.abs(true)
+    hidden = size >= MASK
+    rest = size[~hidden]
+    if rest.size and hidden.any() and 0 < rest.max() * MASK_GULF <= size[hidden].min():
+        hidden &= ours * np.sign(true) >= size / 2
+        true, difference = np.where(hidden, 0.0, true), np.where(hidden, 0.0, difference)
+    return difference, true
+
+
+def _error(ours: Array, theirs: Array) -> Figures:
+    difference, true = difference_of(ours, theirs)
+    difference = np.abs(difference)
     noise, signal = float((difference**2).sum()), float((true**2).sum())
     greatest = float(difference.max(initial=0.0))
     return {"max_abs_error": greatest, "sqnr_db": decibels(noise, signal, greatest)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,16 @@ def flat(outputs: Any) -> list[Array]:
     return [leaf.detach().cpu().numpy() for leaf in tree_leaves(outputs)]
 
 
+def require_quantized(ops: Mapping[str, int], quantized: Collection[str], quantizer: str) -> None:
+    """Raises ModelError for an "int8" artifact, of these operators, in which nothing became int8."""
+    if not any(name in ops for name in quantized):
+        told = ", ".join(sorted(ops)) or "no operator"
+        raise ModelError(
+            f"the int8 artifact still computes in float: {quantizer} quantized nothing of it ({told}); leave scheme "
+            "'int8' out for this model"
+        )
+
+
 def compare(
     found: Sequence[Array],
     reference: Sequence[Array],
@@ -104,6 +114,12 @@ def compare(
     """
     shapes = [[array.shape for array in arrays] for arrays in (found, reference)]
     if shapes[0] != shapes[1]:
+        if stage.startswith(CONVERSION) and [len(own) for own in shapes[0]] == [len(own) for own in shapes[1]]:
+            raise LoweringFault(
+                f"after the stage '{stage}' the outputs have shapes {shapes[0]}, the source's {shapes[1]}: an operator "
+                "means something else there",
+                True,
+            )
         raise ModelError(
             f"after the stage '{stage}' the outputs have shapes {shapes[0]}, the source's {shapes[1]}; "
             "return every output as a tensor of its own with the batch first"

@@ -54,7 +54,7 @@ def prepared(path: Path) -> Iterator[Path]:
     Raises MissingDependency, ModelError.
     """
     proto = onnx_model.read(path)
-    if not (_taken_names(proto) or _odd_gemms(proto) or _has_float16(proto)):
+    if not (_taken_names(proto) or _odd_gemms(proto) or _scalar_biases(proto) or _has_float16(proto)):
         yield path
         return
     import onnx
@@ -65,6 +65,8 @@ def prepared(path: Path) -> Iterator[Path]:
             _rename(whole.graph, name, other)
         for node in _odd_gemms(whole):
             _plain_gemm(whole.graph, node)
+        for place, node, width in _scalar_biases(whole):
+            _widen(whole.graph, node, place, width)
         if _has_float16(whole):
             _as_float32(whole)
         made = Path(text) / path.name
@@ -95,12 +97,14 @@ def _taken_names(proto: onnx.ModelProto) -> dict[str, str]:
     if any(attribute.g.node or attribute.graphs for node in proto.graph.node for attribute in node.attribute):
         return {}  # graphs within see these names too
     found: dict[str, str] = {}
-    for name in sorted(names - fixed - {""}):
-        if any(name[:cut] in names and OWN_ENDINGS.fullmatch(name[cut:]) for cut in range(1, len(name))):
-            other = f"own:{name}"
-            while other in names:
-                other = f"own:{other}"
-            found[name] = other
+    for name in sorted(names - {""}):
+        stems = [name[:cut] for cut in range(1, len(name)) if OWN_ENDINGS.fullmatch(name[cut:])]
+        if not names.isdisjoint(stems):
+            for taken in [name] if name not in fixed else names.intersection(stems) - fixed:  # a port keeps its name
+                other = f"own:{taken}"
+                while other in names:
+                    other = f"own:{other}"
+                found[taken] = other
     return found
 
 
@@ -150,6 +154,31 @@ def _plain_gemm(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
     kept = [attribute for attribute in node.attribute if attribute.name not in ("alpha", "beta")]
     del node.attribute[:]
     node.attribute.extend(kept)
+
+
+def _scalar_biases(proto: onnx.ModelProto) -> list[tuple[int, onnx.NodeProto, int]]:
+    """(place of the number, node, how many it is for) of each Add of one constant number to a MatMul by constants, of
+    which nncf makes a bias."""
+    constants = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    products = {node.output[0]: node for node in proto.graph.node if node.op_type == "MatMul"}
+    found = []
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input if node.op_type == "Add" else ()):
+            product = products.get(node.input[1 - place])
+            weights = constants.get(product.input[1], []) if product is not None else []
+            if len(weights) == 2 and name in constants and all(size == 1 for size in constants[name]):
+                found.append((place, node, weights[1]))
+    return found
+
+
+def _widen(graph: onnx.GraphProto, node: onnx.NodeProto, place: int, width: int) -> None:
+    import numpy as np
+    from onnx import numpy_helper
+
+    (value,) = (numpy_helper.to_array(own) for own in graph.initializer if own.name == node.input[place])
+    name = f"own:{node.output[0]}:{place}"
+    graph.initializer.append(numpy_helper.from_array(np.full((width,), value.reshape(())), name))
+    node.input[place] = name
 
 
 def _factors(node: onnx.NodeProto) -> tuple[float, float]:

@@ -54,6 +54,7 @@ def test_names_decide(
         (TWO, ["a", "b", "c"], "3 arrays .*takes 2"),
         (TWO, ["a"], "1 arrays .*takes 2"),
         (MASKED, ["mask"], "none is named 'x'"),
+        (MASKED, ["x", "maks"], "optional input 'mask', and 'maks' nearly is"),
         (MASKED, ["a", "b"], "cannot be told"),
         (Takes((), (), "positions"), ["a", "b"], "cannot be told"),
     ],

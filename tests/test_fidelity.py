@@ -62,6 +62,20 @@ def test_sizes_that_fall_step_by_step_part_where_they_are_lost() -> None:
     assert fidelity.groups(values[:4]) == ()  # too few to tell a small channel from chance
 
 
+def test_what_a_mask_hides_is_no_answer() -> None:
+    """A sampler's filter leaves three logits of each sample; beside -1e9 no error of theirs would count."""
+    logits = RNG.normal(size=(16, 10))
+    hidden = logits < np.sort(logits, axis=1)[:, -3:-2]
+    true, found = np.where(hidden, -1e9, logits), np.where(hidden, -1.1e9, logits.round())
+    (told,) = fidelity.errors([found], [true])
+    shown = 10 * np.log10((logits[~hidden] ** 2).sum() / ((logits - logits.round())[~hidden] ** 2).sum())
+    assert fidelity.worst([told])["sqnr_db"] <= shown + 1e-6  # type: ignore[index]
+    (same,) = fidelity.errors([np.where(hidden, -2e9, logits)], [true])
+    assert fidelity.figure(fidelity.worst([same]) or {}) == "equal"
+    (seen,) = fidelity.errors([logits], [true])  # what the mask hides in one and not in the other
+    assert fidelity.refusal([seen]) is not None
+
+
 ONES = np.ones((8, 4), np.float32)
 CLASSES = np.arange(8)[:, None] % 3
 

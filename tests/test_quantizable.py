@@ -61,6 +61,28 @@ def gemms(path: Path, _: str) -> Path:
     return saved(path, nodes, constants)
 
 
+def port(path: Path, output: str) -> Path:
+    """An output with the name that a quantizer would give to the quantized weights 'w'."""
+    node = onnx.helper.make_node
+    nodes = [node("Conv", ["x", "w"], ["c"], "c1", pads=[1] * 4), node("Relu", ["c"], ["y"], "r")]
+    saved(path, nodes, {"w": numbers(8, 8, 3, 3)})
+    proto = onnx.load(str(path))
+    proto.graph.output[0].name = proto.graph.node[1].output[0] = output
+    onnx.save(proto, str(path))
+    return path
+
+
+def products(path: Path, _: str) -> Path:
+    """One number that is added to a product."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Flatten", ["x"], ["f"], "flat"),
+        node("MatMul", ["f", "w"], ["m"], "product"),
+        node("Add", ["b", "m"], ["y"], "add"),
+    ]
+    return saved(path, nodes, {"w": numbers(288, 16), "b": np.array(0.7, "f4")})
+
+
 def half(path: Path, _: str) -> Path:
     node = onnx.helper.make_node
     nodes = [
@@ -84,6 +106,7 @@ def converted(path: Path, scheme: str, samples: np.ndarray) -> Path:
 
 
 MODELS = [(named, name) for name in ("b0", "w_quantized", "x_scale", "b_quantized_scale")] + [(gemms, ""), (half, "")]
+MODELS += [(port, "w_quantized"), (products, "")]
 
 
 @pytest.mark.parametrize(("make", "name"), MODELS, ids=[name or make.__name__ for make, name in MODELS])
@@ -105,6 +128,41 @@ def test_what_a_quantizer_stumbles_over_is_made_fit(make: Any, name: str, tmp_pa
             tensor.data_type for tensor in onnx.load(str(tmp_path / "int8.onnx")).graph.initializer if tensor.dims
         ]
         assert onnx.TensorProto.INT8 in weights
+
+
+def test_one_number_added_to_a_product_becomes_a_bias(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    path = products(tmp_path / "net.onnx", "")
+    np.savez(tmp_path / "x.npz", x=PICTURES)
+    done = run_cli("quantize", path, "--inputs", "x.npz", "--to", "openvino", "--out", "net.xml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_int8_file_without_int8_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.onnx", [onnx.helper.make_node("Sin", ["x"], ["y"], "wave")], {})
+    np.savez(tmp_path / "x.npz", x=PICTURES)
+    for runtime, out in (("onnxruntime", "out.onnx"), ("openvino", "out.xml")):
+        given = ["--inputs", "x.npz", "--to", runtime, "--out", out]
+        done = run_cli("quantize", path, *given, cwd=tmp_path)
+        assert done.returncode == 6, (runtime, done.stdout)
+        assert "still computes in float" in done.stderr
+        assert "Sin" in done.stderr
+        assert not (tmp_path / out).exists()
+
+
+def test_constants_that_are_listed_as_inputs(tmp_path: Path) -> None:
+    """As files of IR version 3 have to."""
+    path = named(tmp_path / "net.onnx", "inner")
+    proto = onnx.load(str(path))
+    proto.ir_version = 3
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, 1, list(tensor.dims)))
+    proto.opset_import[0].version = 8
+    onnx.save(proto, str(path))
+    for scheme in ("fp32", "int8"):
+        (found,) = onnx_model.run(converted(path, scheme, PICTURES), (PICTURES[:1],), untold)
+        (expected,) = onnx_model.run(path, (PICTURES[:1],), untold)
+        assert abs(found - expected).max() < 0.1 * abs(expected).max()
 
 
 def test_a_plain_model_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_an_artifact_below_the_floor_is_not_written(project: Path) -> None:
     assert done.returncode == 10, done.stderr
     assert tree(project, ()) == before
     assert re.search(r"^large error: .* dB.*another runtime \(openvino\).*fp32", done.stdout, re.MULTILINE)
-    assert "nothing was written: the floor is 10 dB" in done.stdout
+    assert "\nnothing was written: the floor is 10 dB" in done.stdout
     assert "--accept-error" in done.stdout
     document = json.loads(run_cli(*given, "--json", cwd=project).stdout)
     assert (document["files"], "the floor is 10 dB" in document["refused"]) == ([], True)

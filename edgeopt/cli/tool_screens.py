@@ -35,7 +35,9 @@ def show(document: dict[str, Any]) -> None:
         used += ["trained it"] if document.get("prune", {}).get("epochs") else []
         echo(f"  {metric:<12} {words}" + (f"; they also {' and '.join(used)}" if used else ""))
     if document["large_error"]:
-        echo(_large_error(document["large_error"], document["refused"] is not None))
+        echo(_large_error(document["large_error"]))
+        if document["refused"] is not None:
+            echo(f"nothing was written: the floor is {FLOOR_SAYS}; --accept-error writes it")
     if document["refused"]:
         return
     source = document["model"] if document["source_inputs"] else "SOURCE.onnx"
@@ -96,13 +98,12 @@ def show_npu(document: dict[str, Any]) -> None:
     echo(f"  {'':<12} {units.quantity(document['total_s'], 's')} in all")
 
 
-def _large_error(found: dict[str, Any], is_refused: bool) -> str:
+def _large_error(found: dict[str, Any]) -> str:
     from ..lower import ways_in_words
 
     place = f" in {found['where']}" if found["where"] else ""
     threads = f" ({found['threads']})" if found["threads"] else ""
-    told = f"large error{place}: {found['figure']}{threads}; {ways_in_words(found)}"
-    return told + (f"\nnothing was written: the floor is {FLOOR_SAYS}; --accept-error writes it" if is_refused else "")
+    return f"large error{place}: {found['figure']}{threads}; {ways_in_words(found)}"
 
 
 def _sections(document: dict[str, Any]) -> list[tuple[str, list[str]]]:

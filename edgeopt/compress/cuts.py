@@ -129,8 +129,10 @@ def torch_pruning() -> Any:
 
 
 def _require(cut: Cut, width: int) -> None:
-    if not 0 <= cut.indices[0] <= cut.indices[-1] < width or len(cut.indices) >= width:
-        side = f"along axis {cut.axis}" if cut.axis is not None else "outputs" if cut.is_out else "inputs"
+    side = f"along axis {cut.axis}" if cut.axis is not None else "outputs" if cut.is_out else "inputs"
+    if len(cut.indices) >= width:
+        raise CannotCut(f"none of the {width} {side} of '{cut.name}' would be left: they all hang together")
+    if not 0 <= cut.indices[0] <= cut.indices[-1] < width:
         raise CannotCut(f"'{cut.name}' has {width} {side}; those up to {cut.indices[-1]} cannot go")
 
 

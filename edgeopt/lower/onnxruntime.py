@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = tuple[Array, ...]
 
+QUANTIZED = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm")
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 ABILITY = Ability(
     sources=("torch", "onnx"),
     schemes={"fp32": ("fp32",), "int8": ("int8",)},
@@ -84,6 +87,7 @@ def lower(
     if scheme == "int8":
         notes["calibration_samples"] = len(calibration[0])
         notes |= {"in_float": in_float, "out_of_range": out_of_range}
+        parity.require_quantized(notes["ops"], QUANTIZED, "ONNX Runtime")
     inputs, outputs = _interface(out, samples, reference)
     return Lowered((out,), inputs, outputs, tuple(() for _ in inputs), {}, notes)
 
@@ -105,6 +109,10 @@ def _export(source: torch.nn.Module | Path, samples: Arrays, path: Path) -> None
 
     if isinstance(source, Path):
         model = onnx.load(str(source))
+        initialized = {tensor.name for tensor in model.graph.initializer}
+        for value in [value for value in model.graph.input if value.name in initialized]:
+            model.graph.input.remove(value)  # before IR version 4, constants had to be listed there
+        model.ir_version = max(model.ir_version, 4)
         _fix_shapes(model, samples)
         onnx.save(onnx.shape_inference.infer_shapes(model), str(path))
         return
@@ -114,9 +122,7 @@ def _export(source: torch.nn.Module | Path, samples: Arrays, path: Path) -> None
 
 
 def _fix_shapes(model: Any, samples: Arrays) -> None:
-    initialized = {tensor.name for tensor in model.graph.initializer}
-    ports = [value for value in model.graph.input if value.name not in initialized]
-    for value, array in zip(ports, samples, strict=True):
+    for value, array in zip(model.graph.input, samples, strict=True):
         sizes = value.type.tensor_type.shape.dim
         for size, own in zip(sizes, (1, *array.shape[1:]), strict=True):
             size.dim_value = own
@@ -182,7 +188,9 @@ def _named_failure(what: str, kind: type[ModelError] = ModelError) -> Iterator[N
         try:
             yield
         except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            while error.__cause__ is not None:  # torch.onnx wraps what it met in words about itself
+                error = error.__cause__  # type: ignore[assignment]
+            lines = [line.strip() for line in COLOURS.sub("", str(error)).splitlines() if line.strip()]
             first = " ".join(lines[:2])[:400] or type(error).__name__
             mend = "" if kind is LoweringFault else "; leave runtime 'onnxruntime' out, or change that part"
             raise kind(f"{what}: {first}{mend}") from error

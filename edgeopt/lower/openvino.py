@@ -107,6 +107,8 @@ def lower(
         progress("comparing with the source model")
         stages.append(_check(openvino, saved, samples, reference, "float16 weights", parity.FP16_TOLERANCE))
     notes |= {"parity": stages, "ops": _operators(model), "int8_mac_share": _int8_mac_share(model)}
+    if scheme in PRESETS:
+        parity.require_quantized(notes["ops"], ("FakeQuantize",), "nncf")
     options = {"precision": "f16" if scheme == "fp16-compute" else "f32"}
     inputs, outputs = ([_spec(port) for port in ports] for ports in (model.inputs, model.outputs))
     adapters = tuple(
@@ -146,6 +148,11 @@ def _convert(openvino: Any, source: torch.nn.Module | Path, samples: Arrays) -> 
 
 
 def _reshaped(model: Any, shapes: list[tuple[int, ...]]) -> Any:
+    if len(model.inputs) != len(shapes):
+        raise ModelError(
+            f"OpenVINO finds {len(model.inputs)} inputs in it and {len(shapes)} are given: every input must be "
+            "computed with, none returned as it is"
+        )
     model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
     return model
 

@@ -145,6 +145,13 @@ def _require() -> None:
 def _convert(module: torch.nn.Module, samples: Arrays, channel_last: list[int]) -> bytes:
     import litert_torch
 
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point() and tensor.element_size() < 4:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"'{name}' is {kind}, which the way to TFLite does not take: let the factory return model.float(); "
+                "scheme fp16 stores float16 weights"
+            )
     traced = litert_torch.to_channel_last_io(module, args=channel_last) if channel_last else module
     arguments = list(parity.one(samples, 0))
     for index in channel_last:
@@ -187,7 +194,7 @@ def _quantized(
     made, notes = tflite_int8.quantize(content, _runtime_inputs(calibration, channel_last), in_float, progress)
     out.write_bytes(made)
     progress("comparing with the source model")
-    _, _, adapters = _interface(out, samples, channel_last)
+    _, _, adapters = _interface(out, samples, channel_last, LoweringFault)
     return notes, _artifact_outputs(out, samples, adapters, "int8 quantization")
 
 
@@ -202,19 +209,24 @@ def _runtime_inputs(arrays: Arrays, channel_last: list[int]) -> Arrays:
     )
 
 
-def _interpreter(path: Path) -> Any:
+def _interpreter(path: Path, fault: type[ModelError] = ModelError) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
-    with named_failure("the runtime cannot load the artifact"):
+    what = (
+        "TFLite cannot load what int8 quantization made"
+        if fault is LoweringFault
+        else "TFLite cannot load the artifact"
+    )
+    with named_failure(what, fault):
         interpreter = Interpreter(model_path=str(path), num_threads=1)
         interpreter.allocate_tensors()
     return interpreter
 
 
 def _interface(
-    path: Path, samples: Arrays, channel_last: list[int]
+    path: Path, samples: Arrays, channel_last: list[int], fault: type[ModelError] = ModelError
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[tuple[dict[str, Any], ...], ...]]:
-    interpreter = _interpreter(path)
+    interpreter = _interpreter(path, fault)
     inputs, outputs = (
         tuple(TensorSpec(str(d["name"]), tuple(int(n) for n in d["shape"]), np.dtype(d["dtype"]).name) for d in details)
         for details in (interpreter.get_input_details(), interpreter.get_output_details())
