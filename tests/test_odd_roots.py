@@ -136,6 +136,39 @@ def test_status_answers_and_a_flash_mends_it(root: Path, name: str, make: Callab
     assert after["previous"] is None or after["previous"]["whole"]
 
 
+def a_record(**changes: object) -> Callable[[Path], None]:
+    """With these values in place of its own: JSON as Python writes it, with NaN and infinity."""
+
+    def make(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activated_at": 1e300},
+        {"activated_at": -1},
+        {"activated_at": float("nan")},
+        {"why": "x" * 300},
+        {"why": "\ud800"},
+        {"confirm_by": {"boot_id": "x", "boottime_s": float("inf")}},
+        {"previous_activation": 1 << 80},
+        {"number": 2.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_record_that_no_host_takes_is_none(root: Path, changes: dict[str, object]) -> None:
+    a_record(**changes)(root / "current" / "record.json")
+    done = run_cli("status", "--root", root)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "flash again" in done.stdout
+    assert activate(root, THREE)["activation"]["release"] == THREE.id
+    done = run_cli("status", "--root", root)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("damage", ["current", RECORD, f"releases/{TWO.id}", BLOB])
 def test_the_way_back_leads_to_what_is_whole(root: Path, damage: str) -> None:
     gone(root / damage)

@@ -17,8 +17,9 @@ import pytest
 from board_folder import tree
 from boards import board_python, dense_bundle, dense_tflite, pyenv_python
 from conftest import run_cli, run_quick
-from edgeopt_agent import environment, facts, jobs, store
+from edgeopt_agent import environment, facts, jobs, replies, store
 from edgeopt_agent.root import prepare
+from edgeopt_agent.schema import check
 from edgeopt_agent.wire import RemoteError
 from loopback_board import LoopbackBoard
 from setups import NO_NETWORK, ok, prepared, set_up
@@ -176,6 +177,21 @@ def test_what_the_board_does_alone_uses_the_environment_too(
     assert sorted(path.is_symlink() for path in (root / "python").iterdir()) == [False, True]
     done = subprocess.run([entry, "rollback"], capture_output=True, text=True, check=False, timeout=120)
     assert json.loads(done.stdout)["state"] == "done", done.stderr
+
+
+@pytest.mark.parametrize(
+    "record", [{"python": 3}, {"runtimes": "x"}, {"runtimes": [1]}, {"files": {}}, {"files": []}], ids=str
+)
+def test_an_environment_whose_record_is_none_is_not_whole(tmp_path: Path, record: dict[str, Any]) -> None:
+    folder = tmp_path / "python" / "x"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python3").write_text("x")
+    (folder.parent / "current").symlink_to("x")
+    files = {"bin/python3": hashlib.sha256(b"x").hexdigest()}
+    (folder / "environment.json").write_text(json.dumps({"files": files, "python": "3.8", "runtimes": [], **record}))
+    found = environment.collect(str(tmp_path))
+    assert found["current"]["whole"] is False
+    assert check(replies.ENVIRONMENT, found) is None
 
 
 def test_what_cannot_be_imported_there_changes_nothing(add: Add, wheels: Callable[[str], Path], tmp_path: Path) -> None:

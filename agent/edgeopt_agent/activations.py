@@ -14,7 +14,6 @@ from typing import Any, Dict, List, Optional
 
 from . import facts
 from .files import read_json, remove
-from .wire import is_sha256
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -54,21 +53,26 @@ def record_of(root: str, number: Optional[int]) -> Optional[Dict[str, Any]]:
 
 
 def _is_record(found: Any, number: int) -> bool:
-    if not isinstance(found, dict) or found.get("number") != number or not is_sha256(found.get("release")):
+    """Whether it is what a host takes for one, and of this activation."""
+    from . import replies
+    from .requests import LATEST_S
+    from .schema import check
+
+    if not isinstance(found, dict) or check(replies.ACTIVATION, {"previous_activation": None, **found}):
         return False
     before, limit = found.get("previous_activation"), found.get("confirm_by")
-    if before is not None and (not _is_number(before, int) or not 0 < before < number):
+    if found["number"] != number or (before is not None and not 0 < before < number):
         return False
     if limit is not None:
         if not isinstance(limit, dict) or not isinstance(limit.get("boot_id"), (str, type(None))):
             return False
-        if not any(_is_number(limit.get(name), (int, float)) for name in ("boottime_s", "monotonic_s")):
+        if not any(_is_clock(limit.get(name), LATEST_S) for name in ("boottime_s", "monotonic_s")):
             return False
-    return isinstance(found.get("why"), str) and _is_number(found.get("activated_at"), (int, float))
+    return True
 
 
-def _is_number(value: Any, kinds: Any) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+def _is_clock(value: Any, latest_s: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= latest_s
 
 
 def last(root: str) -> Optional[Dict[str, Any]]:

@@ -245,18 +245,24 @@ def _make_virtual(folder: str, record: Dict[str, Any]) -> None:
 
 def _inspect(folder: str) -> Optional[Dict[str, Any]]:
     """The record of an environment without its list of files, and whether every byte is whole; None: there is none."""
+    from . import replies
+    from .schema import check
+
     path = os.path.join(folder, RECORD)
     if not os.path.exists(path):
         return None
     try:
         record = read_json(path)
         files = record.pop("files")
-        whole = os.path.exists(os.path.join(folder, "bin", "python3")) and all(
-            _has(os.path.join(folder, name), sha256) for name, sha256 in files.items()
+        whole = (
+            bool(files)
+            and os.path.exists(os.path.join(folder, "bin", "python3"))
+            and all(_has(os.path.join(folder, name), sha256) for name, sha256 in files.items())
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {"whole": False}
-    return dict(record, whole=whole)
+    found = dict(record, whole=whole)
+    return {"whole": False} if check(replies.SET_UP, found) else found
 
 
 def _has(path: str, sha256: str) -> bool:

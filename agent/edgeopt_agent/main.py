@@ -79,7 +79,7 @@ def serve(root: str, source: BinaryIO, sink: BinaryIO) -> None:
                 reply, data = _refusal(request.get("id"), unusable.kind, str(unusable)), b""
             else:
                 reply, data = answer(root, request, payload)
-            sink.write(wire.encode(reply, data))
+            sink.write(_encoded(reply, data))
             sink.flush()
         except (EOFError, BrokenPipeError):
             return
@@ -87,6 +87,14 @@ def serve(root: str, source: BinaryIO, sink: BinaryIO) -> None:
             sink.write(wire.encode(_refusal(None, "bad-request", str(error))))
             sink.flush()
             return
+
+
+def _encoded(reply: Dict[str, Any], data: bytes) -> bytes:
+    """A file that was damaged may hold a number that no answer can, and its answer must not end the session."""
+    try:
+        return wire.encode(reply, data)
+    except ValueError as error:
+        return wire.encode(_refusal(reply["id"], "crash", f"the answer cannot be written: {error}"))
 
 
 def _why_unusable(root: str) -> Optional[RemoteError]:

@@ -57,6 +57,7 @@ FACTS = record(
     }
 )
 NUMBERS = r"\d{1,4}\.\d{1,4}"
+SET_UP = record({"whole": flag}, {"python": VERSION, "runtimes": items(NAME)})
 ENVIRONMENT = record(
     {
         "python": matching(NUMBERS + r"\.\d{1,4}", "a version of Python"),
@@ -68,7 +69,7 @@ ENVIRONMENT = record(
         "venv": flag,
         "pip": flag,
         "numpy": maybe(VERSION),
-        "current": maybe(record({"whole": flag}, {"python": VERSION, "runtimes": items(NAME)})),
+        "current": maybe(SET_UP),
     }
 )
 RECORD: Dict[str, Schema] = {

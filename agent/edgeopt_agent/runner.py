@@ -14,6 +14,7 @@ import time
 from typing import Any, BinaryIO, Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import memory, preprocess, runtimes
+from .files import remote_error
 from .samples import load_shard, random_samples, read_samples, split_samples
 from .wire import RemoteError
 from .worker import BEAT_S, FIRST_WARM_UP_S, SAMPLE
@@ -357,6 +358,10 @@ def serve(parent: int) -> None:
             answer = {"error": {"kind": error.kind, "message": str(error)}}
         except MemoryError:
             answer = {"error": {"kind": "runtime", "message": f"memory ran out during '{op}'"}}
+        except OSError as error:
+            told = remote_error(error, f"the worker met an error during '{op}'")
+            kind = "runtime" if told.kind == "crash" else told.kind
+            answer = {"error": {"kind": kind, "message": str(told)}}
         except Exception as error:
             import traceback
 

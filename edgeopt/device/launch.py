@@ -58,8 +58,10 @@ try:
         os.remove(path)
         sys.exit("it arrived damaged")
 except (IOError, OSError) as error:
-    if os.path.exists(path):
+    try:
         os.remove(path)
+    except OSError:
+        pass
     sys.exit(str(error))
 """
 BANNER_LINES = 500
