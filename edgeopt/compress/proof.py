@@ -189,5 +189,7 @@ def _require_repeated(source: torch.nn.Module, samples: Inputs) -> None:
 
 def _with_mend(reason: str) -> str:
     if "shape" in reason and "invalid" in reason:
-        return reason + "; its forward fixes a shape, in numbers or in parts of equal width (heads): write it with -1"
+        return (
+            reason + "; its forward fixes a shape, in numbers or in parts of one width: write it with flatten(1) or -1"
+        )
     return reason

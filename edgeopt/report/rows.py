@@ -19,7 +19,7 @@ INDENT, BETWEEN = "    ", "   "
 class Rows(Table):
     """rich's table whose columns get what they need first: a right-justified one its longest line, another its longest
     word; what is left goes to the first ones that can use it. Where the screen has not as much, a row becomes lines of
-    "title cell   title cell" under its first cell."""
+    "title cell   title cell" under its first."""
 
     def __init__(self, title: str | None = None) -> None:
         super().__init__(box=box.SIMPLE_HEAD, pad_edge=False, title=title)
@@ -45,7 +45,8 @@ class Rows(Table):
         if self.title:
             yield _text(self.title)
         for first, *rest in zip(*cells, strict=True):
-            yield from _lines(console, options, Text.assemble(_text(first), style="bold"), "")
+            head = Text.assemble((f"{titles[0].plain} ".lstrip(), "dim"), Text.assemble(_text(first), style="bold"))
+            yield from _lines(console, options, head, "")
             told = Text()
             for title, cell in zip(titles[1:], rest, strict=True):
                 if _text(cell).plain.strip():
