@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import disk
 from .errors import IntegrityError
 
 Array = NDArray[Any]
@@ -33,6 +34,19 @@ def read(source: Path | bytes, what: str, only: str | None = None) -> dict[str, 
         raise
     except Exception as error:  # zipfile, zlib and numpy raise whatever a damaged file makes them do
         raise IntegrityError(f"{what}: not arrays of samples ({error or type(error).__name__})") from error
+
+
+def write(path: Path, columns: Mapping[str, Any]) -> None:
+    """As numpy's savez_compressed, at a quarter of its time: a million latencies hardly become smaller with effort.
+
+    Raises OSError as disk.write does.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, column in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(column), allow_pickle=False)
+    disk.write(path, buffer.getbuffer())
 
 
 def numbered(arrays: Mapping[str, Array], name: str) -> tuple[Array, ...]:

@@ -9,9 +9,7 @@ samples/<trial>.selection.npz, samples/final.npz    per sample: scores, decision
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 from edgeopt_agent import wire
 
-from . import arrays, cost, disk, fidelity, power, slices, stats
+from . import arrays, cost, fidelity, power, slices, stats
 from .errors import IntegrityError
 from .measure import Comparison
 from .plan import OF_ENERGY
@@ -93,7 +91,7 @@ class Scored:
     def write(self, path: Path) -> None:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         columns: dict[str, Any] = {name: array for name, array in given.items() if array is not None}
-        _write_arrays(path, columns)
+        arrays.write(path, columns)
 
     @classmethod
     def read(cls, path: Path) -> Scored:
@@ -301,17 +299,7 @@ def write_job(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
         columns[f"{prefix}started"] = np.array([block["began_s"] for block in own])
     job = {"names": list(names), "mode": comparison.mode, "result": comparison.result}
     columns["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
-    _write_arrays(path, columns)
-
-
-def _write_arrays(path: Path, columns: dict[str, Any]) -> None:
-    """As numpy's savez_compressed, at a quarter of its time: a million latencies hardly become smaller with effort."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, column in columns.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(column), allow_pickle=False)
-    disk.write(path, buffer.getbuffer())
+    arrays.write(path, columns)
 
 
 def read_job(path: Path) -> tuple[list[str], Comparison]:
@@ -376,7 +364,7 @@ def write_energy(path: Path, run: power.Run, names: Sequence[str], most_w: float
     columns["overhead"] = np.zeros(0) if run.overhead_s is None else run.overhead_s
     job = {"names": list(names), "most_w": most_w, "result": run.result}
     columns["job"] = np.frombuffer(json.dumps(job).encode("utf-8"), dtype=np.uint8)
-    _write_arrays(path, columns)
+    arrays.write(path, columns)
 
 
 def read_energy(path: Path) -> tuple[power.Run, list[str], float]:

@@ -30,12 +30,6 @@ def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
     kind = plan.run_file.task.kind
     golden = [decode.golden(plan, run.bench.cache, kind)] if kind else []
     blobs = {sha256_bytes(data): data for data in (*files.values(), health_blob, *shards, *golden)}
-    p50 = chosen.values["latency_p50_s"]
-    slowest = None
-    if p50 is not None:
-        slowest = max(LEAST_HEALTH_LATENCY * p50, min(HEALTH_LATENCY * p50 + SCHEDULING_S, _budget(plan)))
-    if run.facts.get("stand_in"):  # its milliseconds say nothing of the board that this is meant for
-        slowest = plan.budgets.get("latency_p50_s")
     metric = plan.run_file.task.metric
     of = min(HEALTH_SAMPLES, len(run.bench.splits["selection"]))
     manifest = bundle.Manifest.model_validate(
@@ -62,7 +56,7 @@ def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
                 "metric": metric if correct is not None else None,
                 "of": of,
                 "least_correct": None if correct is None else max(0, int(correct - np.ceil(HEALTH_SPARE * of))),
-                "greatest_median_latency_s": slowest,
+                "greatest_median_latency_s": _slowest(run, chosen),
                 "greatest_output_error": HEALTH_OUTPUT_ERROR,
             },
             "policy": {},
@@ -81,11 +75,21 @@ def pack(run: Run, chosen: Trial, verdict: str) -> bundle.Bundle:
                 "inputs": list(plan.run_file.task.inputs),
                 "steps": chosen.record["steps"],
                 "selection_score": chosen.record["score"]["value"],
-                "latency_p50_s": p50,
+                "latency_p50_s": chosen.values["latency_p50_s"],
             },
         }
     )
     return bundle.write(run.scratch / f"{plan.name}.edgeopt", manifest, blobs)
+
+
+def _slowest(run: Run, chosen: Trial) -> float | None:
+    """The greatest median latency in seconds that the health check lets pass; None where none is known."""
+    plan, p50 = run.plan, chosen.values["latency_p50_s"]
+    if run.facts.get("stand_in"):  # its milliseconds say nothing of the board that this is meant for
+        return plan.budgets.get("latency_p50_s")
+    if p50 is None:
+        return None
+    return max(LEAST_HEALTH_LATENCY * p50, min(HEALTH_LATENCY * p50 + SCHEDULING_S, _budget(plan)))
 
 
 def _budget(plan: Plan) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -160,6 +161,19 @@ def children(pid: int) -> list[int]:
 def workers_of(job: Path) -> list[int]:
     """Worker processes of a running job."""
     return children(json.loads((job / "process.json").read_text())["pid"])
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """`work` in a thread of its own; its event is set, and it is waited for, where the block ends."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def is_alive(pid: int) -> bool:

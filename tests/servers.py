@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -23,13 +24,16 @@ from loopback_board import LoopbackBoard
 NAMESPACE = """\
 set -e
 for name in passwd group shadow shells; do mount --bind "$1/$name" /etc/$name; done
-if [ -d "$1/root" ]; then
-  for inner in $2; do mount --bind "/root/$inner" "$1/root/$inner"; done
-  mount --rbind "$1/root" /root
+if [ -d "$1/home" ]; then
+  for inner in $2; do mount --bind "$3/$inner" "$1/home/$inner"; done
+  mount --rbind "$1/home" "$3"
 fi
-shift 2
+shift 3
 exec "$@"
 """
+
+
+ROOTS_HOME = Path(pwd.getpwuid(0).pw_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +82,8 @@ class NamespacedBoard(LoopbackBoard):
         inner = self._open_root_home(view) if self.account.uid else []
         for path in [self.home, *self.home.rglob("*")]:
             os.chown(path, self.account.uid, self.account.uid)
-        return ["unshare", "--mount", "/bin/sh", "-c", NAMESPACE, "sh", str(view), " ".join(inner), *command]
+        given = [str(view), " ".join(inner), str(ROOTS_HOME)]
+        return ["unshare", "--mount", "/bin/sh", "-c", NAMESPACE, "sh", *given, *command]
 
     def _shell(self) -> str:
         if self.account.shell != "busybox ash":
@@ -91,12 +96,12 @@ class NamespacedBoard(LoopbackBoard):
 
     @staticmethod
     def _open_root_home(view: Path) -> list[str]:
-        """The Pythons under /root may be run by an ordinary user in this namespace; nothing else there is shown."""
+        """In this namespace an ordinary user may run the Pythons of root's home; nothing else there is shown."""
         pythons = [CACHE, Path(sys.prefix), Path(sys.base_prefix), Path.home() / ".pyenv"]
-        found = sorted({str(path.relative_to("/root")) for path in pythons if path.is_relative_to("/root")})
-        found = [name for name in found if Path("/root", name).is_dir() and not name.startswith(".pyenv/")]
+        found = sorted({str(path.relative_to(ROOTS_HOME)) for path in pythons if path.is_relative_to(ROOTS_HOME)})
+        found = [name for name in found if (ROOTS_HOME / name).is_dir() and not name.startswith(".pyenv/")]
         for name in found:
-            (view / "root" / name).mkdir(parents=True)
+            (view / "home" / name).mkdir(parents=True)
         return found
 
     def _openssh(self) -> list[str]:

@@ -15,7 +15,8 @@ import pytest
 from boards import CACHE
 from conftest import run_cli
 
-NO_NETWORK = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_FIND_LINKS": ""}
+# The way to every index leads through a proxy that is not there.
+NO_NETWORK = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_PROXY": "127.0.0.1:9", "NO_PROXY": ""}
 
 
 def ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:

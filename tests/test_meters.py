@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boards import beside
 
 from edgeopt import meters
 from edgeopt.errors import ConfigError
@@ -22,24 +23,16 @@ WATTS, PERIOD_S = 4.2, 0.02
 Write = Callable[[str], None]
 
 
-@contextlib.contextmanager
-def feeding(write: Write, line: Callable[[float, int], str]) -> Iterator[None]:
+def feeding(write: Write, line: Callable[[float, int], str]) -> contextlib.AbstractContextManager[None]:
     """Another program, which writes line(seconds since it began, number) until the end."""
-    end = threading.Event()
 
-    def feed() -> None:
+    def feed(end: threading.Event) -> None:
         began, number = time.monotonic(), 0
         while not end.wait(PERIOD_S):
             write(line(time.monotonic() - began, number))
             number += 1
 
-    thread = threading.Thread(target=feed)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
+    return beside(feed)
 
 
 @contextlib.contextmanager

@@ -10,13 +10,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from boards import dense_tflite
+from boards import beside, dense_tflite
 from conftest import EDGEOPT, Run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,12 +158,10 @@ def slowed_half_way(tmp_path: Path, options: list[str], models: int) -> Done:
     return Done(command, bench.returncode, out, errors)
 
 
-@contextlib.contextmanager
-def modulated(pid: int, on_s: float = 0.001, off_s: float = 0.004) -> Iterator[None]:
+def modulated(pid: int, on_s: float = 0.001, off_s: float = 0.004) -> contextlib.AbstractContextManager[None]:
     """A process that is stopped and goes on, again and again, for as long as it lives."""
-    ended = threading.Event()
 
-    def turns() -> None:
+    def turns(ended: threading.Event) -> None:
         with contextlib.suppress(ProcessLookupError):
             while not ended.is_set():
                 os.kill(pid, signal.SIGSTOP)
@@ -172,13 +169,7 @@ def modulated(pid: int, on_s: float = 0.001, off_s: float = 0.004) -> Iterator[N
                 os.kill(pid, signal.SIGCONT)
                 time.sleep(on_s)
 
-    thread = threading.Thread(target=turns)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return beside(turns)
 
 
 @pytest.fixture

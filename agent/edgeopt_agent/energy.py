@@ -163,11 +163,7 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
             caps.set(None)
             conditions.append(watch.look())
         marks.append(_idle(context, sampler, idle_s, len(marks), total))
-        overhead: List[Dict[str, Any]] = []
-        if sampler:
-            time.sleep(2 * sampler.period_s)  # a reading after its end belongs to a window
-            for number in range(4 * rounds):
-                overhead.append(_with_and_without(context, sampler, workers[0], number, rounds))
+        overhead = _overhead(context, sampler, workers[0], rounds) if sampler else []
         executed = [worker.ask("executed") for worker in workers]
     clocks.append(_clocks())
     return {
@@ -184,6 +180,12 @@ def run(context: Context, request: Dict[str, Any]) -> Dict[str, Any]:
         "conditions": conditions,
         "cores_allowed": len(os.sched_getaffinity(0)),
     }
+
+
+def _overhead(context: Context, sampler: Sampler, worker: Worker, rounds: int) -> List[Dict[str, Any]]:
+    """Blocks with the sampler on and off."""
+    time.sleep(2 * sampler.period_s)  # a reading after its end belongs to a window
+    return [_with_and_without(context, sampler, worker, number, rounds) for number in range(4 * rounds)]
 
 
 def _clocks() -> Dict[str, float]:

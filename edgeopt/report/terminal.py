@@ -55,14 +55,7 @@ def render(
     trials = [trial for trial in run.get("trials") or [] if trial]
     chosen = chosen_trial(run)
     rows = [row(trial, trial is chosen, metric) for trial in trials]
-    verdict = run.get("verdict") if run.get("verdict") in STATES else "undecided"
-    colour = COLOURS[str(verdict)]
-    console.print(
-        Text.assemble(
-            (f" {str(verdict).upper()} ", f"bold reverse {colour}"),
-            (" " + units.text(run.get("sentence") or "No verdict was written.", 600), "bold"),
-        )
-    )
+    console.print(_headline(run))
     own = part(run, "board")
     at = f", at {units.text(own['address'])}" if own.get("address") else ""
     console.print(Text(f"measured on {board.described(own)}{at}"))
@@ -100,6 +93,14 @@ def render(
     if said := board.mark(own):
         console.print(Text(f"marked  what both hold was measured {said}", "yellow"), soft_wrap=True)
     console.print(Text("bundle  " + (f"{at}{units.text(bundle)}" if bundle else "none was made")), soft_wrap=True)
+
+
+def _headline(run: dict[str, Any]) -> Text:
+    verdict = str(run.get("verdict") if run.get("verdict") in STATES else "undecided")
+    return Text.assemble(
+        (f" {verdict.upper()} ", f"bold reverse {COLOURS[verdict]}"),
+        (" " + units.text(run.get("sentence") or "No verdict was written.", 600), "bold"),
+    )
 
 
 def render_plan(

@@ -193,7 +193,6 @@ def write(
     health, limits = _health(samples, wanted, tried)
     shards = validate.pack_shards(samples, source) if source else []
     files = {name: path.read_bytes() for name, path in _named(contents).items()}
-    budgets = {name: value for name, value in wanted.profile.budget.model_dump().items() if value is not None}
     lineage = _lineage(contents, given, tried, reference)
     manifest = bundles.Manifest.model_validate(
         {
@@ -204,7 +203,7 @@ def write(
             "root": wanted.root,
             "python": wanted.python,
             "verdict": "not judged",
-            "budgets": budgets,
+            "budgets": wanted.profile.budget.model_dump(exclude_none=True),
             "artifact": {
                 "file": next(iter(files)),
                 "runtime": contents.runtime,
@@ -233,13 +232,19 @@ def write(
         "health": limits,
         "evaluation": len(samples) if shards else None,
         **_prospects(source, samples, wanted),
-        "latency_p50_s": tried.latency_p50_s if tried else None,
-        "marks": tried.marks if tried else [],
-        "board": provenance.record(tried.board) if tried else None,
+        **_measured(tried),
         "samples": {"n": len(given), "random": given.is_random},
         "binding": given.entry(),
         "preprocess": wanted.steps,
         "lineage": lineage,
+    }
+
+
+def _measured(tried: Tried | None) -> dict[str, Any]:
+    return {
+        "latency_p50_s": tried.latency_p50_s if tried else None,
+        "marks": tried.marks if tried else [],
+        "board": provenance.record(tried.board) if tried else None,
     }
 
 
