@@ -163,6 +163,12 @@ def workers_of(job: Path) -> list[int]:
     return children(json.loads((job / "process.json").read_text())["pid"])
 
 
+def cable_addresses(kind: int) -> tuple[str, str]:
+    """(this machine's, the board's) on a cable between them: of each test process and each kind of cable its own."""
+    number = kind + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    return f"10.213.{number}.1", f"10.213.{number}.2"
+
+
 @contextlib.contextmanager
 def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
     """`work` in a thread of its own; its event is set, and it is waited for, where the block ends."""

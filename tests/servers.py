@@ -82,8 +82,8 @@ class NamespacedBoard(LoopbackBoard):
         inner = self._open_root_home(view) if self.account.uid else []
         for path in [self.home, *self.home.rglob("*")]:
             os.chown(path, self.account.uid, self.account.uid)
-        given = [str(view), " ".join(inner), str(ROOTS_HOME)]
-        return ["unshare", "--mount", "/bin/sh", "-c", NAMESPACE, "sh", *given, *command]
+        self.given = [str(view), " ".join(inner), str(ROOTS_HOME)]  # to NAMESPACE; behind it comes the server
+        return ["unshare", "--mount", "/bin/sh", "-c", NAMESPACE, "sh", *self.given, *command]
 
     def _shell(self) -> str:
         if self.account.shell != "busybox ash":

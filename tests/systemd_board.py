@@ -79,7 +79,7 @@ class SystemdBoard(NamespacedBoard):
 
     def command(self) -> list[str]:
         unshare, _, shell, *rest = super().command()
-        at = rest.index(str(self.folder / "etc")) + 2
+        at = rest.index(self.given[0]) + len(self.given)
         (self.folder / "units" / "pam").mkdir(parents=True)
         for name, text in self._files(rest[at:]).items():
             (self.folder / "units" / name).write_text(text)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boards import local_session, ssh_address, until
+from boards import cable_addresses, local_session, ssh_address, until
 from conftest import run_cli
 from loopback_board import LoopbackBoard
 from servers import Account, namespaced_board
@@ -270,6 +270,8 @@ def test_a_board_needs_its_python_and_no_other_program(
 
 # Links
 
+HERE, THERE = cable_addresses(100)
+
 
 @pytest.fixture
 def cable() -> Iterator[tuple[str, str]]:
@@ -285,8 +287,8 @@ def cable() -> Iterator[tuple[str, str]]:
         subprocess.run(
             ["ip", "link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name], check=True
         )
-        subprocess.run(["ip", "addr", "add", "10.213.77.1/24", "dev", f"{name}a"], check=True)
-        subprocess.run([*ip, "addr", "add", "10.213.77.2/24", "dev", f"{name}b"], check=True)
+        subprocess.run(["ip", "addr", "add", f"{HERE}/24", "dev", f"{name}a"], check=True)
+        subprocess.run([*ip, "addr", "add", f"{THERE}/24", "dev", f"{name}b"], check=True)
         for command in (
             ["ip", "link", "set", f"{name}a", "up"],
             [*ip, "link", "set", f"{name}b", "up"],
@@ -332,7 +334,7 @@ def test_a_slow_link_carries_what_takes_longer_than_a_reply(
 ) -> None:
     """64 kB/s, and a board may be silent for 2 s: neither the agent (0.1 MB) nor a blob (0.4 MB) fits into that."""
     name, ours = cable
-    with across(name, tmp_path / "sshd", "10.213.77.2") as server:
+    with across(name, tmp_path / "sshd", THERE) as server:
         limit = [
             "tc",
             "qdisc",

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from boards import (
     board_python,
+    cable_addresses,
     children,
     dense_bundle,
     dense_tflite,
@@ -197,16 +198,17 @@ def network(*words: str) -> None:
 class DistantBoard(LoopbackBoard):
     """A board in a network namespace, at the other end of a cable that can be pulled."""
 
-    host = "10.213.77.2"
+    ours, host = cable_addresses(0)
 
     def __init__(self, folder: Path) -> None:
         self._name = f"edgeopt{os.getpid()}"
+        self._end, self._far_end = f"eo{os.getpid()}", f"eo{os.getpid()}far"
         network("netns", "add", self._name)
         try:
-            network("link", "add", "edgeopt0", "type", "veth", "peer", "name", "edgeopt1", "netns", self._name)
-            network("addr", "add", "10.213.77.1/30", "dev", "edgeopt0")
-            network("-n", self._name, "addr", "add", f"{self.host}/30", "dev", "edgeopt1")
-            network("link", "set", "edgeopt0", "up")
+            network("link", "add", self._end, "type", "veth", "peer", "name", self._far_end, "netns", self._name)
+            network("addr", "add", f"{self.ours}/30", "dev", self._end)
+            network("-n", self._name, "addr", "add", f"{self.host}/30", "dev", self._far_end)
+            network("link", "set", self._end, "up")
             self.plug("up")
             super().__init__(folder)
         except BaseException:
@@ -214,7 +216,7 @@ class DistantBoard(LoopbackBoard):
             raise
 
     def plug(self, state: str) -> None:
-        network("-n", self._name, "link", "set", "edgeopt1", state)
+        network("-n", self._name, "link", "set", self._far_end, state)
 
     def command(self) -> list[str]:
         return ["ip", "netns", "exec", self._name, *super().command()]
